@@ -1,0 +1,45 @@
+# karst: see README.md. `make demo` and `make test` are the two commands to know; both install what is
+# missing first (make deps).
+BUILD   ?= build
+PREFIX  ?= /usr/local
+DESTDIR ?=
+CC      ?= gcc
+PYTHON  := /usr/bin/python3
+
+PACKAGES := pkg-config libelf-dev libdw-dev libjansson-dev libcairo2-dev
+CPPFLAGS += -D_GNU_SOURCE $(addprefix -Ihelper/,include target allocator analysis report verb)
+CFLAGS   ?= -O2 -g
+WARNINGS := -std=c11 -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith
+LIBRARIES = $(shell pkg-config --libs libelf libdw jansson cairo)
+INCLUDES  = $(shell pkg-config --cflags libelf libdw jansson cairo)
+ALL_CFLAGS = $(WARNINGS) -fPIC -fvisibility=hidden $(CPPFLAGS) $(INCLUDES) $(CFLAGS)
+
+ENGINE_SOURCES := $(wildcard helper/target/*.c helper/allocator/*.c helper/analysis/*.c helper/report/*.c helper/verb/*.c)
+ENGINE_OBJECTS := $(ENGINE_SOURCES:%.c=$(BUILD)/%.o)
+CLI_OBJECTS    := $(patsubst %.c,$(BUILD)/%.o,$(wildcard helper/cli/*.c))
+C_FILES        := $(shell git ls-files -co --exclude-standard -- '*.c' '*.h')
+
+.PHONY: all clean format
+all: $(BUILD)/karst $(BUILD)/libkarst.so $(BUILD)/libkarst.a
+
+$(BUILD)/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -MMD -MP -c $< -o $@
+
+$(BUILD)/libkarst.a: $(ENGINE_OBJECTS)
+	@rm -f $@
+	$(AR) rcs $@ $^
+
+$(BUILD)/libkarst.so: $(ENGINE_OBJECTS)
+	$(CC) $(CFLAGS) $(LDFLAGS) -shared -Wl,-soname,libkarst.so -Wl,-z,defs -o $@ $^ $(LIBRARIES) -lm
+
+$(BUILD)/karst: $(CLI_OBJECTS) $(BUILD)/libkarst.a
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBRARIES) -lm
+
+clean:
+	rm -rf $(BUILD)
+
+format:
+	clang-format -i $(C_FILES)
+
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

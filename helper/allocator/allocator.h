@@ -1,0 +1,141 @@
+/* What an allocator has to offer: find its heaps in a target, stream their blocks, name its arenas and
+ * bins, check itself. One file per allocator; adding one: docs/adding-an-allocator.md. */
+#ifndef KARST_ALLOCATOR_ALLOCATOR_H
+#define KARST_ALLOCATOR_ALLOCATOR_H
+
+#include "facts.h"
+#include "finding.h"
+#include "karst.h"
+#include "target.h"
+
+struct karst_heap;
+struct karst_sink;
+
+enum karst_extent_kind {
+    KARST_EXTENT_BRK,     /* the part of the address space that sbrk grows */
+    KARST_EXTENT_HEAP,    /* a heap of a thread arena */
+    KARST_EXTENT_SEGMENT, /* memory from mmap or a foreign sbrk that an arena uses as its heap */
+    KARST_EXTENT_MAPPED,  /* one block in a mapping of its own */
+    KARST_EXTENT_KINDS
+};
+
+/* "brk", "heap", "segment", "mapped" */
+const char *karst_extent_kind_name(enum karst_extent_kind kind);
+
+/* Memory that an allocator got from the system and tiles with blocks: [start, end). */
+struct karst_extent {
+    uint64_t start;
+    uint64_t end;
+    uint32_t arena; /* index in the heap's table, KARST_NONE for mapped blocks */
+    uint16_t heap;  /* index in the session's table */
+    uint8_t kind;
+};
+
+struct karst_arena {
+    char name[32]; /* "main", "thread 1", ...; what --arena takes, besides the index and address */
+    uint64_t address;
+    uint64_t system_bytes; /* by the allocator's own account */
+    uint64_t max_system_bytes;
+    uint64_t attached_threads;
+    uint32_t extents;
+    bool locked; /* somebody was inside: what follows may be in between two states */
+};
+
+/* A list or cache of blocks that were freed. */
+struct karst_bin {
+    char name[48];              /* unique in its heap: "tcache 0x40 thread 1234", "small 0x40 main" */
+    char kind[12];              /* "tcache", "fast", "unsorted", "small", "large" */
+    uint32_t arena;             /* KARST_NONE: belongs to no arena */
+    int64_t owner;              /* thread id, for a thread's cache; 0: none, -1: a thread that is gone */
+    uint64_t smallest, largest; /* sizes of the blocks it takes, as in karst_block.size */
+    bool cache;                 /* its blocks are KARST_STATE_CACHED, else KARST_STATE_FREE */
+    bool trimmed; /* the allocator's trim gives its blocks back to the heap first (glibc's fastbins) */
+    /* Filled by load_bins(). */
+    uint64_t blocks;
+    uint64_t bytes;
+    bool damaged; /* the list could not be followed to its end: blocks and bytes are what was met */
+};
+
+struct karst_allocator {
+    const char *name;
+    /* Finds every instance in the session's target and hands each to karst_session_add_heap(). Finding
+     * none is no error. */
+    bool (*find)(struct karst *session, struct karst_error *error);
+    /* Streams the blocks of one of the heap's extents: they tile [extent->start, extent->end) without a
+     * gap, damaged or missing parts as KARST_STATE_UNKNOWN. Free blocks carry their bin only if
+     * load_bins() was called before. false: error, or the sink had enough (error->code is then NONE). */
+    bool (*walk)(struct karst_heap *heap, const struct karst_extent *extent, struct karst_sink *sink,
+                 struct karst_error *error);
+    /* Follows all lists and fills blocks and bytes of each bin. */
+    bool (*load_bins)(struct karst_heap *heap, struct karst_error *error);
+    /* Adds what is wrong to findings, and the number of blocks looked at to findings->blocks_checked. */
+    bool (*check)(struct karst_heap *heap, struct karst_findings *findings, struct karst_error *error);
+    /* Bytes that a block for a request of so many bytes takes, header and rounding included; 0: no
+     * request of that size can be met. *mapped: it would get a mapping of its own. */
+    uint64_t (*block_size)(struct karst_heap *heap, uint64_t request, bool *mapped);
+    /* The bytes [*start, *end) that a trim by the program (malloc_trim(0)) returns to the system out of
+     * a coalesced stretch of unused memory [block_start, block_start + size) in extent; is_top: it
+     * reaches the unused end. false: none. NULL: the allocator has no trim. */
+    bool (*trim)(struct karst_heap *heap, const struct karst_extent *extent, uint64_t block_start,
+                 uint64_t size, bool is_top, uint64_t *start, uint64_t *end);
+    /* What can be said about one block beyond its struct: header words, links, key. */
+    bool (*describe)(struct karst_heap *heap, const struct karst_block *block, struct karst_facts *facts,
+                     struct karst_error *error);
+    void (*close)(struct karst_heap *heap);
+};
+
+/* The first member of each allocator's own struct. Tables belong to the heap and stay as they are until
+ * it is closed. */
+struct karst_heap {
+    const struct karst_allocator *allocator;
+    struct karst *session;
+    struct karst_target *target;
+    uint16_t index;           /* in the session's table */
+    char name[40];            /* "glibc", "glibc #2 (libc_malloc_debug.so.0)" */
+    char version[40];         /* "2.36", "2.35 to 2.41" */
+    struct karst_facts facts; /* for `info`: where roots and layouts came from, what can't be told */
+    struct karst_arena *arenas;
+    size_t arena_count;
+    struct karst_bin *bins;
+    size_t bin_count;
+    struct karst_extent *extents; /* in address order */
+    size_t extent_count;
+    bool in_flux; /* a thread was inside the allocator, or the target is not stopped */
+};
+
+/* All allocators, NULL at the end; in the order they are looked for. */
+extern const struct karst_allocator *const karst_allocators[];
+extern const struct karst_allocator karst_glibc;
+
+/* ---- the stream -------------------------------------------------------------------------------- */
+
+/* A consumer of blocks; the first member of each analysis's own struct. Returning false ends the walk. */
+struct karst_sink {
+    bool (*extent)(struct karst_sink *sink, const struct karst_extent *extent); /* may be NULL */
+    bool (*blocks)(struct karst_sink *sink, const struct karst_block *blocks, size_t count);
+};
+
+#define KARST_BATCH 256
+
+/* Blocks gathered for a sink; for the use of walkers. */
+struct karst_batch {
+    struct karst_sink *sink;
+    size_t count;
+    struct karst_block blocks[KARST_BATCH];
+};
+
+static inline bool karst_batch_flush(struct karst_batch *batch) {
+    size_t count = batch->count;
+    batch->count = 0;
+    return count == 0 || batch->sink->blocks(batch->sink, batch->blocks, count);
+}
+
+/* Room for one more block, NULL: the sink had enough. */
+static inline struct karst_block *karst_batch_next(struct karst_batch *batch) {
+    if (batch->count == KARST_BATCH && !karst_batch_flush(batch)) {
+        return NULL;
+    }
+    return &batch->blocks[batch->count++];
+}
+
+#endif

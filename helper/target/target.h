@@ -1,0 +1,139 @@
+/* A target answers four questions: read memory, list mappings, find a symbol, find a struct's layout.
+ * core.c, process.c and callbacks.c make one each; module.c finds symbols and layouts for all of them. */
+#ifndef KARST_TARGET_TARGET_H
+#define KARST_TARGET_TARGET_H
+
+#include "error.h"
+#include "karst.h"
+
+struct karst_target;
+struct karst_symbols; /* the opened ELF and debug files of a module, symbols.c */
+
+enum karst_target_kind { KARST_TARGET_CORE, KARST_TARGET_PROCESS, KARST_TARGET_CALLBACKS };
+
+/* An executable or library as mapped. */
+struct karst_module {
+    const char *path;              /* as the target names it; owned by the target */
+    uint64_t start;                /* of its first mapping */
+    uint64_t end;                  /* of its last mapping, gaps between included */
+    uint64_t bias;                 /* what to add to its file's virtual addresses */
+    uint8_t build_id[64];          /* as read from the target's memory, else from the file */
+    size_t build_id_size;          /* 0: unknown */
+    bool file_checked;             /* the file was looked for */
+    bool file_matches;             /* it is there and has the target's build id */
+    struct karst_symbols *symbols; /* opened at the first question */
+};
+
+struct karst_target_ops {
+    /* As karst_target_read(). */
+    size_t (*read)(struct karst_target *target, uint64_t address, void *buffer, size_t size);
+    /* A pointer to target memory at address without copying, and how far it goes from there in *size;
+     * NULL where that can't be had. It stays valid until the target is closed. May be NULL. */
+    const uint8_t *(*view)(struct karst_target *target, uint64_t address, size_t *size);
+    /* Bytes of [start, end) that are resident, UINT64_MAX: can't be told. Calls come mostly in rising
+     * order of address. */
+    uint64_t (*resident)(struct karst_target *target, uint64_t start, uint64_t end);
+    void (*close)(struct karst_target *target);
+};
+
+/* The first member of each kind's own struct. Arrays are filled when the target is opened, are sorted
+ * by address (threads: as the kernel lists them, the first one first) and belong to the target. */
+struct karst_target {
+    const struct karst_target_ops *ops;
+    enum karst_target_kind kind;
+    bool stopped; /* nothing changes while we read */
+    uint64_t page_size;
+    uint16_t machine; /* EM_X86_64, EM_AARCH64; 0: unknown */
+    int64_t pid;      /* 0: unknown */
+    int32_t signal;   /* a core: what killed it; 0: none, or taken alive */
+    char *name;       /* "core of python3 (pid 12)", "process 12 (redis-server)" */
+    char *executable; /* path as the target names it; NULL: unknown */
+    struct karst_mapping *mappings;
+    size_t mapping_count;
+    struct karst_thread *threads;
+    size_t thread_count;
+    struct karst_module *modules;
+    size_t module_count;
+    char **remarks; /* what a reader of any answer has to know: "12 MB of the core are missing" */
+    size_t remark_count;
+    bool missing_memory; /* parts of the target's private memory could not be had: totals may be low */
+    char *sysroot, *debug_directory; /* from the options; may be NULL */
+    bool no_symbols;
+    const struct karst_callbacks *callbacks; /* lent symbols and layouts; NULL: none */
+};
+
+/* Opening. NULL with error filled. The target is closed with karst_target_close(). */
+struct karst_target *karst_core_open(const char *path, const struct karst_options *options,
+                                     struct karst_error *error);
+struct karst_target *karst_process_open(int64_t pid, const struct karst_options *options,
+                                        struct karst_error *error);
+struct karst_target *karst_callbacks_open(const struct karst_callbacks *callbacks,
+                                          const struct karst_options *options, struct karst_error *error);
+void karst_target_close(struct karst_target *target);
+
+/* Reads up to size bytes at address and returns how many were there from the start on. What the target
+ * does not have ends the read; it is never zero-filled. */
+size_t karst_target_read(struct karst_target *target, uint64_t address, void *buffer, size_t size);
+/* All of it, or false. */
+bool karst_target_read_all(struct karst_target *target, uint64_t address, void *buffer, size_t size);
+bool karst_target_read_u64(struct karst_target *target, uint64_t address, uint64_t *value);
+bool karst_target_read_u32(struct karst_target *target, uint64_t address, uint32_t *value);
+
+/* The mapping that holds address, or NULL. mapping_after: the first one that ends after address. */
+const struct karst_mapping *karst_target_mapping(const struct karst_target *target, uint64_t address);
+const struct karst_mapping *karst_target_mapping_after(const struct karst_target *target, uint64_t address);
+struct karst_module *karst_target_module(const struct karst_target *target, uint64_t address);
+/* Anonymous private readable and writable memory: no file, no shared mapping, not [stack], [vvar] ...;
+ * "[heap]" and "[anon:...]" count. */
+bool karst_mapping_is_anonymous(const struct karst_mapping *mapping);
+
+/* Bytes of [start, end) in resident pages; UINT64_MAX: the target can't tell. */
+uint64_t karst_target_resident(struct karst_target *target, uint64_t start, uint64_t end);
+
+/* Adds a line to the target's remarks; losing one for lack of memory is no error. */
+void karst_target_remark(struct karst_target *target, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+/* Symbols and layouts; false: not known. What a debugger lends is asked first, then the module's
+ * .symtab, its separate debug file (build id, .gnu_debuglink), .dynsym. Local names match with the
+ * suffixes of link-time optimisation cut off. address is in the target (bias added) unless
+ * thread_local_. */
+bool karst_module_symbol(struct karst_target *target, struct karst_module *module, const char *name,
+                         struct karst_symbol *symbol);
+/* Byte offset and size of type.member by the module's DWARF. */
+bool karst_module_member(struct karst_target *target, struct karst_module *module, const char *type,
+                         const char *member, uint64_t *offset, uint64_t *size);
+/* The name and offset of the function or object that holds address: "malloc+0x15". false: unknown. */
+bool karst_target_symbolize(struct karst_target *target, uint64_t address, char *text, size_t size);
+/* The first place in the module's file (any section with contents) where needle stands; copies up to
+ * size - 1 bytes from there up to the first byte below ' ' and terminates. For version strings. */
+bool karst_module_find_text(struct karst_target *target, struct karst_module *module, const char *needle,
+                            char *text, size_t size);
+
+/* ---- windows: fast sequential or local reads --------------------------------------------------- */
+
+/* A view of part of the target; small reads inside it cost a compare. Each reader has its own. */
+struct karst_window {
+    struct karst_target *target;
+    uint64_t start, end; /* what bytes covers */
+    const uint8_t *bytes;
+    uint8_t *buffer; /* owned; NULL while all came from views */
+    size_t capacity; /* how much to read at once */
+};
+
+/* capacity: 1 MiB for walks, a page for pointer chasing. No memory is taken before it is needed. */
+void karst_window_open(struct karst_window *window, struct karst_target *target, size_t capacity);
+void karst_window_close(struct karst_window *window);
+/* The slow path of karst_window_at(). */
+const uint8_t *karst_window_fill(struct karst_window *window, uint64_t address, size_t size);
+
+/* size bytes at address, NULL if not all of them are there. size is at most 4096. Valid until the next
+ * call on the same window. */
+static inline const uint8_t *karst_window_at(struct karst_window *window, uint64_t address, size_t size) {
+    if (address >= window->start && address < window->end && window->end - address >= size) {
+        return window->bytes + (address - window->start);
+    }
+    return karst_window_fill(window, address, size);
+}
+
+#endif
