@@ -1,0 +1,15 @@
+#include "verbs.h"
+
+#include <stddef.h>
+
+const struct karst_verb *const karst_verbs[] = {
+    &karst_verb_info,
+    NULL,
+};
+
+const struct karst_verb_option karst_common_options[] = {
+    {"json", 'j', KARST_VALUE_FLAG, NULL, "answer as JSON; sizes are bytes, addresses \"0x...\"", NULL},
+    {"bytes", 'b', KARST_VALUE_FLAG, NULL, "exact sizes in bytes, not 8.5 MB (1 KB is 1,024 bytes)", NULL},
+    {"help", 'h', KARST_VALUE_FLAG, NULL, "say what the verb does, and all its options", NULL},
+    {0},
+};

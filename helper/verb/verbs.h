@@ -1,0 +1,9 @@
+/* One line a verb; see also the table in verbs.c. */
+#ifndef KARST_VERB_VERBS_H
+#define KARST_VERB_VERBS_H
+
+#include "verb.h"
+
+extern const struct karst_verb karst_verb_info;
+
+#endif
