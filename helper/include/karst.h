@@ -148,7 +148,8 @@ enum karst_state {
 
 /* Flags of a block. */
 enum {
-    KARST_BLOCK_MAPPED = 1 /* has a mapping of its own; counts as live too */
+    KARST_BLOCK_MAPPED = 1, /* has a mapping of its own; counts as live too */
+    KARST_BLOCK_FOREIGN = 2 /* state UNKNOWN, yet no damage: not the allocator's (a foreign sbrk) */
 };
 
 /* No arena, no bin. */

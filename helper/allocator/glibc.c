@@ -1,0 +1,879 @@
+/* glibc malloc: the walk over chunks, the lists, and what can be said of one block. Written from the
+ * published layout (malloc/malloc.c, malloc/arena.c of glibc 2.31 to 2.43); see docs/allocators/glibc.md. */
+#include "glibc.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A chain of so many sane headers is taken for the real one after damage. */
+#define RESYNC_STEPS 32
+/* Lists beyond this give no more anchors: resynchronising needs the next one, not all. */
+#define ANCHORS_MAX (4u << 20)
+#define WALK_WINDOW (1u << 20)
+
+/* ---- reading ------------------------------------------------------------------------------------ */
+
+bool glibc_read(struct glibc_heap *glibc, uint64_t address, uint64_t *word) {
+    const uint8_t *bytes = karst_window_at(&glibc->lists, address, sizeof *word);
+    if (!bytes) {
+        return false;
+    }
+    *word = glibc_word(bytes);
+    return true;
+}
+
+static const struct karst_extent *extent_of(const struct glibc_heap *glibc, uint64_t address) {
+    const struct karst_extent *extents = glibc->heap.extents;
+    size_t low = 0, high = glibc->heap.extent_count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (extents[middle].end <= address) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low < glibc->heap.extent_count && extents[low].start <= address ? &extents[low] : NULL;
+}
+
+const struct karst_extent *glibc_chunk_extent(const struct glibc_heap *glibc, uint64_t chunk) {
+    const struct karst_extent *extent = extent_of(glibc, chunk);
+    return extent && extent->kind != KARST_EXTENT_MAPPED && extent->end - chunk >= GLIBC_MIN_CHUNK ? extent
+                                                                                                   : NULL;
+}
+
+bool glibc_is_linked(struct glibc_heap *glibc, uint64_t chunk) {
+    uint64_t fd, bk, back, forth;
+    return glibc_read(glibc, chunk + 16, &fd) && glibc_read(glibc, chunk + 24, &bk) && fd && bk &&
+           fd % GLIBC_ALIGN == 0 && bk % GLIBC_ALIGN == 0 && glibc_read(glibc, fd + 24, &back) &&
+           back == chunk && glibc_read(glibc, bk + 16, &forth) && forth == chunk;
+}
+
+uint64_t glibc_first_chunk(const struct glibc_heap *glibc, const struct karst_extent *extent) {
+    if (extent->kind != KARST_EXTENT_HEAP) {
+        return (extent->start + GLIBC_ALIGN - 1) & ~(uint64_t)(GLIBC_ALIGN - 1);
+    }
+    uint64_t first = extent->start + glibc->layout.heap_info_size;
+    if (glibc->arenas[extent->arena].address == first) {
+        first += glibc->layout.state_size;
+    }
+    return (first + GLIBC_ALIGN - 1) & ~(uint64_t)(GLIBC_ALIGN - 1);
+}
+
+/* ---- the cached set ------------------------------------------------------------------------------ */
+
+bool glibc_add_cached(struct glibc_heap *glibc, uint64_t chunk, uint32_t bin) {
+    if (glibc->cached_count == glibc->cached_capacity) {
+        size_t capacity = glibc->cached_capacity ? glibc->cached_capacity * 2 : 256;
+        struct glibc_cached *cached = realloc(glibc->cached, capacity * sizeof *cached);
+        if (!cached) {
+            return false;
+        }
+        glibc->cached = cached;
+        glibc->cached_capacity = capacity;
+    }
+    glibc->cached[glibc->cached_count++] = (struct glibc_cached){chunk, bin};
+    return true;
+}
+
+static int compare_cached(const void *a, const void *b) {
+    const struct glibc_cached *x = a, *y = b;
+    if (x->chunk != y->chunk) {
+        return x->chunk < y->chunk ? -1 : 1;
+    }
+    return x->bin < y->bin ? -1 : x->bin > y->bin;
+}
+
+void glibc_sort_cached(struct glibc_heap *glibc) {
+    if (glibc->cached_count) {
+        qsort(glibc->cached, glibc->cached_count, sizeof *glibc->cached, compare_cached);
+    }
+}
+
+/* The first entry at or above chunk. */
+static size_t cached_from(const struct glibc_heap *glibc, uint64_t chunk) {
+    size_t low = 0, high = glibc->cached_count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (glibc->cached[middle].chunk < chunk) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
+}
+
+/* ---- lists ----------------------------------------------------------------------------------------- */
+
+/* Brent's cycle detection: remembers a node and moves it on at each power of two. */
+struct cycle {
+    uint64_t tortoise;
+    uint64_t steps, limit;
+};
+
+static bool cycle_met(struct cycle *cycle, uint64_t node) {
+    if (node == cycle->tortoise) {
+        return true;
+    }
+    if (++cycle->steps >= cycle->limit) {
+        cycle->tortoise = node;
+        cycle->steps = 0;
+        cycle->limit = cycle->limit ? cycle->limit * 2 : 1;
+    }
+    return false;
+}
+
+/* A chunk that a tcache may hold: in an arena's extent, or (2.43) a whole mapped block. */
+static bool may_be_chunk(const struct glibc_heap *glibc, uint64_t chunk, bool mapped_too) {
+    if (chunk % GLIBC_ALIGN != 0) {
+        return false;
+    }
+    if (glibc_chunk_extent(glibc, chunk)) {
+        return true;
+    }
+    const struct karst_extent *extent = mapped_too ? extent_of(glibc, chunk) : NULL;
+    return extent && extent->end - chunk >= GLIBC_MIN_CHUNK;
+}
+
+/* Singly linked lists: each word that links is at link_at, holds chunk + bias, mangled by its own address
+ * except for the head (glibc 2.32 and later, PROTECT_PTR). */
+static struct glibc_list_result follow_single(struct glibc_heap *glibc, uint64_t head_at, uint64_t bias,
+                                              bool mapped_too, glibc_list_fn *visit, void *context) {
+    struct glibc_list_result result = {.end = GLIBC_LIST_END};
+    struct cycle cycle = {0};
+    uint64_t link_at = head_at;
+    for (bool head = true;; head = false) {
+        if (!glibc_read(glibc, link_at, &result.raw)) {
+            result.end = GLIBC_LIST_BAD;
+            return result;
+        }
+        uint64_t value = result.raw;
+        if (!head && glibc->layout.safe_linking) {
+            value ^= link_at >> 12;
+        }
+        if (value == 0) {
+            return result;
+        }
+        result.link = value - bias;
+        uint64_t size_word;
+        if (!may_be_chunk(glibc, result.link, mapped_too) ||
+            !glibc_read(glibc, result.link + 8, &size_word)) {
+            result.end = GLIBC_LIST_BAD;
+            return result;
+        }
+        if (cycle_met(&cycle, result.link)) {
+            result.end = GLIBC_LIST_CYCLE;
+            return result;
+        }
+        if (!visit(context, result.link, size_word)) {
+            result.end = GLIBC_LIST_STOPPED;
+            return result;
+        }
+        result.count++;
+        result.from = result.link;
+        link_at = result.link + GLIBC_HEADER;
+    }
+}
+
+struct glibc_list_result glibc_follow_fastbin(struct glibc_heap *glibc, const struct glibc_arena *arena,
+                                              unsigned index, glibc_list_fn *visit, void *context) {
+    return follow_single(glibc, arena->address + glibc->layout.state_fastbins + 8ull * index, 0, false, visit,
+                         context);
+}
+
+struct glibc_list_result glibc_follow_tcache(struct glibc_heap *glibc, const struct glibc_tcache *tcache,
+                                             unsigned index, glibc_list_fn *visit, void *context) {
+    return follow_single(glibc, tcache->address + glibc->layout.tcache_entries + 8ull * index, GLIBC_HEADER,
+                         glibc->layout.tcache_counts_slots, visit, context);
+}
+
+uint64_t glibc_tcache_said(struct glibc_heap *glibc, const struct glibc_tcache *tcache, unsigned index) {
+    uint16_t count;
+    const uint8_t *bytes = karst_window_at(&glibc->lists, tcache->address + 2ull * index, sizeof count);
+    if (!bytes) {
+        return 0;
+    }
+    memcpy(&count, bytes, sizeof count);
+    if (!glibc->layout.tcache_counts_slots) {
+        return count;
+    }
+    return glibc->tcache_count >= count ? glibc->tcache_count - count : UINT64_MAX;
+}
+
+uint64_t glibc_bin_head(const struct glibc_heap *glibc, const struct glibc_arena *arena, unsigned index) {
+    return arena->address + glibc->layout.state_bins + 16ull * (index - 1) - GLIBC_HEADER;
+}
+
+struct glibc_list_result glibc_follow_bin(struct glibc_heap *glibc, const struct glibc_arena *arena,
+                                          unsigned index, bool backwards, glibc_list_fn *visit,
+                                          void *context) {
+    struct glibc_list_result result = {.end = GLIBC_LIST_END};
+    struct cycle cycle = {0};
+    uint64_t head = glibc_bin_head(glibc, arena, index);
+    uint64_t node = head;
+    for (;;) {
+        if (!glibc_read(glibc, node + (backwards ? 24 : 16), &result.raw)) {
+            result.end = GLIBC_LIST_BAD;
+            return result;
+        }
+        result.from = node == head ? 0 : node;
+        node = result.link = result.raw;
+        if (node == head) {
+            return result;
+        }
+        uint64_t size_word;
+        if (!may_be_chunk(glibc, node, false) || !glibc_read(glibc, node + 8, &size_word)) {
+            result.end = GLIBC_LIST_BAD;
+            return result;
+        }
+        if (cycle_met(&cycle, node)) {
+            result.end = GLIBC_LIST_CYCLE;
+            return result;
+        }
+        if (!visit(context, node, size_word)) {
+            result.end = GLIBC_LIST_STOPPED;
+            return result;
+        }
+        result.count++;
+    }
+}
+
+/* ---- anchors: chunk starts that lists know -------------------------------------------------------- */
+
+struct address_list {
+    uint64_t *items;
+    size_t count, capacity;
+    bool out_of_memory;
+};
+
+static bool add_address(void *context, uint64_t chunk, uint64_t size_word) {
+    (void)size_word;
+    struct address_list *list = context;
+    if (list->count == list->capacity) {
+        size_t capacity = list->capacity ? list->capacity * 2 : 1024;
+        uint64_t *items = realloc(list->items, capacity * sizeof *items);
+        if (!items) {
+            list->out_of_memory = true;
+            return false;
+        }
+        list->items = items;
+        list->capacity = capacity;
+    }
+    list->items[list->count++] = chunk;
+    return list->count < ANCHORS_MAX;
+}
+
+static int compare_addresses(const void *a, const void *b) {
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+static void load_anchors(struct glibc_heap *glibc) {
+    struct address_list list = {0};
+    for (size_t a = 0; a < glibc->heap.arena_count; a++) {
+        if (glibc->arenas[a].uninitialized) {
+            continue;
+        }
+        for (unsigned i = 1; i < GLIBC_BINS; i++) {
+            glibc_follow_bin(glibc, &glibc->arenas[a], i, false, add_address, &list);
+        }
+    }
+    for (size_t i = 0; i < glibc->cached_count; i++) {
+        if (!add_address(&list, glibc->cached[i].chunk, 0)) {
+            break;
+        }
+    }
+    if (list.count) {
+        qsort(list.items, list.count, sizeof *list.items, compare_addresses);
+    }
+    /* Without memory for them the walk goes on with what it has: headers alone. */
+    glibc->anchors = list.items;
+    glibc->anchor_count = list.count;
+    glibc->anchors_loaded = true;
+}
+
+/* The first anchor in [from, to), 0: none. */
+static uint64_t anchor_between(struct glibc_heap *glibc, uint64_t from, uint64_t to) {
+    if (!glibc->anchors_loaded) {
+        load_anchors(glibc);
+    }
+    size_t low = 0, high = glibc->anchor_count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (glibc->anchors[middle] < from) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low < glibc->anchor_count && glibc->anchors[low] < to ? glibc->anchors[low] : 0;
+}
+
+/* ---- the walk --------------------------------------------------------------------------------------- */
+
+struct walk {
+    struct glibc_heap *glibc;
+    const struct karst_extent *extent;
+    struct karst_window window;
+    uint64_t limit; /* where chunks end: top, or the end of the extent */
+    uint64_t top;   /* in this extent, else 0 */
+    uint64_t end;
+    bool main_arena;
+    bool top_damaged;
+    size_t cached; /* the next entry of the cached set */
+};
+
+typedef bool chunk_fn(void *context, const struct glibc_chunk *chunk);
+
+static void walk_open(struct walk *walk, struct glibc_heap *glibc, const struct karst_extent *extent) {
+    const struct glibc_arena *arena = &glibc->arenas[extent->arena];
+    *walk = (struct walk){.glibc = glibc, .extent = extent, .end = extent->end};
+    karst_window_open(&walk->window, glibc->heap.target, WALK_WINDOW);
+    walk->main_arena = extent->arena == 0;
+    walk->top_damaged = arena->top_damaged;
+    bool holds_top = !arena->top_damaged && arena->top >= extent->start && arena->top < extent->end;
+    walk->top = holds_top ? arena->top : 0;
+    walk->limit = holds_top ? arena->top : extent->end;
+    walk->cached = cached_from(glibc, extent->start);
+}
+
+/* Is word the size word of a chunk at address that can stand here? Fenceposts are not. */
+static inline bool sane(const struct walk *walk, uint64_t address, uint64_t word) {
+    uint64_t size = word & ~(uint64_t)GLIBC_FLAGS;
+    return size >= GLIBC_MIN_CHUNK && size <= walk->limit - address && size % GLIBC_ALIGN == 0 &&
+           !(word & GLIBC_IS_MMAPPED);
+}
+
+/* The artificial chunks that close a segment: a size of 16 (or, in a thread arena's heap, of up to 32
+ * before a size of 0 at the very end); sysmalloc(). Its bytes, 0: none here. */
+static uint64_t fencepost(struct walk *walk, uint64_t address, uint64_t word) {
+    uint64_t size = word & ~(uint64_t)GLIBC_FLAGS;
+    if (!(word & GLIBC_PREV_INUSE) && size != 0) {
+        return 0;
+    }
+    uint64_t left = walk->end - address;
+    if (walk->extent->kind == KARST_EXTENT_HEAP) {
+        if (size <= 2 * GLIBC_FENCEPOST && left == size + GLIBC_FENCEPOST) {
+            const uint8_t *bytes = karst_window_at(&walk->window, address + size + 8, 8);
+            if (bytes && (glibc_word(bytes) & ~(uint64_t)GLIBC_FLAGS) == 0) {
+                return left;
+            }
+        }
+        return 0;
+    }
+    return size == GLIBC_FENCEPOST && word == (GLIBC_FENCEPOST | GLIBC_PREV_INUSE) ? size : 0;
+}
+
+/* Could the chunk at address with this size word begin a chain of chunks? Follows it for a while. */
+static bool begins_chain(struct walk *walk, uint64_t address, uint64_t word) {
+    uint64_t expected = walk->main_arena ? 0 : GLIBC_NON_MAIN_ARENA;
+    for (unsigned step = 0; step < RESYNC_STEPS; step++) {
+        if (address == walk->top || address == walk->end) {
+            return step > 0;
+        }
+        if (fencepost(walk, address, word)) {
+            return step > 0;
+        }
+        if (!sane(walk, address, word)) {
+            return false;
+        }
+        uint64_t size = word & ~(uint64_t)GLIBC_FLAGS;
+        const uint8_t *bytes = karst_window_at(&walk->window, address + size, GLIBC_HEADER);
+        if (!bytes) {
+            return step > 0;
+        }
+        uint64_t next_word = glibc_word(bytes + 8);
+        bool in_use = next_word & GLIBC_PREV_INUSE;
+        if (!in_use && glibc_word(bytes) != size) {
+            return false;
+        }
+        /* free() leaves the flag as it was; only chunks cut from bins or top lose it. */
+        if (in_use && (word & GLIBC_NON_MAIN_ARENA) != expected) {
+            return false;
+        }
+        address += size;
+        word = next_word;
+    }
+    return true;
+}
+
+/* The first place at or behind from where the chain of chunks goes on, walk->end if there is none. bad is
+ * the chunk whose header is no good. */
+static uint64_t resync(struct walk *walk, uint64_t bad, uint64_t from) {
+    uint64_t limit = walk->limit;
+    for (uint64_t at = from; at < limit; at += GLIBC_ALIGN) {
+        const uint8_t *bytes = karst_window_at(&walk->window, at, GLIBC_HEADER);
+        if (!bytes) {
+            const struct karst_mapping *mapping = karst_target_mapping(walk->glibc->heap.target, at);
+            if (!mapping) {
+                break;
+            }
+            /* A page that is missing: go on behind it. */
+            uint64_t page = walk->glibc->heap.target->page_size;
+            at = (at / page + 1) * page - GLIBC_ALIGN;
+            continue;
+        }
+        uint64_t word = glibc_word(bytes + 8);
+        if (!sane(walk, at, word)) {
+            continue;
+        }
+        if (!(word & GLIBC_PREV_INUSE) && glibc_word(bytes) != at - bad) {
+            continue;
+        }
+        if (begins_chain(walk, at, word)) {
+            return at;
+        }
+    }
+    uint64_t anchor = anchor_between(walk->glibc, from, limit);
+    return anchor ? anchor : walk->top ? walk->top : walk->end;
+}
+
+/* The state of a chunk whose header and next header are both there and sane. */
+static inline void set_state(struct walk *walk, struct glibc_chunk *chunk) {
+    struct glibc_heap *glibc = walk->glibc;
+    chunk->bin = KARST_NONE;
+    while (walk->cached < glibc->cached_count && glibc->cached[walk->cached].chunk < chunk->address) {
+        walk->cached++;
+    }
+    if (walk->cached < glibc->cached_count && glibc->cached[walk->cached].chunk == chunk->address) {
+        chunk->bin = glibc->cached[walk->cached].bin;
+        chunk->state = chunk->bin == KARST_NONE ? KARST_STATE_METADATA : KARST_STATE_CACHED;
+        return;
+    }
+    chunk->state = KARST_STATE_LIVE;
+    if (!(chunk->next_size_word & GLIBC_PREV_INUSE)) {
+        /* A cleared bit alone makes no chunk free: a stray zero byte does that too. */
+        if (chunk->next_prev_size == chunk->size || glibc_is_linked(glibc, chunk->address)) {
+            chunk->state = KARST_STATE_FREE;
+        }
+    }
+}
+
+/* The header behind chunk makes no sense, so its bit tells nothing: ask the lists. */
+static void set_state_by_lists(struct walk *walk, struct glibc_chunk *chunk) {
+    chunk->next_size_word = GLIBC_PREV_INUSE;
+    set_state(walk, chunk);
+    if (chunk->state == KARST_STATE_LIVE && glibc_is_linked(walk->glibc, chunk->address)) {
+        chunk->state = KARST_STATE_FREE;
+    }
+}
+
+static struct glibc_chunk unknown_chunk(uint64_t start, uint64_t end, uint64_t damage_at, uint64_t previous) {
+    return (struct glibc_chunk){.address = start,
+                                .size = end - start,
+                                .state = KARST_STATE_UNKNOWN,
+                                .bin = KARST_NONE,
+                                .damage_at = damage_at,
+                                .previous = previous};
+}
+
+/* What to do at a place where no chunk can begin: a fencepost, missing memory or damage. Emits what it
+ * skips and returns where to go on; 0: the visitor had enough. */
+static uint64_t step_over(struct walk *walk, uint64_t at, uint64_t previous, bool *after_fence,
+                          chunk_fn *visit, void *context) {
+    const uint8_t *bytes = karst_window_at(&walk->window, at, GLIBC_HEADER);
+    uint64_t post = bytes ? fencepost(walk, at, glibc_word(bytes + 8)) : 0;
+    if (post && !(*after_fence && post != GLIBC_FENCEPOST)) {
+        *after_fence = true;
+        struct glibc_chunk chunk = {.address = at,
+                                    .size = post,
+                                    .size_word = glibc_word(bytes + 8),
+                                    .state = KARST_STATE_METADATA,
+                                    .bin = KARST_NONE,
+                                    .previous = previous};
+        return visit(context, &chunk) ? at + post : 0;
+    }
+    uint64_t from = at + (*after_fence ? 0 : GLIBC_ALIGN);
+    uint64_t next = resync(walk, at, from);
+    struct glibc_chunk chunk = unknown_chunk(at, next, bytes && !*after_fence ? at : 0, previous);
+    chunk.size_word = bytes ? glibc_word(bytes + 8) : 0;
+    chunk.flags = *after_fence ? KARST_BLOCK_FOREIGN : 0;
+    *after_fence = false;
+    return visit(context, &chunk) ? next : 0;
+}
+
+static bool emit_top(struct walk *walk, uint64_t previous, uint64_t word, chunk_fn *visit, void *context) {
+    struct glibc_chunk chunk = {.address = walk->top,
+                                .size = walk->end - walk->top,
+                                .size_word = word,
+                                .state = KARST_STATE_TOP,
+                                .bin = KARST_NONE,
+                                .previous = previous};
+    return visit(context, &chunk);
+}
+
+/* The chunk at `at` is sane; finds out about it by the header behind it. False: its own size must be
+ * wrong, for it swallows chunks that lists know and leads nowhere. */
+static inline bool look_at_chunk(struct walk *walk, struct glibc_chunk *chunk) {
+    uint64_t next = chunk->address + chunk->size;
+    const uint8_t *bytes = next < walk->end ? karst_window_at(&walk->window, next, GLIBC_HEADER) : NULL;
+    if (__builtin_expect(bytes != NULL, 1)) {
+        chunk->next_prev_size = glibc_word(bytes);
+        chunk->next_size_word = glibc_word(bytes + 8);
+        if (__builtin_expect(next == walk->top || sane(walk, next, chunk->next_size_word), 1)) {
+            set_state(walk, chunk);
+            return true;
+        }
+        if (fencepost(walk, next, chunk->next_size_word)) {
+            set_state(walk, chunk);
+            return true;
+        }
+        if (anchor_between(walk->glibc, chunk->address + GLIBC_ALIGN, next)) {
+            return false;
+        }
+        set_state_by_lists(walk, chunk);
+        return true;
+    }
+    chunk->next_size_word = 0;
+    chunk->bin = KARST_NONE;
+    chunk->state = next == walk->end && walk->top_damaged ? KARST_STATE_TOP : KARST_STATE_UNKNOWN;
+    return true;
+}
+
+static inline __attribute__((always_inline)) bool
+walk_chunks(struct glibc_heap *glibc, const struct karst_extent *extent, chunk_fn *visit, void *context) {
+    struct walk walk;
+    walk_open(&walk, glibc, extent);
+    uint64_t at = glibc_first_chunk(glibc, extent), previous = 0;
+    bool more = true, after_fence = false;
+    if (at > extent->start) {
+        struct glibc_chunk head = {.address = extent->start,
+                                   .size = at - extent->start,
+                                   .state = KARST_STATE_METADATA,
+                                   .bin = KARST_NONE};
+        more = visit(context, &head);
+    }
+    while (more && at < walk.end) {
+        const uint8_t *bytes = karst_window_at(&walk.window, at, GLIBC_HEADER);
+        uint64_t word = bytes ? glibc_word(bytes + 8) : 0;
+        if (at == walk.top) {
+            more = emit_top(&walk, previous, word, visit, context);
+            break;
+        }
+        if (__builtin_expect(!sane(&walk, at, word), 0)) {
+            uint64_t next = step_over(&walk, at, previous, &after_fence, visit, context);
+            more = next != 0;
+            previous = 0;
+            at = next;
+            continue;
+        }
+        struct glibc_chunk chunk = {
+            .address = at, .size_word = word, .size = word & ~(uint64_t)GLIBC_FLAGS, .previous = previous};
+        if (__builtin_expect(!look_at_chunk(&walk, &chunk), 0)) {
+            uint64_t next = resync(&walk, at, at + GLIBC_MIN_CHUNK);
+            chunk = unknown_chunk(at, next, at, previous);
+            chunk.size_word = word;
+        }
+        after_fence = false;
+        more = visit(context, &chunk);
+        previous = at;
+        at += chunk.size;
+    }
+    karst_window_close(&walk.window);
+    return more;
+}
+
+bool glibc_walk_chunks(struct glibc_heap *glibc, const struct karst_extent *extent, chunk_fn *chunk,
+                       void *context, struct karst_error *error) {
+    (void)error;
+    return walk_chunks(glibc, extent, chunk, context);
+}
+
+/* ---- the block stream --------------------------------------------------------------------------------- */
+
+struct stream {
+    struct glibc_heap *glibc;
+    const struct karst_extent *extent;
+    struct karst_error *error;
+    uint64_t bytes; /* since progress was last told */
+    size_t unsorted;
+    struct karst_batch batch;
+};
+
+#define PROGRESS_BYTES (256u << 10)
+
+/* The bin of a free chunk: the unsorted list if it is there, else the one for its size. */
+static uint32_t bin_of_free(struct stream *stream, const struct glibc_chunk *chunk) {
+    struct glibc_heap *glibc = stream->glibc;
+    if (!glibc->bins_loaded) {
+        return KARST_NONE;
+    }
+    while (stream->unsorted < glibc->unsorted_count && glibc->unsorted[stream->unsorted] < chunk->address) {
+        stream->unsorted++;
+    }
+    bool unsorted =
+        stream->unsorted < glibc->unsorted_count && glibc->unsorted[stream->unsorted] == chunk->address;
+    unsigned index = unsorted ? 1 : glibc_bin_index(chunk->size);
+    return glibc->arenas[stream->extent->arena].first_bin + index - 1;
+}
+
+static inline bool stream_chunk(void *context, const struct glibc_chunk *chunk) {
+    struct stream *stream = context;
+    struct karst_block *block = karst_batch_next(&stream->batch);
+    if (!block) {
+        return false;
+    }
+    block->start = chunk->address;
+    block->size = chunk->size;
+    block->address = chunk->address + GLIBC_HEADER;
+    block->usable = chunk->size - 8;
+    block->arena = stream->extent->arena;
+    block->bin = chunk->bin;
+    block->heap = stream->glibc->heap.index;
+    block->state = (uint8_t)chunk->state;
+    block->flags = chunk->flags;
+    if (chunk->state != KARST_STATE_LIVE && chunk->state != KARST_STATE_CACHED) {
+        if (chunk->state == KARST_STATE_FREE) {
+            block->bin = bin_of_free(stream, chunk);
+        } else if (chunk->state == KARST_STATE_UNKNOWN || chunk->size < GLIBC_MIN_CHUNK ||
+                   chunk->size_word == 0) {
+            block->address = chunk->address;
+            block->usable = 0;
+        } else if (chunk->state == KARST_STATE_TOP) {
+            block->usable = 0;
+        }
+    }
+    stream->bytes += chunk->size;
+    if (stream->bytes >= PROGRESS_BYTES) {
+        uint64_t bytes = stream->bytes;
+        stream->bytes = 0;
+        return karst_session_progress(stream->glibc->heap.session, bytes, stream->error);
+    }
+    return true;
+}
+
+/* A block with a mapping of its own: one block over the whole extent. */
+static bool stream_mapped(struct glibc_heap *glibc, const struct karst_extent *extent,
+                          struct karst_batch *batch) {
+    /* The real header stands where glibc_find.c found it: at the start, or further in when aligned. */
+    uint64_t chunk = extent->start;
+    uint64_t total = extent->end - extent->start;
+    uint64_t header = glibc->layout.mapped_size_excludes_header ? GLIBC_HEADER : 0;
+    for (unsigned power = 5; power < 48; power++) {
+        uint64_t alignment = 1ull << power;
+        uint64_t offset = ((extent->start + GLIBC_HEADER + alignment - 1) & ~(alignment - 1)) - GLIBC_HEADER -
+                          extent->start;
+        uint64_t prev, size;
+        if (offset >= total || total - offset < GLIBC_MIN_CHUNK) {
+            break;
+        }
+        if (offset && glibc_read(glibc, extent->start + offset, &prev) &&
+            glibc_read(glibc, extent->start + offset + 8, &size) && (prev & ~(header ? 1ull : 0)) == offset &&
+            size == ((total - offset - header) | GLIBC_IS_MMAPPED)) {
+            chunk = extent->start + offset;
+        }
+    }
+    struct karst_block *block = karst_batch_next(batch);
+    if (!block) {
+        return false;
+    }
+    size_t cached = cached_from(glibc, chunk);
+    bool is_cached = cached < glibc->cached_count && glibc->cached[cached].chunk == chunk &&
+                     glibc->cached[cached].bin != KARST_NONE;
+    *block = (struct karst_block){.start = extent->start,
+                                  .size = total,
+                                  .address = chunk + GLIBC_HEADER,
+                                  .usable = extent->end - chunk - GLIBC_HEADER,
+                                  .arena = KARST_NONE,
+                                  .bin = is_cached ? glibc->cached[cached].bin : KARST_NONE,
+                                  .heap = glibc->heap.index,
+                                  .state = is_cached ? KARST_STATE_CACHED : KARST_STATE_LIVE,
+                                  .flags = KARST_BLOCK_MAPPED};
+    return true;
+}
+
+static bool walk(struct karst_heap *heap, const struct karst_extent *extent, struct karst_sink *sink,
+                 struct karst_error *error) {
+    struct glibc_heap *glibc = (struct glibc_heap *)heap;
+    struct stream stream = {.glibc = glibc, .extent = extent, .error = error};
+    stream.batch.sink = sink;
+    bool more = extent->kind == KARST_EXTENT_MAPPED ? stream_mapped(glibc, extent, &stream.batch)
+                                                    : walk_chunks(glibc, extent, stream_chunk, &stream);
+    return more && karst_batch_flush(&stream.batch);
+}
+
+/* ---- bins ------------------------------------------------------------------------------------------------
+ */
+
+struct bin_count {
+    struct karst_bin *bin;
+    struct address_list *addresses; /* NULL: counts only */
+};
+
+static bool count_node(void *context, uint64_t chunk, uint64_t size_word) {
+    struct bin_count *count = context;
+    count->bin->blocks++;
+    count->bin->bytes += size_word & ~(uint64_t)GLIBC_FLAGS;
+    if (count->addresses) {
+        add_address(count->addresses, chunk, 0);
+        return !count->addresses->out_of_memory;
+    }
+    return true;
+}
+
+static void load_arena_bins(struct glibc_heap *glibc, const struct glibc_arena *arena,
+                            struct address_list *unsorted) {
+    for (unsigned i = 1; i < GLIBC_BINS; i++) {
+        struct bin_count count = {&glibc->heap.bins[arena->first_bin + i - 1], i == 1 ? unsorted : NULL};
+        count.bin->damaged =
+            glibc_follow_bin(glibc, arena, i, false, count_node, &count).end != GLIBC_LIST_END;
+    }
+    for (unsigned i = 0; glibc->layout.state_fastbins && i < GLIBC_FASTBINS; i++) {
+        struct bin_count count = {&glibc->heap.bins[arena->first_bin + GLIBC_BINS - 1 + i], NULL};
+        count.bin->damaged = glibc_follow_fastbin(glibc, arena, i, count_node, &count).end != GLIBC_LIST_END;
+    }
+}
+
+bool glibc_load_bins(struct karst_heap *heap, struct karst_error *error) {
+    struct glibc_heap *glibc = (struct glibc_heap *)heap;
+    if (glibc->bins_loaded) {
+        return true;
+    }
+    struct address_list unsorted = {0};
+    for (size_t a = 0; a < heap->arena_count; a++) {
+        if (!glibc->arenas[a].uninitialized) {
+            load_arena_bins(glibc, &glibc->arenas[a], &unsorted);
+        }
+        if (!karst_session_progress(heap->session, 1, error)) {
+            free(unsorted.items);
+            return false;
+        }
+    }
+    if (unsorted.out_of_memory) {
+        free(unsorted.items);
+        return karst_fail_memory(error);
+    }
+    if (unsorted.count) {
+        qsort(unsorted.items, unsorted.count, sizeof *unsorted.items, compare_addresses);
+    }
+    glibc->unsorted = unsorted.items;
+    glibc->unsorted_count = unsorted.count;
+    glibc->bins_loaded = true;
+    return true;
+}
+
+/* ---- what an analysis may ask
+ * ------------------------------------------------------------------------------ */
+
+static uint64_t block_size(struct karst_heap *heap, uint64_t request, bool *mapped) {
+    const struct glibc_heap *glibc = (const struct glibc_heap *)heap;
+    uint64_t page = heap->target->page_size;
+    if (request > INT64_MAX - page) {
+        return 0;
+    }
+    uint64_t size = (request + 8 + GLIBC_ALIGN - 1) & ~(uint64_t)(GLIBC_ALIGN - 1);
+    size = size < GLIBC_MIN_CHUNK ? GLIBC_MIN_CHUNK : size;
+    *mapped = glibc->mmap_threshold && size >= glibc->mmap_threshold;
+    return size;
+}
+
+/* mtrim() and systrim(): whole pages of a free chunk behind its links, and of main's top all but what a
+ * smallest chunk needs. */
+static bool trim(struct karst_heap *heap, const struct karst_extent *extent, uint64_t block_start,
+                 uint64_t size, bool is_top, uint64_t *start, uint64_t *end) {
+    uint64_t page = heap->target->page_size;
+    if (extent->kind == KARST_EXTENT_MAPPED) {
+        return false;
+    }
+    if (is_top) {
+        if (extent->kind != KARST_EXTENT_BRK || size <= GLIBC_MIN_CHUNK + 1) {
+            return false;
+        }
+        *end = block_start + size;
+        *start = *end - (size - GLIBC_MIN_CHUNK - 1) / page * page;
+        return *start < *end;
+    }
+    *start = (block_start + 48 + page - 1) & ~(page - 1);
+    *end = (block_start + size) & ~(page - 1);
+    return *start < *end;
+}
+
+static bool describe_links(struct glibc_heap *glibc, const struct karst_block *block,
+                           struct karst_facts *facts) {
+    uint64_t first, second;
+    if (!glibc_read(glibc, block->start + 16, &first) || !glibc_read(glibc, block->start + 24, &second)) {
+        return karst_facts_add(facts, "links", 0, "not readable");
+    }
+    if (block->state == KARST_STATE_FREE) {
+        return karst_facts_add(facts, "fd", first, "next in the bin") &&
+               karst_facts_add(facts, "bk", second, "previous in the bin");
+    }
+    uint64_t next = glibc->layout.safe_linking ? first ^ ((block->start + 16) >> 12) : first;
+    if (next ? !karst_facts_add(facts, "next", next, "next in the cache")
+             : !karst_facts_add(facts, "next", 0, "none: last in the cache")) {
+        return false;
+    }
+    const struct karst_bin *bin = block->bin < glibc->heap.bin_count ? &glibc->heap.bins[block->bin] : NULL;
+    if (bin && strcmp(bin->kind, "tcache") == 0) {
+        return karst_facts_add(facts, "key", 0, "0x%" PRIx64 "%s", second,
+                               glibc->tcache_key && second == glibc->tcache_key ? " (the tcache key)" : "");
+    }
+    return true;
+}
+
+static bool describe_flags(struct glibc_heap *glibc, const struct karst_block *block,
+                           struct karst_facts *facts) {
+    uint64_t word;
+    if (!glibc_read(glibc, block->start + 8, &word)) {
+        return karst_facts_add(facts, "size word", 0, "not readable");
+    }
+    return karst_facts_add(facts, "chunk", block->start, "where its header begins") &&
+           karst_facts_add(facts, "size word", 0, "0x%" PRIx64 ":%s%s%s", word,
+                           word & GLIBC_PREV_INUSE ? " PREV_INUSE" : "",
+                           word & GLIBC_IS_MMAPPED ? " IS_MMAPPED" : "",
+                           word & GLIBC_NON_MAIN_ARENA ? " NON_MAIN_ARENA" : "");
+}
+
+static bool describe(struct karst_heap *heap, const struct karst_block *block, struct karst_facts *facts,
+                     struct karst_error *error) {
+    struct glibc_heap *glibc = (struct glibc_heap *)heap;
+    bool done = true;
+    if (block->flags & KARST_BLOCK_MAPPED) {
+        struct karst_block chunk = *block;
+        chunk.start = block->address - GLIBC_HEADER;
+        done = describe_flags(glibc, &chunk, facts);
+    } else if (block->address != block->start) {
+        done = describe_flags(glibc, block, facts);
+    }
+    if (done && block->state == KARST_STATE_METADATA) {
+        const char *what = block->address != block->start       ? "a thread's cache (tcache)"
+                           : block->size <= 2 * GLIBC_FENCEPOST ? "fencepost: closes this segment"
+                                                                : "the header of an arena's heap";
+        done = karst_facts_add(facts, "is", 0, "%s", what);
+    } else if (done && block->flags & KARST_BLOCK_FOREIGN) {
+        done = karst_facts_add(facts, "is", 0,
+                               "memory that something else took by sbrk between two parts of the heap");
+    } else if (done && (block->state == KARST_STATE_FREE || block->state == KARST_STATE_CACHED)) {
+        done = describe_links(glibc, block, facts);
+    }
+    return done || karst_fail_memory(error);
+}
+
+void glibc_close(struct karst_heap *heap) {
+    struct glibc_heap *glibc = (struct glibc_heap *)heap;
+    karst_facts_clear(&heap->facts);
+    karst_window_close(&glibc->lists);
+    free(heap->arenas);
+    free(heap->bins);
+    free(heap->extents);
+    free(glibc->arenas);
+    free(glibc->tcaches);
+    free(glibc->cached);
+    free(glibc->unsorted);
+    free(glibc->anchors);
+    free(glibc);
+}
+
+const struct karst_allocator karst_glibc = {
+    .name = "glibc",
+    .find = glibc_find,
+    .walk = walk,
+    .load_bins = glibc_load_bins,
+    .check = glibc_check,
+    .block_size = block_size,
+    .trim = trim,
+    .describe = describe,
+    .close = glibc_close,
+};

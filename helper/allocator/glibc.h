@@ -1,0 +1,192 @@
+/* glibc malloc: what its parts share. glibc_layout.c holds the versions' layouts as data, glibc_find.c
+ * finds the roots, glibc.c walks and names, glibc_check.c checks. Facts: docs/allocators/glibc.md. */
+#ifndef KARST_ALLOCATOR_GLIBC_H
+#define KARST_ALLOCATOR_GLIBC_H
+
+#include "session.h"
+
+/* malloc/malloc.c, all versions of 64-bit glibc. */
+#define GLIBC_PREV_INUSE        1u
+#define GLIBC_IS_MMAPPED        2u
+#define GLIBC_NON_MAIN_ARENA    4u
+#define GLIBC_FLAGS             7u
+#define GLIBC_HEADER            16u /* prev_size and size; what the program holds is this far behind the chunk */
+#define GLIBC_MIN_CHUNK         32u
+#define GLIBC_ALIGN             16u
+#define GLIBC_BINS              127u /* bin 1: unsorted, 2..63: small, 64..126: large; 0 does not exist */
+#define GLIBC_FASTBINS          10u
+#define GLIBC_NONCONTIGUOUS     2u  /* malloc_state.flags */
+#define GLIBC_FENCEPOST         16u /* size of the artificial chunks at the end of a closed segment */
+#define GLIBC_TCACHE_SMALL_BINS 64u
+
+struct glibc_layout {
+    uint16_t first, last; /* minor versions it is for */
+    /* malloc_state */
+    uint16_t state_size, state_mutex, state_flags;
+    uint16_t state_fastbins; /* 0: has none */
+    uint16_t state_top, state_last_remainder, state_bins, state_next, state_attached;
+    uint16_t state_system_mem, state_max_system_mem;
+    /* malloc_par */
+    uint16_t par_size, par_top_pad, par_mmap_threshold, par_arena_test, par_n_mmaps, par_n_mmaps_max;
+    uint16_t par_mmapped_mem, par_max_mmapped_mem, par_sbrk_base;
+    uint16_t par_tcache_bins, par_tcache_max_bytes, par_tcache_count;
+    uint16_t heap_info_size;
+    /* tcache_perthread_struct: 16-bit counts at 0, then the entries */
+    uint16_t tcache_size, tcache_bins, tcache_entries;
+    bool tcache_counts_slots; /* counts[] says how many more it takes, not how many it has */
+    bool tcache_key_random;   /* else the key is the address of the tcache */
+    bool safe_linking;
+    bool mapped_size_excludes_header; /* an mmapped chunk's size leaves its header out */
+};
+
+extern const struct glibc_layout glibc_layouts[];
+extern const size_t glibc_layout_count;
+
+/* The row for 2.minor; NULL: not known. */
+const struct glibc_layout *glibc_layout_for(unsigned minor);
+/* Overwrites what the module's debug info tells; the number of members it told. */
+unsigned glibc_layout_from_debug_info(struct karst_target *target, struct karst_module *module,
+                                      struct glibc_layout *layout);
+/* malloc/malloc.c largebin_index_64(), smallbin_index(): the bin for a chunk of so many bytes, 2..126. */
+unsigned glibc_bin_index(uint64_t chunk_size);
+/* The smallest chunk size of bin index (2..126); of 127: beyond the last. */
+uint64_t glibc_bin_smallest(unsigned index);
+/* The tcache bin for a chunk size; may be beyond what the layout has. */
+unsigned glibc_tcache_index(const struct glibc_layout *layout, uint64_t chunk_size);
+void glibc_tcache_range(const struct glibc_layout *layout, unsigned index, uint64_t *smallest,
+                        uint64_t *largest);
+
+struct glibc_arena {
+    uint64_t address;
+    uint64_t top;
+    uint64_t top_size;
+    uint64_t last_remainder;
+    uint64_t system_mem;
+    uint32_t flags;
+    uint32_t first_bin; /* of its rows in heap.bins: unsorted, small, large, then fastbins */
+    bool uninitialized; /* nobody allocated from it yet */
+    bool top_damaged;   /* top or its size is out of any segment */
+    bool outside_ring;  /* found by its heap, not in the ring of arenas */
+};
+
+struct glibc_tcache {
+    uint64_t address; /* of the struct, as the thread's pointer has it */
+    int64_t tid;      /* -1: its thread is gone */
+};
+
+/* A chunk in a tcache or fastbin, or (bin KARST_NONE) a tcache struct itself. */
+struct glibc_cached {
+    uint64_t chunk;
+    uint32_t bin;
+};
+
+struct glibc_heap {
+    struct karst_heap heap;
+    struct glibc_layout layout;
+    struct karst_module *module;
+    uint64_t main_arena;
+    uint64_t par; /* mp_; 0: not found */
+    uint64_t sbrk_base, n_mmaps, mmapped_mem, mmap_threshold, top_pad, tcache_count, tcache_max_bytes;
+    struct glibc_arena *arenas; /* beside heap.arenas, [0] is the main one */
+    bool ring_broken;
+    struct glibc_tcache *tcaches;
+    size_t tcache_count_found;
+    int64_t tcache_tls_offset;   /* from the thread pointer; 0: not found */
+    uint64_t tcache_key;         /* 0: unknown */
+    struct glibc_cached *cached; /* sorted by chunk */
+    size_t cached_count, cached_capacity;
+    uint64_t *unsorted; /* chunks in unsorted lists, sorted; filled by load_bins */
+    size_t unsorted_count;
+    bool bins_loaded;
+    uint64_t *anchors; /* chunk starts that lists know, sorted; made at the first damage */
+    size_t anchor_count;
+    bool anchors_loaded;
+    struct karst_window lists; /* for pointer chasing */
+};
+
+/* ---- reading ---- */
+
+static inline uint64_t glibc_word(const uint8_t *bytes) {
+    uint64_t word;
+    __builtin_memcpy(&word, bytes, sizeof word);
+    return word;
+}
+
+/* A word through the window for lists; false: not there. */
+bool glibc_read(struct glibc_heap *glibc, uint64_t address, uint64_t *word);
+/* The arena extent that holds [chunk, chunk + 32), NULL: outside all. */
+const struct karst_extent *glibc_chunk_extent(const struct glibc_heap *glibc, uint64_t chunk);
+/* Is chunk, that has the bin index of arena, linked in a list whose neighbours point back? */
+bool glibc_is_linked(struct glibc_heap *glibc, uint64_t chunk);
+/* Where the first chunk of an arena's extent begins; what is before it is metadata. */
+uint64_t glibc_first_chunk(const struct glibc_heap *glibc, const struct karst_extent *extent);
+
+/* ---- lists ---- */
+
+enum glibc_list_end {
+    GLIBC_LIST_END,    /* came to its end */
+    GLIBC_LIST_CYCLE,  /* came back to a node it had met: link */
+    GLIBC_LIST_BAD,    /* link leads nowhere a chunk can be */
+    GLIBC_LIST_STOPPED /* the visitor had enough */
+};
+
+/* How following a list ended: at the word that holds the bad link, with the value it has. */
+struct glibc_list_result {
+    enum glibc_list_end end;
+    uint64_t count; /* nodes visited */
+    uint64_t from;  /* node (chunk) whose link is bad; 0: the head's */
+    uint64_t link;  /* the chunk it leads to, revealed */
+    uint64_t raw;   /* the word as it stands */
+};
+
+/* One node of a list, in list order; size is the chunk's size word. false ends it. */
+typedef bool glibc_list_fn(void *context, uint64_t chunk, uint64_t size_word);
+
+/* Follow one fastbin, tcache bin or doubly linked bin. Nodes are visited only while they lie on chunk
+ * alignment inside the heap's extents (tcache: also in mapped blocks). */
+struct glibc_list_result glibc_follow_fastbin(struct glibc_heap *glibc, const struct glibc_arena *arena,
+                                              unsigned index, glibc_list_fn *visit, void *context);
+struct glibc_list_result glibc_follow_tcache(struct glibc_heap *glibc, const struct glibc_tcache *tcache,
+                                             unsigned index, glibc_list_fn *visit, void *context);
+/* backwards: along bk instead of fd. */
+struct glibc_list_result glibc_follow_bin(struct glibc_heap *glibc, const struct glibc_arena *arena,
+                                          unsigned index, bool backwards, glibc_list_fn *visit,
+                                          void *context);
+/* The chunk that is a bin's own head. */
+uint64_t glibc_bin_head(const struct glibc_heap *glibc, const struct glibc_arena *arena, unsigned index);
+/* Entries that tcache's bin index says it has. */
+uint64_t glibc_tcache_said(struct glibc_heap *glibc, const struct glibc_tcache *tcache, unsigned index);
+
+/* ---- walking ---- */
+
+/* One chunk as the walk met it. */
+struct glibc_chunk {
+    uint64_t address;
+    uint64_t size_word;
+    uint64_t size;
+    uint64_t next_size_word; /* 0: next is out of the extent */
+    uint64_t next_prev_size;
+    enum karst_state state;
+    uint32_t bin;
+    uint8_t flags;
+    uint64_t damage_at; /* state UNKNOWN: the chunk whose header makes no sense; 0: the bytes are missing */
+    uint64_t previous;  /* the chunk before it; 0: none */
+};
+
+/* Streams the chunks of an arena's extent: the one walk, under the block stream and under check. */
+bool glibc_walk_chunks(struct glibc_heap *glibc, const struct karst_extent *extent,
+                       bool (*chunk)(void *context, const struct glibc_chunk *chunk), void *context,
+                       struct karst_error *error);
+
+/* ---- the ops, over files ---- */
+bool glibc_find(struct karst *session, struct karst_error *error);
+bool glibc_check(struct karst_heap *heap, struct karst_findings *findings, struct karst_error *error);
+bool glibc_load_bins(struct karst_heap *heap, struct karst_error *error);
+void glibc_close(struct karst_heap *heap);
+/* A thread that is, or may be, inside an allocator function of the module. */
+bool glibc_thread_inside(struct glibc_heap *glibc, const struct karst_thread *thread);
+/* Adds to the cached set; false: out of memory. */
+bool glibc_add_cached(struct glibc_heap *glibc, uint64_t chunk, uint32_t bin);
+void glibc_sort_cached(struct glibc_heap *glibc);
+
+#endif
