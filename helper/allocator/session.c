@@ -209,6 +209,14 @@ bool karst_session_walk(struct karst *session, uint64_t start, uint64_t end, str
     return true;
 }
 
+uint64_t karst_session_bytes(const struct karst *session) {
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < session->extent_count; i++) {
+        bytes += session->extents[i].end - session->extents[i].start;
+    }
+    return bytes;
+}
+
 static uint64_t now_ns(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);

@@ -33,6 +33,8 @@ bool karst_session_load_bins(struct karst *session, struct karst_error *error);
  * the sink drops what lies outside. true also when the sink had enough. */
 bool karst_session_walk(struct karst *session, uint64_t start, uint64_t end, struct karst_sink *sink,
                         struct karst_error *error);
+/* Bytes of all extents. */
+uint64_t karst_session_bytes(const struct karst *session);
 /* Begins a piece of work of total bytes (0: unknown) that `poll` is told about as what. */
 void karst_session_begin(struct karst *session, const char *what, uint64_t total);
 /* Says that bytes more were read; false and error KARST_ERROR_INTERRUPTED: stop. Cheap enough for every

@@ -2,9 +2,9 @@
 
 #include <stddef.h>
 
+/* In the order of help, group by group. */
 const struct karst_verb *const karst_verbs[] = {
-    &karst_verb_info,
-    NULL,
+    &karst_verb_summary, &karst_verb_arenas, &karst_verb_bins, &karst_verb_info, NULL,
 };
 
 const struct karst_verb_option karst_common_options[] = {

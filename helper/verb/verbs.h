@@ -4,6 +4,9 @@
 
 #include "verb.h"
 
+extern const struct karst_verb karst_verb_summary;
+extern const struct karst_verb karst_verb_arenas;
+extern const struct karst_verb karst_verb_bins;
 extern const struct karst_verb karst_verb_info;
 
 #endif

@@ -1,0 +1,71 @@
+/* Holes: maximal runs of bytes that are not live between two live blocks of one extent. The one place
+ * where that is decided, for every analysis that counts, lists or draws them. */
+#ifndef KARST_ANALYSIS_HOLE_H
+#define KARST_ANALYSIS_HOLE_H
+
+#include <string.h>
+
+#include "karst.h"
+
+struct karst_hole {
+    uint64_t start, end;   /* of its bytes: where the live block before ends, where the one behind starts */
+    uint64_t free_bytes;   /* of free blocks, headers included */
+    uint64_t cached_bytes; /* of cached blocks: trapped */
+    uint64_t usable_start; /* its largest contiguous free part, which is its usable size; size 0: none */
+    uint64_t usable;
+};
+
+/* Follows the blocks of one extent at a time. */
+struct karst_hole_tracker {
+    uint64_t live_end; /* of the last live block, 0: none in this extent yet */
+    uint64_t run_end;  /* of the run of free blocks under way */
+    uint64_t run_start;
+    struct karst_hole hole; /* under way */
+};
+
+static inline void karst_hole_begin_extent(struct karst_hole_tracker *tracker) {
+    memset(tracker, 0, sizeof *tracker);
+}
+
+static inline void karst_hole_add(struct karst_hole_tracker *tracker, const struct karst_block *block) {
+    struct karst_hole *hole = &tracker->hole;
+    if (block->state == KARST_STATE_CACHED) {
+        hole->cached_bytes += block->size;
+    } else if (block->state == KARST_STATE_FREE) {
+        hole->free_bytes += block->size;
+        if (tracker->run_end != block->start) {
+            tracker->run_start = block->start;
+        }
+        tracker->run_end = block->start + block->size;
+        if (tracker->run_end - tracker->run_start > hole->usable) {
+            hole->usable = tracker->run_end - tracker->run_start;
+            hole->usable_start = tracker->run_start;
+        }
+    }
+}
+
+/* Takes the next block. True: it is live and ends a hole, which is in *hole; the live block before it was
+ * the last one given. */
+static inline bool karst_hole_next(struct karst_hole_tracker *tracker, const struct karst_block *block,
+                                   struct karst_hole *hole) {
+    if (block->state != KARST_STATE_LIVE) {
+        karst_hole_add(tracker, block);
+        return false;
+    }
+    uint64_t before = tracker->live_end;
+    tracker->live_end = block->start + block->size;
+    if (before == block->start) {
+        return false;
+    }
+    bool ends_hole = before != 0 && before < block->start;
+    if (ends_hole) {
+        *hole = tracker->hole;
+        hole->start = before;
+        hole->end = block->start;
+    }
+    memset(&tracker->hole, 0, sizeof tracker->hole);
+    tracker->run_start = tracker->run_end = 0;
+    return ends_hole;
+}
+
+#endif

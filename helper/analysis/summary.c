@@ -1,0 +1,143 @@
+#include "summary.h"
+
+#include <stdlib.h>
+
+struct summary_sink {
+    struct karst_sink sink;
+    struct karst *session;
+    struct karst_summary *summary;
+    struct karst_summary_row *row; /* of the extent under way */
+    struct karst_hole_tracker tracker;
+    uint64_t page_size;
+    bool resident_known; /* of the extent under way */
+};
+
+/* Adds what may be UINT64_MAX, "can't be told", which stays. */
+static void add_known(uint64_t *sum, uint64_t more) {
+    *sum = *sum == UINT64_MAX || more == UINT64_MAX ? UINT64_MAX : *sum + more;
+}
+
+static bool begin_extent(struct karst_sink *base, const struct karst_extent *extent) {
+    struct summary_sink *sink = (struct summary_sink *)base;
+    const struct karst_heap *heap = sink->session->heaps[extent->heap];
+    size_t arena = extent->arena < heap->arena_count ? extent->arena : heap->arena_count;
+    struct karst_summary_row *row = &sink->summary->arenas[extent->heap][arena];
+    uint64_t resident = karst_target_resident(sink->session->target, extent->start, extent->end);
+    sink->row = row;
+    sink->resident_known = resident != UINT64_MAX;
+    row->system_bytes += extent->end - extent->start;
+    row->extents++;
+    add_known(&row->resident_bytes, resident);
+    karst_hole_begin_extent(&sink->tracker);
+    return true;
+}
+
+/* The pages that lie in the block as a whole; asked for only where there can be one. */
+static void add_resident(struct summary_sink *sink, const struct karst_block *block) {
+    uint64_t mask = sink->page_size - 1;
+    uint64_t first = (block->start + mask) & ~mask, last = (block->start + block->size) & ~mask;
+    if (last <= first) {
+        return;
+    }
+    uint64_t resident =
+        sink->resident_known ? karst_target_resident(sink->session->target, first, last) : UINT64_MAX;
+    add_known(&sink->row->resident[block->state], resident);
+}
+
+static void add_hole(struct karst_summary_row *row, const struct karst_hole *hole) {
+    row->holes++;
+    row->hole_bytes += hole->end - hole->start;
+    if (row->largest.end == 0 || hole->usable > row->largest.usable) {
+        row->largest = *hole;
+    }
+}
+
+static bool take_blocks(struct karst_sink *base, const struct karst_block *blocks, size_t count) {
+    struct summary_sink *sink = (struct summary_sink *)base;
+    struct karst_summary_row *row = sink->row;
+    struct karst_hole hole;
+    for (size_t i = 0; i < count; i++) {
+        const struct karst_block *block = &blocks[i];
+        row->states[block->state].blocks++;
+        row->states[block->state].bytes += block->size;
+        if (block->state == KARST_STATE_LIVE) {
+            if (block->flags & KARST_BLOCK_MAPPED) {
+                row->mapped.blocks++;
+                row->mapped.bytes += block->size;
+            }
+        } else if (block->size >= sink->page_size && block->state <= KARST_STATE_TOP) {
+            add_resident(sink, block);
+        }
+        if (karst_hole_next(&sink->tracker, block, &hole)) {
+            add_hole(row, &hole);
+        }
+    }
+    return true;
+}
+
+static void add_row(struct karst_summary_row *sum, const struct karst_summary_row *row) {
+    sum->system_bytes += row->system_bytes;
+    sum->extents += row->extents;
+    for (int state = 0; state < KARST_STATES; state++) {
+        sum->states[state].blocks += row->states[state].blocks;
+        sum->states[state].bytes += row->states[state].bytes;
+        add_known(&sum->resident[state], row->resident[state]);
+    }
+    sum->mapped.blocks += row->mapped.blocks;
+    sum->mapped.bytes += row->mapped.bytes;
+    sum->holes += row->holes;
+    sum->hole_bytes += row->hole_bytes;
+    if (row->largest.end && (sum->largest.end == 0 || row->largest.usable > sum->largest.usable)) {
+        sum->largest = row->largest;
+    }
+    add_known(&sum->resident_bytes, row->resident_bytes);
+}
+
+static bool make_rows(const struct karst *session, struct karst_summary *summary) {
+    summary->heaps = calloc(session->heap_count + 1, sizeof *summary->heaps);
+    summary->arenas = calloc(session->heap_count + 1, sizeof *summary->arenas);
+    if (!summary->heaps || !summary->arenas) {
+        return false;
+    }
+    summary->heap_count = session->heap_count;
+    for (size_t i = 0; i < session->heap_count; i++) {
+        summary->arenas[i] = calloc(session->heaps[i]->arena_count + 1, sizeof **summary->arenas);
+        if (!summary->arenas[i]) {
+            return false;
+        }
+    }
+    return true;
+}
+
+bool karst_summarize(struct karst *session, struct karst_summary *summary, struct karst_error *error) {
+    *summary = (struct karst_summary){0};
+    if (!make_rows(session, summary)) {
+        return karst_fail_memory(error);
+    }
+    struct summary_sink sink = {
+        .sink = {.extent = begin_extent, .blocks = take_blocks},
+        .session = session,
+        .summary = summary,
+        .page_size = session->target->page_size ? session->target->page_size : 4096,
+    };
+    karst_session_begin(session, "walking the heap", karst_session_bytes(session));
+    if (!karst_session_walk(session, 0, UINT64_MAX, &sink.sink, error)) {
+        return false;
+    }
+    for (size_t i = 0; i < session->heap_count; i++) {
+        for (size_t arena = 0; arena <= session->heaps[i]->arena_count; arena++) {
+            add_row(&summary->heaps[i], &summary->arenas[i][arena]);
+        }
+        add_row(&summary->total, &summary->heaps[i]);
+    }
+    return true;
+}
+
+void karst_summary_clear(struct karst_summary *summary) {
+    for (size_t i = 0; i < summary->heap_count && summary->arenas; i++) {
+        free(summary->arenas[i]);
+    }
+    free(summary->heaps);
+    free(summary->arenas);
+    *summary = (struct karst_summary){0};
+}

@@ -1,0 +1,175 @@
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli.h"
+#include "error.h"
+#include "session.h"
+
+static void on_interrupt(int signal_number) {
+    (void)signal_number;
+    interrupted = 1;
+}
+
+/* The first SIGINT ends the work in good order, a second one at once. A reader that goes away is told by
+ * write(). */
+static void handle_signals(void) {
+    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = SA_RESTART | (int)SA_RESETHAND};
+    sigaction(SIGINT, &action, NULL);
+    action = (struct sigaction){.sa_handler = SIG_IGN};
+    sigaction(SIGPIPE, &action, NULL);
+}
+
+static const char usage[] =
+    "usage: karst -p PID VERB [ARGUMENTS]\n"
+    "       karst -c CORE [-e EXECUTABLE] VERB [ARGUMENTS]\n"
+    "\n"
+    "Walks the heap of a process or a core dump: what is live, free or cached, where the holes are and\n"
+    "what pins them, what is corrupt. `karst VERB --help` tells more of one verb.\n\n";
+
+static const char target_help[] =
+    "  -p, --pid PID         a live process; it is stopped while it is read, and goes on unharmed\n"
+    "  -c, --core FILE       a core dump\n"
+    "  -e, --exe FILE        the core's executable, if it is not where it was\n"
+    "      --sysroot DIR     where the libraries are that a core from another system names\n"
+    "      --debug-dir DIRS  where separate debug files are (default /usr/lib/debug)\n"
+    "      --no-stop         read the process while it runs: what is told may be torn\n"
+    "      --no-symbols      find everything by structure, as on a stripped system\n"
+    "      --color WHEN      auto, always or never\n"
+    "      --version\n\n";
+
+static const char status_help[] =
+    "Every verb has --json, --bytes (exact sizes) and --help. Options may stand before or after the verb.\n"
+    "Exit status: 0 done and healthy, 1 check found something, 2 not answered (standard error says why).\n";
+
+static struct karst_writer writer; /* too large for some stacks */
+
+static void write_help(struct terminal *terminal) {
+    karst_writer_open(&writer, &terminal->output, false);
+    karst_print(&writer, "%s", usage);
+    karst_print_title(&writer, "Target");
+    karst_print(&writer, "%s", target_help);
+    karst_verb_write_list(&writer);
+    karst_print(&writer, "%s", status_help);
+}
+
+static void write_verb_help(struct terminal *terminal, const struct karst_verb *verb) {
+    karst_writer_open(&writer, &terminal->output, false);
+    karst_verb_write_help(verb, "karst ", &writer);
+}
+
+/* Answers --version and --help, which need no target. *answered: there was nothing more to do. */
+static bool answer_help(struct command_line *line, struct terminal *terminal, bool *answered,
+                        struct karst_error *error) {
+    *answered = true;
+    const char *name = line->verb_count ? line->verb[0] : NULL;
+    bool asked = line->help;
+    if (name && strcmp(name, "help") == 0) {
+        asked = true;
+        name = line->verb_count > 1 && line->verb[1][0] != '-' ? line->verb[1] : NULL;
+    }
+    if (line->version) {
+        karst_writer_open(&writer, &terminal->output, false);
+        karst_print(&writer, "karst %s\n", karst_version());
+    } else if (asked && name) {
+        const struct karst_verb *verb = karst_verb_find(name, error);
+        if (!verb) {
+            return false;
+        }
+        write_verb_help(terminal, verb);
+    } else if (asked) {
+        write_help(terminal);
+    } else {
+        *answered = false;
+        return true;
+    }
+    return karst_writer_finish(&writer, error);
+}
+
+static struct karst *open_target(const struct command_line *line, struct karst_error *error) {
+    if (line->pid && line->core) {
+        karst_fail(error, KARST_ERROR_USAGE, "-p and -c name two targets; which one?");
+        return NULL;
+    }
+    if (line->core) {
+        return karst_open_core(line->core, &line->options, error);
+    }
+    if (line->pid) {
+        return karst_open_process(line->pid, &line->options, error);
+    }
+    karst_fail(error, KARST_ERROR_USAGE, "which target? Give -p PID or -c CORE; see `karst --help`");
+    return NULL;
+}
+
+/* Parses the verb's words before the target is opened, which may take a while. */
+static bool check_verb(const struct command_line *line, struct karst_error *error) {
+    if (line->verb_count == 0) {
+        return karst_fail(error, KARST_ERROR_USAGE, "no verb; try summary, or see `karst --help`");
+    }
+    const struct karst_verb *verb = karst_verb_find(line->verb[0], error);
+    struct karst_call *call = verb ? calloc(1, sizeof *call) : NULL;
+    if (!call) {
+        return verb && karst_fail_memory(error);
+    }
+    call->verb = verb;
+    call->error = error;
+    bool parsed = karst_call_parse(call, line->verb_count, line->verb);
+    free(call);
+    return parsed;
+}
+
+/* What a reader of any answer has to know; in JSON it is under target.remarks. */
+static size_t write_remarks(const struct karst *session, const struct command_line *line, size_t from) {
+    const struct karst_target *target = session->target;
+    for (size_t i = from; i < target->remark_count && !line->json; i++) {
+        fprintf(stderr, "note: %s\n", target->remarks[i]);
+    }
+    return target->remark_count;
+}
+
+static int answer(struct command_line *line, struct terminal *terminal, struct karst_error *error) {
+    bool answered = false;
+    if (!answer_help(line, terminal, &answered, error)) {
+        return EXIT_NOT_ANSWERED;
+    }
+    if (answered) {
+        return EXIT_ANSWERED;
+    }
+    if (!check_verb(line, error)) {
+        return EXIT_NOT_ANSWERED;
+    }
+    line->options.poll = terminal_poll;
+    line->options.poll_context = terminal;
+    struct karst *session = open_target(line, error);
+    if (!session) {
+        return EXIT_NOT_ANSWERED;
+    }
+    size_t told = write_remarks(session, line, 0);
+    int status = karst_run(session, line->verb_count, line->verb, &terminal->output, NULL, error);
+    terminal_wipe_progress(terminal);
+    write_remarks(session, line, told);
+    karst_close(session);
+    return status;
+}
+
+int main(int argc, char **argv) {
+    struct command_line line = {0};
+    struct terminal terminal;
+    struct karst_error error = {0};
+    handle_signals();
+    bool parsed = parse_command_line(&line, argc, argv, &error);
+    terminal_open(&terminal, line.color);
+    int status = parsed ? answer(&line, &terminal, &error) : EXIT_NOT_ANSWERED;
+    if (!terminal_close(&terminal, &error)) {
+        status = EXIT_NOT_ANSWERED;
+    }
+    if (interrupted && status != EXIT_NOT_ANSWERED) {
+        karst_fail(&error, KARST_ERROR_INTERRUPTED, "interrupted");
+        status = EXIT_NOT_ANSWERED;
+    }
+    if (status == EXIT_NOT_ANSWERED) {
+        fprintf(stderr, "karst: %s\n", error.text);
+    }
+    free(line.verb);
+    return status;
+}

@@ -1,0 +1,180 @@
+#include <inttypes.h>
+
+#include "rows.h"
+#include "verb.h"
+#include "verbs.h"
+
+static uint64_t attached_threads(const struct karst_heap *heap) {
+    uint64_t threads = 0;
+    for (size_t i = 0; i < heap->arena_count; i++) {
+        threads += heap->arenas[i].attached_threads;
+    }
+    return threads;
+}
+
+/* ---- text ---------------------------------------------------------------------------------------- */
+
+static void write_state(struct karst_table *table, const struct karst_summary_row *row,
+                        enum karst_state state) {
+    const struct karst_tally *tally = &row->states[state];
+    karst_table_text(table, karst_state_style(state), "%s", karst_state_name(state));
+    karst_table_count(table, tally->blocks);
+    karst_table_size(table, tally->bytes);
+    karst_table_text(table, KARST_STYLE_PLAIN, "%s", karst_share_text(tally->bytes, row->system_bytes).text);
+    if (state == KARST_STATE_LIVE) {
+        karst_table_known_size(table, karst_row_live_resident(row));
+    } else if (state <= KARST_STATE_TOP) {
+        karst_table_known_size(table, row->resident[state]);
+    } else {
+        karst_table_empty(table);
+    }
+}
+
+static void write_mapped(struct karst_table *table, const struct karst_summary_row *row) {
+    karst_table_text(table, KARST_STYLE_DIM, "  mapped");
+    karst_table_count(table, row->mapped.blocks);
+    karst_table_size(table, row->mapped.bytes);
+    karst_table_text(table, KARST_STYLE_PLAIN, "%s",
+                     karst_share_text(row->mapped.bytes, row->system_bytes).text);
+    karst_table_empty(table);
+}
+
+static void write_states(struct karst_writer *writer, const struct karst_summary_row *row) {
+    static const struct karst_column columns[] = {{"state", KARST_LEFT},
+                                                  {"blocks", KARST_RIGHT},
+                                                  {"bytes", KARST_RIGHT},
+                                                  {"share", KARST_RIGHT},
+                                                  {"resident", KARST_RIGHT}};
+    static const enum karst_state order[] = {KARST_STATE_LIVE, KARST_STATE_CACHED,   KARST_STATE_FREE,
+                                             KARST_STATE_TOP,  KARST_STATE_METADATA, KARST_STATE_UNKNOWN};
+    struct karst_table *table = karst_table_open(writer, columns, sizeof columns / sizeof *columns);
+    uint64_t blocks = 0;
+    for (size_t i = 0; i < sizeof order / sizeof *order; i++) {
+        blocks += row->states[order[i]].blocks;
+        if (order[i] <= KARST_STATE_TOP || row->states[order[i]].blocks) {
+            write_state(table, row, order[i]);
+        }
+        if (order[i] == KARST_STATE_LIVE && row->mapped.blocks) {
+            write_mapped(table, row);
+        }
+    }
+    karst_table_text(table, KARST_STYLE_TITLE, "system");
+    karst_table_count(table, blocks);
+    karst_table_size(table, row->system_bytes);
+    karst_table_text(table, KARST_STYLE_PLAIN, "%s",
+                     karst_share_text(row->system_bytes, row->system_bytes).text);
+    karst_table_known_size(table, row->resident_bytes);
+    karst_table_close(table);
+}
+
+static void write_holes(struct karst_call *call, const struct karst_summary_row *row) {
+    struct karst_writer *writer = &call->writer;
+    if (row->holes == 0) {
+        karst_print(writer, "no holes\n");
+        return;
+    }
+    karst_print(writer, "%s hole%s of %s in all", karst_count_text(row->holes).text, karst_plural(row->holes),
+                karst_size_text(writer, row->hole_bytes).text);
+    if (row->largest.usable) {
+        karst_print(writer, "; the largest offers %s at ", karst_size_text(writer, row->largest.usable).text);
+        karst_print_address(writer, row->largest.usable_start);
+    } else {
+        karst_print(writer, "; what is in them is cached, not free");
+    }
+    karst_print(writer, "\n");
+}
+
+static void write_row(struct karst_call *call, const struct karst_summary_row *row) {
+    write_states(&call->writer, row);
+    write_holes(call, row);
+}
+
+static void write_heap(struct karst_call *call, const struct karst_heap *heap,
+                       const struct karst_summary_row *row) {
+    uint64_t threads = attached_threads(heap);
+    karst_print_title(&call->writer, "%s %s: %zu arena%s, %" PRIu64 " thread%s attached", heap->name,
+                      heap->version, heap->arena_count, karst_plural(heap->arena_count), threads,
+                      karst_plural(threads));
+    write_row(call, row);
+    if (heap->in_flux) {
+        karst_print_styled(&call->writer, KARST_STYLE_WARNING,
+                           "somebody was inside the allocator, or the target runs: figures may be torn\n");
+    }
+}
+
+static void write_text(struct karst_call *call, const struct karst_summary *summary) {
+    struct karst_writer *writer = &call->writer;
+    const struct karst *session = call->session;
+    karst_print_title(writer, "%s", session->target->name);
+    for (size_t i = 0; i < summary->heap_count; i++) {
+        karst_print(writer, "\n");
+        write_heap(call, session->heaps[i], &summary->heaps[i]);
+    }
+    if (summary->heap_count > 1) {
+        karst_print(writer, "\n");
+        karst_print_title(writer, "all %zu allocators", summary->heap_count);
+        write_row(call, &summary->total);
+    }
+    if (session->target->missing_memory) {
+        karst_print_styled(writer, KARST_STYLE_WARNING,
+                           "\nparts of the target's memory are missing: totals may be low\n");
+    }
+}
+
+/* ---- JSON ---------------------------------------------------------------------------------------- */
+
+static void write_json(struct karst_call *call, const struct karst_summary *summary) {
+    struct karst_writer *writer = &call->writer;
+    json_t *root = karst_json_object(writer), *heaps = karst_json_array(writer),
+           *total = karst_json_object(writer);
+    size_t arenas = 0;
+    for (size_t i = 0; i < summary->heap_count; i++) {
+        const struct karst_heap *heap = call->session->heaps[i];
+        json_t *one = karst_json_object(writer);
+        karst_json_set_text(writer, one, "name", heap->name);
+        karst_json_set_text(writer, one, "version", heap->version);
+        karst_json_set_number(writer, one, "arenas", heap->arena_count);
+        karst_json_set_number(writer, one, "threads", attached_threads(heap));
+        karst_json_set_flag(writer, one, "in_flux", heap->in_flux);
+        karst_row_set_json(writer, one, &summary->heaps[i]);
+        karst_json_append(writer, heaps, one);
+        arenas += heap->arena_count;
+    }
+    karst_json_set_number(writer, total, "arenas", arenas);
+    karst_row_set_json(writer, total, &summary->total);
+    karst_json_set(writer, root, "allocators", heaps);
+    karst_json_set(writer, root, "total", total);
+    karst_call_write_json(call, root);
+}
+
+static bool run(struct karst_call *call) {
+    struct karst_summary summary;
+    bool summarized = karst_summarize(call->session, &summary, call->error);
+    if (summarized && call->json) {
+        write_json(call, &summary);
+    } else if (summarized) {
+        write_text(call, &summary);
+    }
+    karst_summary_clear(&summary);
+    return summarized;
+}
+
+const struct karst_verb karst_verb_summary = {
+    .name = "summary",
+    .group = KARST_GROUP_OVERVIEW,
+    .summary = "what is live, cached, free and unused, in all; read it first",
+    .help = "For each allocator, and in all: how many blocks and bytes are live (the program holds them), "
+            "cached (freed, but set aside for one size class or one thread), free (reusable for any request "
+            "that fits), top (the unused end of a heap) and metadata (the allocator's own). Sizes include "
+            "the blocks' headers, so that they add up to `system`, what the allocator got from the kernel. "
+            "`mapped` are live blocks with a mapping of their own.\n"
+            "\n"
+            "`resident` is backed by memory now. For free, cached and top it counts the pages that lie in "
+            "one block as a whole, which is what could be given back; all other resident pages count as "
+            "live. `?` is what the target can't tell.\n"
+            "\n"
+            "A hole is a stretch of bytes that are not live between two live blocks. What it offers is its "
+            "largest free part in one piece. `karst holes` tells more of them.",
+    .needs = KARST_NEEDS_HEAPS,
+    .run = run,
+};
