@@ -86,9 +86,18 @@ static int compare_cached(const void *a, const void *b) {
 }
 
 void glibc_sort_cached(struct glibc_heap *glibc) {
-    if (glibc->cached_count) {
-        qsort(glibc->cached, glibc->cached_count, sizeof *glibc->cached, compare_cached);
+    if (glibc->cached_count == 0) {
+        return;
     }
+    qsort(glibc->cached, glibc->cached_count, sizeof *glibc->cached, compare_cached);
+    /* A list with a cycle gave its chunks more than once. */
+    size_t kept = 1;
+    for (size_t i = 1; i < glibc->cached_count; i++) {
+        if (compare_cached(&glibc->cached[i], &glibc->cached[kept - 1]) != 0) {
+            glibc->cached[kept++] = glibc->cached[i];
+        }
+    }
+    glibc->cached_count = kept;
 }
 
 /* The first entry at or above chunk. */
@@ -576,8 +585,7 @@ walk_chunks(struct glibc_heap *glibc, const struct karst_extent *extent, chunk_f
 }
 
 bool glibc_walk_chunks(struct glibc_heap *glibc, const struct karst_extent *extent, chunk_fn *chunk,
-                       void *context, struct karst_error *error) {
-    (void)error;
+                       void *context) {
     return walk_chunks(glibc, extent, chunk, context);
 }
 
@@ -713,16 +721,13 @@ static bool count_node(void *context, uint64_t chunk, uint64_t size_word) {
     return true;
 }
 
+/* The caches were counted when they were found; here follow the doubly linked bins. */
 static void load_arena_bins(struct glibc_heap *glibc, const struct glibc_arena *arena,
                             struct address_list *unsorted) {
     for (unsigned i = 1; i < GLIBC_BINS; i++) {
         struct bin_count count = {&glibc->heap.bins[arena->first_bin + i - 1], i == 1 ? unsorted : NULL};
         count.bin->damaged =
             glibc_follow_bin(glibc, arena, i, false, count_node, &count).end != GLIBC_LIST_END;
-    }
-    for (unsigned i = 0; glibc->layout.state_fastbins && i < GLIBC_FASTBINS; i++) {
-        struct bin_count count = {&glibc->heap.bins[arena->first_bin + GLIBC_BINS - 1 + i], NULL};
-        count.bin->damaged = glibc_follow_fastbin(glibc, arena, i, count_node, &count).end != GLIBC_LIST_END;
     }
 }
 

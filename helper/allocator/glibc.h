@@ -70,8 +70,10 @@ struct glibc_arena {
 };
 
 struct glibc_tcache {
-    uint64_t address; /* of the struct, as the thread's pointer has it */
-    int64_t tid;      /* -1: its thread is gone */
+    uint64_t address;   /* of the struct, as the thread's pointer has it */
+    int64_t tid;        /* -1: its thread is gone */
+    uint32_t first_bin; /* of its rows in heap.bins, one for each of its lists that is not empty */
+    uint32_t bins;
 };
 
 /* A chunk in a tcache or fastbin, or (bin KARST_NONE) a tcache struct itself. */
@@ -175,8 +177,7 @@ struct glibc_chunk {
 
 /* Streams the chunks of an arena's extent: the one walk, under the block stream and under check. */
 bool glibc_walk_chunks(struct glibc_heap *glibc, const struct karst_extent *extent,
-                       bool (*chunk)(void *context, const struct glibc_chunk *chunk), void *context,
-                       struct karst_error *error);
+                       bool (*chunk)(void *context, const struct glibc_chunk *chunk), void *context);
 
 /* ---- the ops, over files ---- */
 bool glibc_find(struct karst *session, struct karst_error *error);

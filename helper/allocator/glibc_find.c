@@ -6,6 +6,7 @@
 #include "glibc.h"
 
 #include <inttypes.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -424,16 +425,13 @@ static bool read_arenas(struct glibc_heap *glibc) {
         if (!add_arena(glibc, arena, false)) {
             return false;
         }
-        uint64_t next;
-        if (!karst_target_read_u64(glibc->heap.target, arena + glibc->layout.state_next, &next)) {
-            glibc->ring_broken = true;
+        uint64_t next, behind;
+        bool readable = karst_target_read_u64(glibc->heap.target, arena + glibc->layout.state_next, &next);
+        if (readable && next == glibc->main_arena) {
             break;
         }
-        if (next == glibc->main_arena) {
-            break;
-        }
-        if (next % 8 != 0 || know_arena(glibc, next) ||
-            !karst_target_read_u64(glibc->heap.target, next + glibc->layout.state_next, &arena)) {
+        if (!readable || next % 8 != 0 || know_arena(glibc, next) ||
+            !karst_target_read_u64(glibc->heap.target, next + glibc->layout.state_next, &behind)) {
             glibc->ring_broken = true;
             break;
         }
@@ -803,8 +801,10 @@ static bool add_mapped_extents(struct glibc_heap *glibc) {
 /* ---- the threads' caches --------------------------------------------------------------------------------
  */
 
-#define TLS_SPAN 8192u  /* how far below the thread pointer libc's thread-local words are looked for */
-#define TCB_SPAN 16384u /* how far into a mapping thread control blocks are looked for */
+#define TLS_SPAN        8192u /* how far below the thread pointer libc's thread-local words are looked for */
+#define MODULE_DATA_MAX (16u << 20) /* how much of a libc's variables is searched for the key */
+#define KEYS_TRIED      16u
+#define TCB_SPAN        16384u /* how far into a mapping thread control blocks are looked for */
 
 /* A thread control block: what the thread pointer points at. */
 struct tcb {
@@ -969,7 +969,6 @@ struct collect {
 };
 
 static bool collect_node(void *context, uint64_t chunk, uint64_t size_word) {
-    (void)size_word;
     struct collect *collect = context;
     uint64_t key;
     if (collect->vote && glibc_read(collect->glibc, chunk + 24, &key)) {
@@ -979,6 +978,9 @@ static bool collect_node(void *context, uint64_t chunk, uint64_t size_word) {
             collect->vote->weight += collect->vote->key == key ? 1 : UINT64_MAX;
         }
     }
+    struct karst_bin *bin = &collect->glibc->heap.bins[collect->bin];
+    bin->blocks++;
+    bin->bytes += size_word & ~(uint64_t)GLIBC_FLAGS;
     if (!glibc_add_cached(collect->glibc, chunk, collect->bin)) {
         collect->out_of_memory = true;
         return false;
@@ -1020,10 +1022,7 @@ static bool add_tcache_bin(struct glibc_heap *glibc, const struct glibc_tcache *
     name_bin(bin, "tcache", of);
     struct collect collect = {glibc, (uint32_t)(glibc->heap.bin_count - 1), vote, false};
     struct glibc_list_result result = glibc_follow_tcache(glibc, tcache, index, collect_node, &collect);
-    bin = &glibc->heap.bins[collect.bin];
-    bin->blocks = result.count;
-    bin->bytes = result.count * bin->smallest;
-    bin->damaged = result.end != GLIBC_LIST_END;
+    glibc->heap.bins[collect.bin].damaged = result.end != GLIBC_LIST_END;
     return !collect.out_of_memory;
 }
 
@@ -1047,7 +1046,7 @@ static bool add_tcache(struct glibc_heap *glibc, const struct tcb *tcb, struct k
     }
     glibc->tcaches = tcaches;
     struct glibc_tcache *tcache = &tcaches[glibc->tcache_count_found++];
-    *tcache = (struct glibc_tcache){address, tcb->tid};
+    *tcache = (struct glibc_tcache){address, tcb->tid, (uint32_t)glibc->heap.bin_count, 0};
     if (!glibc_add_cached(glibc, address - GLIBC_HEADER, KARST_NONE)) {
         return false;
     }
@@ -1057,11 +1056,73 @@ static bool add_tcache(struct glibc_heap *glibc, const struct tcb *tcb, struct k
         if (!glibc_read(glibc, address + glibc->layout.tcache_entries + 8ull * i, &entry)) {
             break;
         }
-        if ((used || entry) && !add_tcache_bin(glibc, tcache, i, vote)) {
-            return false;
+        if (used || entry) {
+            tcache->bins++;
+            if (!add_tcache_bin(glibc, tcache, i, vote)) {
+                return false;
+            }
         }
     }
     return true;
+}
+
+/* Does value stand in the module's writable data or the anonymous memory (its .bss) right behind? */
+static bool in_module_data(struct glibc_heap *glibc, uint64_t value) {
+    struct karst_target *target = glibc->heap.target;
+    struct karst_window window;
+    karst_window_open(&window, target, 1u << 16);
+    bool found = false;
+    for (size_t i = 0; i < target->mapping_count && !found; i++) {
+        const struct karst_mapping *mapping = &target->mappings[i];
+        bool data = mapping->start >= glibc->module->start && mapping->start < glibc->module->end;
+        bool bss = i > 0 && mapping->start == target->mappings[i - 1].end &&
+                   mapping->start >= glibc->module->end &&
+                   target->mappings[i - 1].start < glibc->module->end &&
+                   target->mappings[i - 1].start >= glibc->module->start;
+        if ((!data && !bss) || !(mapping->permissions & KARST_MAPPING_WRITE)) {
+            continue;
+        }
+        uint64_t end =
+            mapping->end - mapping->start > MODULE_DATA_MAX ? mapping->start + MODULE_DATA_MAX : mapping->end;
+        for (uint64_t at = mapping->start; at + 8 <= end && !found; at += 8) {
+            const uint8_t *bytes = karst_window_at(&window, at, 8);
+            if (!bytes) {
+                break;
+            }
+            found = glibc_word(bytes) == value;
+        }
+    }
+    karst_window_close(&window);
+    return found;
+}
+
+/* The key that free() leaves in cached chunks: by symbol, else the cached chunks' most frequent word if libc
+ * has it among its variables, else any of their words that libc has. 0: can't be told. */
+static uint64_t find_tcache_key(struct glibc_heap *glibc, const struct key_vote *vote) {
+    struct karst_symbol symbol;
+    uint64_t key;
+    if (!glibc->layout.tcache_key_random) {
+        return 0;
+    }
+    if (karst_module_symbol(glibc->heap.target, glibc->module, "tcache_key", &symbol) &&
+        !symbol.thread_local_ && karst_target_read_u64(glibc->heap.target, symbol.address, &key)) {
+        return key;
+    }
+    if (vote->weight && vote->key && in_module_data(glibc, vote->key)) {
+        return vote->key;
+    }
+    unsigned tried = 0;
+    for (size_t i = 0; i < glibc->cached_count && tried < KEYS_TRIED; i++) {
+        uint32_t bin = glibc->cached[i].bin;
+        if (bin != KARST_NONE && strcmp(glibc->heap.bins[bin].kind, "tcache") == 0 &&
+            glibc_read(glibc, glibc->cached[i].chunk + 24, &key) && key > UINT32_MAX) {
+            tried++;
+            if (in_module_data(glibc, key)) {
+                return key;
+            }
+        }
+    }
+    return 0;
 }
 
 static bool find_tcaches(struct glibc_heap *glibc) {
@@ -1071,7 +1132,7 @@ static bool find_tcaches(struct glibc_heap *glibc) {
     for (size_t i = 0; fine && glibc->tcache_tls_offset && i < tcbs.count; i++) {
         fine = add_tcache(glibc, &tcbs.items[i], &vote);
     }
-    glibc->tcache_key = vote.weight ? vote.key : 0;
+    glibc->tcache_key = fine ? find_tcache_key(glibc, &vote) : 0;
     size_t unknown = 0;
     for (size_t t = 0; t < glibc->heap.target->thread_count; t++) {
         bool known = false;
@@ -1132,7 +1193,8 @@ static bool add_arena_bins(struct glibc_heap *glibc, uint32_t index) {
         bin->smallest = bin->largest = GLIBC_MIN_CHUNK + (uint64_t)i * GLIBC_ALIGN;
         name_bin(bin, "fast", of);
         if (!arena->uninitialized) {
-            glibc_follow_fastbin(glibc, arena, i, collect_node, &collect);
+            bin->damaged =
+                glibc_follow_fastbin(glibc, arena, i, collect_node, &collect).end != GLIBC_LIST_END;
         }
     }
     return !collect.out_of_memory;
@@ -1167,11 +1229,28 @@ bool glibc_thread_inside(struct glibc_heap *glibc, const struct karst_thread *th
     return false;
 }
 
+/* malloc aborts the program when it finds damage, with its lock held, before it changes anything: a thread
+ * that died so left no torn state. */
+static bool aborted_inside(struct glibc_heap *glibc) {
+    const struct karst_target *target = glibc->heap.target;
+    for (size_t i = 0; i < target->thread_count; i++) {
+        if (target->threads[i].signal == SIGABRT && glibc_thread_inside(glibc, &target->threads[i])) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static bool note_flux(struct glibc_heap *glibc) {
     struct karst_target *target = glibc->heap.target;
     glibc->heap.in_flux = !target->stopped && target->kind == KARST_TARGET_PROCESS;
+    bool aborted = aborted_inside(glibc);
+    if (aborted &&
+        !karst_facts_add(&glibc->heap.facts, "aborted", 0, "by malloc itself, over damage that it met")) {
+        return false;
+    }
     for (size_t i = 0; i < glibc->heap.arena_count; i++) {
-        if (glibc->heap.arenas[i].locked) {
+        if (glibc->heap.arenas[i].locked && !aborted) {
             glibc->heap.in_flux = true;
             if (!karst_facts_add(&glibc->heap.facts, "locked", glibc->arenas[i].address,
                                  "arena %s: a thread was at work in it", glibc->heap.arenas[i].name)) {
@@ -1180,7 +1259,7 @@ static bool note_flux(struct glibc_heap *glibc) {
         }
     }
     for (size_t i = 0; i < target->thread_count; i++) {
-        if (glibc_thread_inside(glibc, &target->threads[i])) {
+        if (target->threads[i].signal != SIGABRT && glibc_thread_inside(glibc, &target->threads[i])) {
             glibc->heap.in_flux = true;
             if (!karst_facts_add(&glibc->heap.facts, "inside malloc", 0,
                                  "thread %" PRId64 " is, or was a moment ago, inside the allocator",
