@@ -15,7 +15,7 @@ enum karst_target_kind { KARST_TARGET_CORE, KARST_TARGET_PROCESS, KARST_TARGET_C
 struct karst_module {
     const char *path;              /* as the target names it; owned by the target */
     uint64_t start;                /* of its first mapping */
-    uint64_t end;                  /* of its last mapping, gaps between included */
+    uint64_t end;                  /* of its last mapping or its .bss, gaps between included */
     uint64_t bias;                 /* what to add to its file's virtual addresses */
     uint8_t build_id[64];          /* as read from the target's memory, else from the file */
     size_t build_id_size;          /* 0: unknown */
@@ -33,6 +33,9 @@ struct karst_target_ops {
     /* Bytes of [start, end) that are resident, UINT64_MAX: can't be told. Calls come mostly in rising
      * order of address. */
     uint64_t (*resident)(struct karst_target *target, uint64_t start, uint64_t end);
+    /* A file descriptor of the module's file by a way of its own (a process's /proc), -1: there is none;
+     * the paths are tried then. May be NULL. */
+    int (*open_module)(struct karst_target *target, const struct karst_module *module);
     void (*close)(struct karst_target *target);
 };
 
@@ -54,10 +57,16 @@ struct karst_target {
     size_t thread_count;
     struct karst_module *modules;
     size_t module_count;
+    struct karst_module *executable_module; /* one of modules; NULL: unknown */
     char **remarks; /* what a reader of any answer has to know: "12 MB of the core are missing" */
     size_t remark_count;
     bool missing_memory; /* parts of the target's private memory could not be had: totals may be low */
     char *sysroot, *debug_directory; /* from the options; may be NULL */
+    char *executable_file;           /* the same: where the executable is here */
+    char **strings;                  /* what the names and paths above point to */
+    size_t string_count;
+    size_t files_missing;        /* modules whose files were asked for and are not here */
+    size_t files_missing_remark; /* the remark that tells so */
     bool no_symbols;
     const struct karst_callbacks *callbacks; /* lent symbols and layouts; NULL: none */
 };

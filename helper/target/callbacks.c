@@ -1,0 +1,121 @@
+/* A target that a debugger lends through struct karst_callbacks. */
+#include "parts.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct lent {
+    struct karst_target target;
+    struct karst_callbacks callbacks; /* a copy: the caller's struct need not outlive the call */
+};
+
+static size_t lent_read(struct karst_target *target, uint64_t address, void *buffer, size_t size) {
+    const struct karst_callbacks *callbacks = &((struct lent *)target)->callbacks;
+    size_t got = callbacks->read(callbacks->context, address, buffer, size);
+    return got < size ? got : size;
+}
+
+static uint64_t lent_resident(struct karst_target *target, uint64_t start, uint64_t end) {
+    const struct karst_callbacks *callbacks = &((struct lent *)target)->callbacks;
+    if (!callbacks->resident) {
+        return UINT64_MAX;
+    }
+    uint64_t bytes = callbacks->resident(callbacks->context, start, end);
+    return bytes == UINT64_MAX || bytes < end - start ? bytes : end - start;
+}
+
+static void lent_close(struct karst_target *target) {
+    karst_target_free_parts(target);
+    free(target);
+}
+
+static const struct karst_target_ops lent_ops = {
+    .read = lent_read, .resident = lent_resident, .close = lent_close};
+
+/* Copies the mappings that make sense; false: out of memory. */
+static bool take_mappings(struct lent *lent) {
+    struct karst_mapping mapping;
+    for (size_t i = 0; i < KARST_MAPPINGS_MAX; i++) {
+        memset(&mapping, 0, sizeof mapping);
+        if (!lent->callbacks.mapping(lent->callbacks.context, i, &mapping)) {
+            break;
+        }
+        if (mapping.start >= mapping.end) {
+            continue;
+        }
+        const char *name = NULL;
+        if (mapping.name && mapping.name[0] != '\0' &&
+            !(name = karst_target_string(&lent->target, mapping.name, strlen(mapping.name)))) {
+            return false;
+        }
+        struct karst_mapping *added = karst_target_add_mapping(&lent->target);
+        if (!added) {
+            return false;
+        }
+        *added = mapping;
+        added->name = name;
+    }
+    size_t overlaps = karst_target_sort_mappings(&lent->target);
+    if (overlaps) {
+        karst_target_remark(&lent->target,
+                            "%zu of the debugger's mappings overlap others: the first one counts", overlaps);
+    }
+    return true;
+}
+
+/* A lent program has no name for its executable: it is the module that is lowest and not in a library
+ * folder's place; the debugger's own symbols serve it anyway, so the first module will do. */
+static bool open_lent(struct lent *lent, const struct karst_options *options, struct karst_error *error) {
+    struct karst_target *target = &lent->target;
+    const struct karst_callbacks *callbacks = &lent->callbacks;
+    if (!karst_target_init(target, &lent_ops, KARST_TARGET_CALLBACKS, options, error)) {
+        return false;
+    }
+    uint64_t page_size = callbacks->page_size ? callbacks->page_size : 4096;
+    if (page_size < 4096 || page_size > 65536 || (page_size & (page_size - 1)) != 0) {
+        return karst_fail(error, KARST_ERROR_USAGE, "a page size of %llu bytes is not possible",
+                          (unsigned long long)page_size);
+    }
+    target->page_size = page_size;
+    target->pid = callbacks->pid;
+    target->callbacks = callbacks;
+    target->stopped = !options || !options->no_stop;
+    bool taken =
+        take_mappings(lent) &&
+        (!callbacks->thread || karst_target_lent_threads(target, callbacks->thread, callbacks->context));
+    if (!taken || !karst_target_find_modules(target)) {
+        return karst_fail_memory(error);
+    }
+    if (target->mapping_count == 0) {
+        return karst_fail(error, KARST_ERROR_NOT_FOUND,
+                          "the debugger knows no memory: is the program running?");
+    }
+    int length = target->pid > 0
+                     ? asprintf(&target->name, "process %lld of the debugger", (long long)target->pid)
+                     : asprintf(&target->name, "the debugger's program");
+    if (length < 0) {
+        target->name = NULL;
+        return karst_fail_memory(error);
+    }
+    return true;
+}
+
+struct karst_target *karst_callbacks_open(const struct karst_callbacks *callbacks,
+                                          const struct karst_options *options, struct karst_error *error) {
+    if (!callbacks || !callbacks->read || !callbacks->mapping) {
+        karst_fail(error, KARST_ERROR_USAGE, "callbacks need at least read and mapping");
+        return NULL;
+    }
+    struct lent *lent = calloc(1, sizeof *lent);
+    if (!lent) {
+        karst_fail_memory(error);
+        return NULL;
+    }
+    lent->callbacks = *callbacks;
+    if (!open_lent(lent, options, error)) {
+        lent_close(&lent->target);
+        return NULL;
+    }
+    return &lent->target;
+}

@@ -1,0 +1,698 @@
+/* Core files: read in place, whatever their size; nothing here is proportional to it.
+ *
+ * Residency: the kernel leaves pages that were never touched as holes in the file (they read as zeros,
+ * which is what the program would have seen), so SEEK_DATA/SEEK_HOLE tell which pages were there; pages
+ * that were swapped out count as there, dumping fetches them. A copy by a tool that fills holes loses
+ * that: such a file has no hole at all, while a core by the kernel has some in practice always (the
+ * stack's mapping is larger than what was used). So a file without a hole can't tell. Neither can one by
+ * gcore, which writes zeros for what it could not read, or makes holes of whatever is zero (GDB 15). */
+#include "core.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define NOTES_MAX    ((uint64_t)1 << 30)
+#define SEGMENTS_MAX KARST_MAPPINGS_MAX
+
+/* ---- reading ----------------------------------------------------------------------------------- */
+
+/* The first region that ends after address, region_count: none. */
+static size_t region_after(const struct core *core, uint64_t address) {
+    size_t low = 0, high = core->region_count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (core->regions[middle].end > address) {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    return low;
+}
+
+static const struct core_region *region_at(struct core *core, uint64_t address) {
+    if (core->last_region < core->region_count) {
+        const struct core_region *last = &core->regions[core->last_region];
+        if (address >= last->start && address < last->end) {
+            return last;
+        }
+    }
+    size_t found = region_after(core, address);
+    if (found >= core->region_count || core->regions[found].start > address) {
+        return NULL;
+    }
+    core->last_region = found;
+    return &core->regions[found];
+}
+
+static const uint8_t *core_view(struct karst_target *target, uint64_t address, size_t *size) {
+    struct core *core = (struct core *)target;
+    const struct core_region *region = region_at(core, address);
+    if (!region) {
+        return NULL;
+    }
+    uint64_t skip = address - region->start;
+    if (region->kind == CORE_REGION_SAVED) {
+        *size = (size_t)(region->end - address);
+        return core->data + region->offset + skip;
+    }
+    if (region->kind != CORE_REGION_FILE) {
+        return NULL;
+    }
+    struct karst_module *module = karst_target_module(target, region->start);
+    const struct karst_elf_file *file = module ? karst_module_file(target, module) : NULL;
+    if (!file || region->offset + skip >= file->size) {
+        return NULL;
+    }
+    uint64_t left = file->size - (region->offset + skip);
+    *size = (size_t)(region->end - address < left ? region->end - address : left);
+    return file->data + region->offset + skip;
+}
+
+static size_t core_read(struct karst_target *target, uint64_t address, void *buffer, size_t size) {
+    size_t done = 0;
+    while (done < size) {
+        size_t there = 0;
+        const uint8_t *bytes = core_view(target, address + done, &there);
+        if (!bytes) {
+            break;
+        }
+        there = there < size - done ? there : size - done;
+        memcpy((uint8_t *)buffer + done, bytes, there);
+        done += there;
+    }
+    return done;
+}
+
+/* Moves the cached extent to the one that holds offset of the file; false: can't be told. */
+static bool seek_extent(struct core *core, uint64_t offset) {
+    if (offset >= core->extent_start && offset < core->extent_end) {
+        return true;
+    }
+    off_t data = lseek(core->descriptor, (off_t)offset, SEEK_DATA);
+    if (data < 0 && errno != ENXIO) {
+        return false;
+    }
+    core->extent_start = offset;
+    core->extent_is_data = data == (off_t)offset;
+    if (core->extent_is_data) {
+        off_t hole = lseek(core->descriptor, (off_t)offset, SEEK_HOLE);
+        core->extent_end = hole > (off_t)offset ? (uint64_t)hole : core->size;
+    } else {
+        core->extent_end = data > (off_t)offset ? (uint64_t)data : core->size;
+    }
+    return core->extent_end > offset;
+}
+
+static uint64_t resident_in_file(struct core *core, uint64_t start, uint64_t end) {
+    uint64_t resident = 0;
+    while (start < end) {
+        if (!seek_extent(core, start)) {
+            return UINT64_MAX;
+        }
+        uint64_t to = core->extent_end < end ? core->extent_end : end;
+        resident += core->extent_is_data ? to - start : 0;
+        start = to;
+    }
+    return resident;
+}
+
+static uint64_t core_resident(struct karst_target *target, uint64_t start, uint64_t end) {
+    struct core *core = (struct core *)target;
+    uint64_t resident = 0;
+    if (!core->residency_known) {
+        return UINT64_MAX;
+    }
+    for (size_t i = region_after(core, start); i < core->region_count; i++) {
+        const struct core_region *region = &core->regions[i];
+        if (region->start >= end) {
+            break;
+        }
+        uint64_t from = start > region->start ? start : region->start;
+        uint64_t to = end < region->end ? end : region->end;
+        if (region->kind == CORE_REGION_SAVED) {
+            uint64_t bytes = resident_in_file(core, region->offset + (from - region->start),
+                                              region->offset + (to - region->start));
+            if (bytes == UINT64_MAX) {
+                return UINT64_MAX;
+            }
+            resident += bytes;
+        } else if (region->kind != CORE_REGION_OMITTED || !core->anonymous_saved) {
+            return UINT64_MAX;
+        }
+        /* The kernel leaves out what was never touched: not resident. */
+    }
+    return resident;
+}
+
+static void core_close(struct karst_target *target) {
+    struct core *core = (struct core *)target;
+    karst_target_free_parts(target);
+    free(core->regions);
+    free(core->files);
+    if (core->data) {
+        munmap((void *)core->data, (size_t)core->size);
+    }
+    if (core->descriptor >= 0) {
+        close(core->descriptor);
+    }
+    free(core);
+}
+
+static const struct karst_target_ops core_ops = {
+    .read = core_read, .view = core_view, .resident = core_resident, .close = core_close};
+
+/* ---- opening: is it a core? -------------------------------------------------------------------- */
+
+struct magic {
+    const char *bytes;
+    size_t size;
+    const char *kind;
+    const char *command;
+};
+
+static bool refuse_by_magic(const uint8_t *start, size_t size, const char *path, struct karst_error *error) {
+    static const struct magic compressed[] = {
+        {"\x28\xb5\x2f\xfd", 4, "zstd", "zstd -d"}, {"\xfd\x37zXZ", 6, "xz", "xz -dk"},
+        {"\x04\x22\x4d\x18", 4, "lz4", "lz4 -d"},   {"\x1f\x8b", 2, "gzip", "gzip -dk"},
+        {"BZh", 3, "bzip2", "bzip2 -dk"},
+    };
+    for (size_t i = 0; i < sizeof compressed / sizeof *compressed; i++) {
+        if (size >= compressed[i].size && memcmp(start, compressed[i].bytes, compressed[i].size) == 0) {
+            return karst_fail(error, KARST_ERROR_FORMAT, "%s is compressed (%s); decompress it first: %s %s",
+                              path, compressed[i].kind, compressed[i].command, path);
+        }
+    }
+    if (size >= 8 && (memcmp(start, "KDUMP   ", 8) == 0 || memcmp(start, "makedump", 8) == 0)) {
+        return karst_fail(error, KARST_ERROR_UNSUPPORTED,
+                          "%s is a dump of a kernel, not the core of a process; drgn opens it", path);
+    }
+    return true;
+}
+
+static bool check_header(const Elf64_Ehdr *header, const char *path, struct karst_error *error) {
+    static const char *const kinds[] = {"an ELF file of no type", "an object file", "a program",
+                                        "a program or library"};
+    if (header->e_ident[EI_CLASS] != ELFCLASS64 || header->e_ident[EI_DATA] != ELFDATA2LSB) {
+        return karst_fail(error, KARST_ERROR_UNSUPPORTED,
+                          "%s is a %s-bit %s-endian ELF file; only 64-bit little-endian cores can be read",
+                          path, header->e_ident[EI_CLASS] == ELFCLASS32 ? "32" : "64",
+                          header->e_ident[EI_DATA] == ELFDATA2MSB ? "big" : "little");
+    }
+    if (header->e_type != ET_CORE) {
+        return karst_fail(
+            error, KARST_ERROR_FORMAT, "%s is %s, not a core file%s", path,
+            header->e_type < sizeof kinds / sizeof *kinds ? kinds[header->e_type]
+                                                          : "an ELF file of unknown type",
+            header->e_type == ET_EXEC || header->e_type == ET_DYN ? " (-e names the program of a core)" : "");
+    }
+    if (header->e_machine != EM_X86_64 && header->e_machine != EM_AARCH64) {
+        return karst_fail(error, KARST_ERROR_UNSUPPORTED,
+                          "%s is a core of ELF machine %u; only x86-64 and aarch64 are known", path,
+                          header->e_machine);
+    }
+    if (header->e_phentsize != sizeof(Elf64_Phdr)) {
+        return karst_fail(error, KARST_ERROR_FORMAT, "%s is damaged: its program headers are %u bytes each",
+                          path, header->e_phentsize);
+    }
+    return true;
+}
+
+static bool open_file(struct core *core, const char *path, struct karst_error *error) {
+    core->descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    if (core->descriptor < 0) {
+        return karst_fail_errno(error, errno, "cannot open %s", path);
+    }
+    struct stat status;
+    if (fstat(core->descriptor, &status) != 0) {
+        return karst_fail_errno(error, errno, "cannot look at %s", path);
+    }
+    if (!S_ISREG(status.st_mode)) {
+        return karst_fail(error, KARST_ERROR_FORMAT, "%s is %s, not a core file", path,
+                          S_ISDIR(status.st_mode) ? "a directory" : "no regular file");
+    }
+    if (status.st_size == 0) {
+        return karst_fail(error, KARST_ERROR_FORMAT,
+                          "%s is empty: was the core limited (ulimit -c) or the disk full?", path);
+    }
+    core->size = (uint64_t)status.st_size;
+    void *data = core->size > SIZE_MAX ? MAP_FAILED
+                                       : mmap(NULL, (size_t)core->size, PROT_READ,
+                                              MAP_PRIVATE | MAP_NORESERVE, core->descriptor, 0);
+    if (data == MAP_FAILED) {
+        return karst_fail_errno(error, errno, "cannot map %s", path);
+    }
+    core->data = data;
+    if (!refuse_by_magic(core->data, (size_t)core->size, path, error)) {
+        return false;
+    }
+    if (core->size < SELFMAG || memcmp(core->data, ELFMAG, SELFMAG) != 0) {
+        return karst_fail(error, KARST_ERROR_FORMAT, "%s is not a core file: it is no ELF file at all", path);
+    }
+    if (core->size < sizeof(Elf64_Ehdr)) {
+        return karst_fail(error, KARST_ERROR_FORMAT, "%s is cut off within its first header", path);
+    }
+    return check_header((const Elf64_Ehdr *)(const void *)core->data, path, error);
+}
+
+/* ---- opening: segments ------------------------------------------------------------------------- */
+
+/* The program headers that are there; *missing: how many more there should be. */
+static size_t find_headers(const struct core *core, uint64_t *offset, uint64_t *missing) {
+    const Elf64_Ehdr *header = (const Elf64_Ehdr *)(const void *)core->data;
+    uint64_t count = header->e_phnum;
+    if (count == PN_XNUM && header->e_shoff <= core->size &&
+        core->size - header->e_shoff >= sizeof(Elf64_Shdr)) {
+        Elf64_Shdr section;
+        memcpy(&section, core->data + header->e_shoff, sizeof section);
+        count = section.sh_info;
+    }
+    *offset = header->e_phoff;
+    uint64_t room = *offset <= core->size ? (core->size - *offset) / sizeof(Elf64_Phdr) : 0;
+    room = room < SEGMENTS_MAX ? room : SEGMENTS_MAX;
+    *missing = count > room ? count - room : 0;
+    return (size_t)(count < room ? count : room);
+}
+
+static Elf64_Phdr header_at(const struct core *core, uint64_t offset, size_t index) {
+    Elf64_Phdr header;
+    memcpy(&header, core->data + offset + index * sizeof header, sizeof header);
+    return header;
+}
+
+static bool read_all_notes(struct core *core, uint64_t offset, size_t count, struct karst_error *error) {
+    uint64_t budget = NOTES_MAX;
+    for (size_t i = 0; i < count && budget > 0; i++) {
+        Elf64_Phdr header = header_at(core, offset, i);
+        if (header.p_type != PT_NOTE || header.p_offset >= core->size) {
+            continue;
+        }
+        uint64_t size = core->size - header.p_offset;
+        size = size < header.p_filesz ? size : header.p_filesz;
+        size = size < budget ? size : budget;
+        budget -= size;
+        if (!core_read_notes(core, core->data + header.p_offset, (size_t)size)) {
+            return karst_fail_memory(error);
+        }
+    }
+    return true;
+}
+
+/* A PT_LOAD as it will be used: address range checked, disjoint from the others. */
+struct segment {
+    uint64_t start, end;
+    uint64_t offset;
+    uint64_t saved; /* bytes from start on that the headers say are in the core */
+    uint32_t permissions;
+    uint32_t order;
+};
+
+static int compare_segments(const void *a, const void *b) {
+    const struct segment *x = a, *y = b;
+    if (x->start != y->start) {
+        return x->start < y->start ? -1 : 1;
+    }
+    return x->order < y->order ? -1 : x->order > y->order;
+}
+
+static uint32_t permissions_of(uint32_t flags) {
+    return (flags & PF_R ? KARST_MAPPING_READ : 0u) | (flags & PF_W ? KARST_MAPPING_WRITE : 0u) |
+           (flags & PF_X ? KARST_MAPPING_EXECUTE : 0u);
+}
+
+/* Cuts the later of two overlapping segments; returns how many were cut or dropped. */
+static size_t make_disjoint(struct segment *segments, size_t *count) {
+    size_t kept = 0, cut = 0;
+    uint64_t end = 0;
+    for (size_t i = 0; i < *count; i++) {
+        struct segment segment = segments[i];
+        if (segment.start < end) {
+            uint64_t skip = end - segment.start;
+            cut++;
+            if (segment.end <= end) {
+                continue;
+            }
+            segment.start = end;
+            segment.offset += skip;
+            segment.saved = segment.saved > skip ? segment.saved - skip : 0;
+        }
+        end = segment.end;
+        segments[kept++] = segment;
+    }
+    *count = kept;
+    return cut;
+}
+
+/* The PT_LOADs, sorted and disjoint. NULL with *count 0: none; out of memory sets *failed. */
+static struct segment *load_segments(struct core *core, uint64_t offset, size_t headers, size_t *count,
+                                     bool *failed) {
+    *count = 0;
+    struct segment *segments = calloc(headers ? headers : 1, sizeof *segments);
+    if (!segments) {
+        *failed = true;
+        return NULL;
+    }
+    size_t damaged = 0;
+    bool sorted = true;
+    for (size_t i = 0; i < headers; i++) {
+        Elf64_Phdr header = header_at(core, offset, i);
+        uint64_t memory = header.p_memsz > header.p_filesz ? header.p_memsz : header.p_filesz;
+        if (header.p_type != PT_LOAD || memory == 0) {
+            continue;
+        }
+        if (memory > UINT64_MAX - header.p_vaddr || header.p_filesz > UINT64_MAX - header.p_offset) {
+            damaged++;
+            continue;
+        }
+        struct segment *segment = &segments[*count];
+        *segment = (struct segment){header.p_vaddr,  header.p_vaddr + memory,        header.p_offset,
+                                    header.p_filesz, permissions_of(header.p_flags), (uint32_t)i};
+        sorted &= *count == 0 || segment[-1].start <= segment->start;
+        (*count)++;
+    }
+    if (!sorted) {
+        qsort(segments, *count, sizeof *segments, compare_segments);
+    }
+    if (damaged) {
+        karst_target_remark(&core->target,
+                            "%zu segments of the core are damaged (impossible sizes): left out", damaged);
+    }
+    size_t cut = make_disjoint(segments, count);
+    if (cut) {
+        karst_target_remark(&core->target, "%zu segments of the core overlap others: the first one counts",
+                            cut);
+    }
+    return segments;
+}
+
+/* ---- opening: mappings and regions ------------------------------------------------------------- */
+
+static bool add_region(struct core *core, uint64_t start, uint64_t end, uint64_t offset,
+                       enum core_region_kind kind) {
+    if (start >= end) {
+        return true;
+    }
+    size_t count = core->region_count;
+    if ((count & (count - 1)) == 0) {
+        struct core_region *regions = realloc(core->regions, (count ? 2 * count : 1) * sizeof *regions);
+        if (!regions) {
+            return false;
+        }
+        core->regions = regions;
+    }
+    core->regions[core->region_count++] = (struct core_region){start, end, offset, kind};
+    return true;
+}
+
+/* Adds [start, end), which is part of segment (NULL: of none) and of file (NULL: of none). */
+static bool add_piece(struct core *core, uint64_t start, uint64_t end, const struct segment *segment,
+                      const struct core_file *file) {
+    struct karst_mapping *mapping = karst_target_add_mapping(&core->target);
+    if (!mapping) {
+        return false;
+    }
+    mapping->start = start;
+    mapping->end = end;
+    mapping->permissions = segment ? segment->permissions : KARST_MAPPING_READ;
+    uint64_t file_offset = 0;
+    if (file) {
+        mapping->name = file->path;
+        mapping->file_offset = file_offset = file->offset + (start - file->start);
+    }
+    uint64_t saved_end = start, present_end = start;
+    if (segment) {
+        uint64_t saved = segment->start + segment->saved;
+        uint64_t room = segment->offset < core->size ? core->size - segment->offset : 0;
+        uint64_t present = segment->start + (room < segment->saved ? room : segment->saved);
+        saved_end = saved < start ? start : saved < end ? saved : end;
+        present_end = present < start ? start : present < end ? present : end;
+    }
+    bool from_file = file && !(mapping->permissions & KARST_MAPPING_WRITE);
+    uint64_t core_offset = segment ? segment->offset + (start - segment->start) : 0;
+    core->anonymous_saved |= present_end > start && karst_mapping_is_anonymous(mapping);
+    return add_region(core, start, present_end, core_offset, CORE_REGION_SAVED) &&
+           add_region(core, present_end, saved_end, file_offset + (present_end - start),
+                      from_file ? CORE_REGION_FILE : CORE_REGION_CUT) &&
+           add_region(core, saved_end, end, file_offset + (saved_end - start),
+                      from_file ? CORE_REGION_FILE : CORE_REGION_OMITTED);
+}
+
+static int compare_files(const void *a, const void *b) {
+    const struct core_file *x = a, *y = b;
+    return x->start < y->start ? -1 : x->start > y->start;
+}
+
+static void sort_files(struct core *core) {
+    size_t kept = 0;
+    uint64_t end = 0;
+    qsort(core->files, core->file_count, sizeof *core->files, compare_files);
+    for (size_t i = 0; i < core->file_count; i++) {
+        struct core_file file = core->files[i];
+        if (file.start >= end) {
+            end = file.end;
+            core->files[kept++] = file;
+        }
+    }
+    core->file_count = kept;
+}
+
+/* Merges segments and files: every change of either begins a new mapping. */
+static bool merge(struct core *core, const struct segment *segments, size_t segment_count) {
+    size_t s = 0, f = 0;
+    uint64_t at = 0;
+    while (s < segment_count || f < core->file_count) {
+        const struct segment *segment = s < segment_count ? &segments[s] : NULL;
+        const struct core_file *file = f < core->file_count ? &core->files[f] : NULL;
+        uint64_t next_segment = segment ? (segment->start > at ? segment->start : at) : UINT64_MAX;
+        uint64_t next_file = file ? (file->start > at ? file->start : at) : UINT64_MAX;
+        at = next_segment < next_file ? next_segment : next_file;
+        bool in_segment = segment && next_segment == at, in_file = file && next_file == at;
+        uint64_t end = in_segment ? segment->end : UINT64_MAX;
+        end = in_file && file->end < end ? file->end : end;
+        end = segment && !in_segment && segment->start < end ? segment->start : end;
+        end = file && !in_file && file->start < end ? file->start : end;
+        if (!add_piece(core, at, end, in_segment ? segment : NULL, in_file ? file : NULL)) {
+            return false;
+        }
+        at = end;
+        s += in_segment && at >= segment->end;
+        f += in_file && at >= file->end;
+    }
+    return true;
+}
+
+/* Says what the file lost by being cut off. */
+static void remark_cut(struct core *core, const struct segment *segments, size_t count, uint64_t headers) {
+    uint64_t missing = 0, whole = 0;
+    for (size_t i = 0; i < count; i++) {
+        uint64_t end = segments[i].offset + segments[i].saved;
+        uint64_t room = segments[i].offset < core->size ? core->size - segments[i].offset : 0;
+        missing += segments[i].saved > room ? segments[i].saved - room : 0;
+        whole = end > whole ? end : whole;
+    }
+    char missing_text[24], size_text[24], whole_text[24];
+    if (headers > 0) {
+        core->target.missing_memory = true;
+        karst_target_remark(&core->target, "the core is cut off: %llu of its segments are not even listed",
+                            (unsigned long long)headers);
+    }
+    if (missing > 0) {
+        core->target.missing_memory = true;
+        karst_target_remark(&core->target,
+                            "the core is cut off: %s of its memory are missing (the file has %s of %s)",
+                            karst_size_text(missing, missing_text), karst_size_text(core->size, size_text),
+                            karst_size_text(whole, whole_text));
+    }
+}
+
+/* ---- opening: names ---------------------------------------------------------------------------- */
+
+static struct karst_mapping *mapping_at(struct core *core, uint64_t address) {
+    return (struct karst_mapping *)karst_target_mapping(&core->target, address);
+}
+
+static void name_stack(struct core *core) {
+    const struct karst_target *target = &core->target;
+    uint64_t inside[3] = {core->auxv_execfn, core->auxv_random, 0};
+    for (size_t i = 0; i < target->thread_count; i++) {
+        if (target->threads[i].tid == target->pid) {
+            inside[2] = target->threads[i].stack_pointer;
+            break;
+        }
+    }
+    for (size_t i = 0; i < 3; i++) {
+        struct karst_mapping *mapping = inside[i] ? mapping_at(core, inside[i]) : NULL;
+        if (mapping && !mapping->name) {
+            mapping->name = "[stack]";
+            return;
+        }
+    }
+}
+
+/* [vvar] is the kernel's data before [vdso]: what a core has of it is not what was there. */
+static void name_vdso(struct core *core) {
+    struct karst_mapping *vdso = core->auxv_vdso ? mapping_at(core, core->auxv_vdso) : NULL;
+    if (!vdso || vdso->name) {
+        return;
+    }
+    vdso->name = "[vdso]";
+    struct karst_mapping *first = core->target.mappings;
+    for (struct karst_mapping *before = vdso;
+         before > first && before[-1].end == before->start && !before[-1].name &&
+         before[-1].permissions == KARST_MAPPING_READ;
+         before--) {
+        before[-1].name = "[vvar]";
+        for (size_t i = region_after(core, before[-1].start);
+             i < core->region_count && core->regions[i].start < before[-1].end; i++) {
+            core->regions[i].kind = CORE_REGION_OMITTED;
+        }
+    }
+}
+
+static void name_others(struct core *core) {
+    struct karst_mapping *vsyscall = mapping_at(core, 0xffffffffff600000u);
+    if (core->target.machine == EM_X86_64 && vsyscall && !vsyscall->name) {
+        vsyscall->name = "[vsyscall]";
+    }
+}
+
+static bool find_executable(struct core *core, const struct karst_options *options,
+                            struct karst_error *error) {
+    struct karst_target *target = &core->target;
+    uint64_t inside[2] = {core->auxv_phdr, core->auxv_entry};
+    for (size_t i = 0; i < 2 && !target->executable_module; i++) {
+        target->executable_module = inside[i] ? karst_target_module(target, inside[i]) : NULL;
+    }
+    if (target->executable_module) {
+        target->executable = strdup(target->executable_module->path);
+        if (!target->executable) {
+            return karst_fail_memory(error);
+        }
+    }
+    if (!options || !options->executable) {
+        return true;
+    }
+    if (access(options->executable, R_OK) != 0) {
+        return karst_fail_errno(error, errno, "cannot read the executable %s", options->executable);
+    }
+    if (!target->executable_module) {
+        karst_target_remark(target, "the core does not tell its executable: %s is not used",
+                            options->executable);
+        return true;
+    }
+    karst_module_file(target, target->executable_module);
+    return true;
+}
+
+/* A name for people: the executable's, else the command's. */
+static bool name_core(struct core *core, struct karst_error *error) {
+    struct karst_target *target = &core->target;
+    const char *who = target->executable ? karst_base_name(target->executable)
+                      : core->command[0] ? core->command
+                                         : "an unknown program";
+    int length = target->pid > 0
+                     ? asprintf(&target->name, "core of %s (pid %lld)", who, (long long)target->pid)
+                     : asprintf(&target->name, "core of %s", who);
+    if (length < 0) {
+        target->name = NULL;
+        return karst_fail_memory(error);
+    }
+    return true;
+}
+
+/* ---- opening ----------------------------------------------------------------------------------- */
+
+static void find_residency(struct core *core) {
+    off_t hole = lseek(core->descriptor, 0, SEEK_HOLE);
+    core->residency_known = !core->by_debugger && hole >= 0 && (uint64_t)hole < core->size;
+}
+
+static bool read_core(struct core *core, const char *path, struct karst_error *error) {
+    struct karst_target *target = &core->target;
+    const Elf64_Ehdr *header = (const Elf64_Ehdr *)(const void *)core->data;
+    uint64_t offset, missing;
+    size_t headers = find_headers(core, &offset, &missing), count;
+    target->machine = header->e_machine;
+    /* The kernel writes section headers only for PN_XNUM; BFD, and so gcore, always does. */
+    core->by_debugger = header->e_shoff != 0 && header->e_phnum != PN_XNUM;
+    if (headers == 0) {
+        return karst_fail(error, KARST_ERROR_FORMAT, "%s is cut off or damaged: it has no program headers",
+                          path);
+    }
+    if (!read_all_notes(core, offset, headers, error)) {
+        return false;
+    }
+    if (core->kernel_dump) {
+        return karst_fail(error, KARST_ERROR_UNSUPPORTED,
+                          "%s is a dump of a kernel, not the core of a process; drgn opens it", path);
+    }
+    if (core->auxv_page_size >= 4096 && core->auxv_page_size <= 65536 &&
+        (core->auxv_page_size & (core->auxv_page_size - 1)) == 0) {
+        target->page_size = core->auxv_page_size;
+    }
+    bool failed = false;
+    struct segment *segments = load_segments(core, offset, headers, &count, &failed);
+    if (failed) {
+        return karst_fail_memory(error);
+    }
+    if (core->file_count > 0) {
+        sort_files(core);
+    }
+    bool merged = merge(core, segments, count);
+    remark_cut(core, segments, count, missing);
+    free(segments);
+    return merged || karst_fail_memory(error);
+}
+
+static void remark_contents(struct core *core) {
+    struct karst_target *target = &core->target;
+    if (core->notes_damaged) {
+        karst_target_remark(target,
+                            "the core's notes are damaged: threads or names of mappings may be missing");
+    }
+    if (target->thread_count == 0) {
+        karst_target_remark(target, "the core has no threads: caches of threads may be missing");
+    }
+    if (!core->files) {
+        karst_target_remark(target, "the core does not name its mapped files (no NT_FILE note)");
+    }
+    if (!core->anonymous_saved) {
+        target->missing_memory = true;
+        karst_target_remark(target,
+                            "the core holds no private memory at all: see coredump_filter in core(5)");
+    }
+}
+
+struct karst_target *karst_core_open(const char *path, const struct karst_options *options,
+                                     struct karst_error *error) {
+    struct core *core = calloc(1, sizeof *core);
+    if (!core) {
+        karst_fail_memory(error);
+        return NULL;
+    }
+    struct karst_target *target = &core->target;
+    core->descriptor = -1;
+    target->stopped = true;
+    if (!karst_target_init(target, &core_ops, KARST_TARGET_CORE, options, error) ||
+        !open_file(core, path, error) || !read_core(core, path, error)) {
+        core_close(target);
+        return NULL;
+    }
+    find_residency(core);
+    name_stack(core);
+    name_vdso(core);
+    name_others(core);
+    remark_contents(core);
+    bool found = karst_target_find_modules(target) || karst_fail_memory(error);
+    if (!found || !find_executable(core, options, error) || !name_core(core, error)) {
+        core_close(target);
+        return NULL;
+    }
+    return target;
+}

@@ -1,0 +1,60 @@
+/* A core file; private to this folder. core.c reads its memory, core_notes.c its notes. */
+#ifndef KARST_TARGET_CORE_H
+#define KARST_TARGET_CORE_H
+
+#include "parts.h"
+
+#include <elf.h>
+
+/* A file mapping by NT_FILE. */
+struct core_file {
+    uint64_t start;
+    uint64_t end;
+    uint64_t offset; /* bytes */
+    const char *path;
+};
+
+enum core_region_kind {
+    CORE_REGION_SAVED,  /* in the core at offset */
+    CORE_REGION_CUT,    /* was in the core, which ends before it */
+    CORE_REGION_FILE,   /* left out, read from the mapped file at offset */
+    CORE_REGION_OMITTED /* left out */
+};
+
+/* Part of the address space with one source of its contents. */
+struct core_region {
+    uint64_t start;
+    uint64_t end;
+    uint64_t offset;
+    enum core_region_kind kind;
+};
+
+struct core {
+    struct karst_target target;
+    const uint8_t *data; /* the whole file, mapped */
+    uint64_t size;
+    int descriptor;
+    struct core_region *regions; /* sorted, disjoint */
+    size_t region_count;
+    size_t last_region; /* where the last question was answered */
+    struct core_file *files;
+    size_t file_count;
+    /* The piece of the file that the last question about residency fell into: all data or all hole. */
+    uint64_t extent_start, extent_end;
+    bool extent_is_data;
+    bool residency_known; /* holes in the file are never-touched pages */
+    bool by_debugger;     /* written by gcore, not by the kernel */
+    bool anonymous_saved; /* private anonymous memory is in the core at all */
+    /* From the notes. */
+    uint64_t auxv_phdr, auxv_entry, auxv_execfn, auxv_random, auxv_vdso, auxv_page_size;
+    char command[17];
+    char arguments[81];
+    bool has_process_note;
+    bool kernel_dump; /* a VMCOREINFO note: a dump of the kernel */
+    bool notes_damaged;
+};
+
+/* Reads one PT_NOTE's contents. false: out of memory. */
+bool core_read_notes(struct core *core, const uint8_t *notes, size_t size);
+
+#endif

@@ -1,0 +1,458 @@
+/* Live processes. Stopped by PTRACE_SEIZE, without PTRACE_O_EXITKILL: whatever happens to us, the kernel
+ * lets the process go on. Memory comes by process_vm_readv() and /proc/PID/mem. */
+#include "process.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#define PAGEMAP_WINDOW  8192 /* entries */
+#define PAGEMAP_PRESENT ((uint64_t)1 << 63)
+
+/* ---- /proc ------------------------------------------------------------------------------------- */
+
+static int open_proc(int64_t id, const char *name, int flags) {
+    char path[PATH_MAX + 64];
+    if (snprintf(path, sizeof path, "/proc/%" PRId64 "/%s", id, name) >= (int)sizeof path) {
+        errno = ENAMETOOLONG;
+        return -1;
+    }
+    return open(path, flags | O_CLOEXEC);
+}
+
+/* Reads to the end; NULL with errno set. */
+static char *read_to_end(int descriptor, size_t *size) {
+    size_t capacity = 16384, used = 0;
+    char *text = malloc(capacity);
+    while (text) {
+        ssize_t got = read(descriptor, text + used, capacity - used - 1);
+        if (got < 0 && errno == EINTR) {
+            continue;
+        }
+        if (got <= 0) {
+            if (got == 0) {
+                text[used] = '\0';
+                *size = used;
+                return text;
+            }
+            break;
+        }
+        used += (size_t)got;
+        if (capacity - used < 4096) {
+            char *larger = realloc(text, capacity *= 2);
+            if (!larger) {
+                break;
+            }
+            text = larger;
+        }
+    }
+    free(text);
+    return NULL;
+}
+
+char *process_file(int64_t id, const char *name, size_t *size) {
+    int descriptor = open_proc(id, name, O_RDONLY);
+    if (descriptor < 0) {
+        return NULL;
+    }
+    char *text = read_to_end(descriptor, size);
+    int saved = errno;
+    close(descriptor);
+    errno = saved;
+    return text;
+}
+
+static const char *field(const char *text, const char *name) {
+    size_t length = strlen(name);
+    for (const char *line = text; line; line = strchr(line, '\n')) {
+        line += *line == '\n';
+        if (strncmp(line, name, length) == 0 && line[length] == ':') {
+            line += length + 1;
+            return line + strspn(line, " \t");
+        }
+    }
+    return NULL;
+}
+
+static int64_t number_field(const char *text, const char *name) {
+    const char *value = field(text, name);
+    return value ? strtoll(value, NULL, 10) : 0;
+}
+
+bool process_read_status(int64_t id, struct process_status *status) {
+    memset(status, 0, sizeof *status);
+    size_t size;
+    char *text = process_file(id, "status", &size);
+    if (!text) {
+        return false;
+    }
+    const char *name = field(text, "Name"), *state = field(text, "State");
+    if (name) {
+        size_t length = strcspn(name, "\n");
+        length = length < sizeof status->name ? length : sizeof status->name - 1;
+        memcpy(status->name, name, length);
+    }
+    status->state = state ? *state : '?';
+    status->thread_group = number_field(text, "Tgid");
+    status->tracer = number_field(text, "TracerPid");
+    status->user = number_field(text, "Uid");
+    status->has_memory = field(text, "VmSize") != NULL;
+    free(text);
+    return true;
+}
+
+void process_thread_name(pid_t pid, struct karst_thread *thread) {
+    char path[64];
+    snprintf(path, sizeof path, "task/%" PRId64 "/comm", thread->tid);
+    size_t size;
+    char *text = process_file(pid, path, &size);
+    if (text) {
+        size_t length = strcspn(text, "\n");
+        length = length < sizeof thread->name ? length : sizeof thread->name - 1;
+        memcpy(thread->name, text, length);
+        free(text);
+    }
+}
+
+/* ---- mappings ---------------------------------------------------------------------------------- */
+
+/* Undoes the kernel's "\012" for a newline in a path, in place; returns the new length. */
+static size_t unescape(char *text, size_t size) {
+    size_t to = 0;
+    for (size_t from = 0; from < size; to++) {
+        if (size - from >= 4 && memcmp(text + from, "\\012", 4) == 0) {
+            text[to] = '\n';
+            from += 4;
+        } else {
+            text[to] = text[from++];
+        }
+    }
+    return to;
+}
+
+/* One line: "start-end rwxp offset device inode   path". false: out of memory. */
+static bool add_line(struct karst_target *target, char *line, size_t size) {
+    char permissions[5] = "";
+    struct karst_mapping parsed = {0};
+    int name_at = 0;
+    if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s %" SCNx64 " %*s %" SCNu64 " %n", &parsed.start, &parsed.end,
+               permissions, &parsed.file_offset, &parsed.inode, &name_at) < 5 ||
+        parsed.start >= parsed.end) {
+        return true;
+    }
+    parsed.permissions = (permissions[0] == 'r' ? KARST_MAPPING_READ : 0u) |
+                         (permissions[1] == 'w' ? KARST_MAPPING_WRITE : 0u) |
+                         (permissions[2] == 'x' ? KARST_MAPPING_EXECUTE : 0u) |
+                         (permissions[3] == 's' ? KARST_MAPPING_SHARED : 0u);
+    if (name_at > 0 && (size_t)name_at < size) {
+        size_t length = unescape(line + name_at, size - (size_t)name_at);
+        parsed.name = karst_target_string(target, line + name_at, length);
+        if (!parsed.name) {
+            return false;
+        }
+    }
+    struct karst_mapping *mapping = karst_target_add_mapping(target);
+    if (mapping) {
+        *mapping = parsed;
+    }
+    return mapping != NULL;
+}
+
+static bool read_mappings(struct process *process, const struct process_status *status,
+                          struct karst_error *error) {
+    size_t size;
+    char *text = process_file(process->pid, "maps", &size);
+    if (!text) {
+        return process_refused(process->pid, status, errno, error);
+    }
+    bool enough_memory = true;
+    for (char *line = text; *line && enough_memory;) {
+        size_t length = strcspn(line, "\n");
+        char *next = line + length + (line[length] == '\n');
+        line[length] = '\0';
+        enough_memory = add_line(&process->target, line, length);
+        line = next;
+    }
+    free(text);
+    if (!enough_memory) {
+        return karst_fail_memory(error);
+    }
+    if (process->target.mapping_count == 0) {
+        return karst_fail(error, KARST_ERROR_NOT_FOUND,
+                          "process %d (%s) has no memory any more: it is ending", process->pid, status->name);
+    }
+    karst_target_sort_mappings(&process->target);
+    return true;
+}
+
+/* ---- memory ------------------------------------------------------------------------------------ */
+
+/* Through the page tables of the process: also what it has no permission to read itself. */
+static size_t read_by_file(const struct process *process, uint64_t address, uint8_t *buffer, size_t size) {
+    size_t done = 0;
+    while (process->memory >= 0 && done < size && address + done <= INT64_MAX) {
+        ssize_t got = pread(process->memory, buffer + done, size - done, (off_t)(address + done));
+        if (got < 0 && errno == EINTR) {
+            continue;
+        }
+        if (got <= 0) {
+            break;
+        }
+        done += (size_t)got;
+    }
+    return done;
+}
+
+static size_t process_read(struct karst_target *target, uint64_t address, void *buffer, size_t size) {
+    const struct process *process = (const struct process *)target;
+    uint8_t *bytes = buffer;
+    if (!process->by_system_call) {
+        return read_by_file(process, address, bytes, size);
+    }
+    size_t done = 0;
+    while (done < size) {
+        struct iovec local = {bytes + done, size - done};
+        struct iovec remote = {(void *)(uintptr_t)(address + done), size - done};
+        ssize_t got = process_vm_readv(process->pid, &local, 1, &remote, 1, 0);
+        if (got <= 0) {
+            /* One page by the other way, which can do more, and on. */
+            uint64_t left = target->page_size - (address + done) % target->page_size;
+            size_t piece = size - done < left ? size - done : (size_t)left;
+            got = (ssize_t)read_by_file(process, address + done, bytes + done, piece);
+        }
+        if (got <= 0) {
+            break;
+        }
+        done += (size_t)got;
+    }
+    return done;
+}
+
+/* Loads the page map from page number first on; false: can't be told. */
+static bool load_pages(struct process *process, uint64_t first) {
+    if (first >= process->pages_first && first - process->pages_first < process->page_count) {
+        return true;
+    }
+    process->page_count = 0;
+    if (process->pagemap < 0 || first > INT64_MAX / sizeof(uint64_t) - PAGEMAP_WINDOW) {
+        return false;
+    }
+    if (!process->pages && !(process->pages = malloc(PAGEMAP_WINDOW * sizeof(uint64_t)))) {
+        return false;
+    }
+    ssize_t got = pread(process->pagemap, process->pages, PAGEMAP_WINDOW * sizeof(uint64_t),
+                        (off_t)(first * sizeof(uint64_t)));
+    if (got < (ssize_t)sizeof(uint64_t)) {
+        return false;
+    }
+    process->pages_first = first;
+    process->page_count = (size_t)got / sizeof(uint64_t);
+    return true;
+}
+
+static uint64_t process_resident(struct karst_target *target, uint64_t start, uint64_t end) {
+    struct process *process = (struct process *)target;
+    uint64_t resident = 0, page_size = target->page_size;
+    while (start < end) {
+        uint64_t page = start / page_size;
+        if (!load_pages(process, page)) {
+            return UINT64_MAX;
+        }
+        uint64_t to = (page + 1) * page_size;
+        to = to < end && to > start ? to : end;
+        if (process->pages[page - process->pages_first] & PAGEMAP_PRESENT) {
+            resident += to - start;
+        }
+        start = to;
+    }
+    return resident;
+}
+
+/* Works for deleted files and other mount namespaces: the kernel's own link to the mapped file, which
+ * may need more rights, then the path below the process's root. */
+static int process_open_module(struct karst_target *target, const struct karst_module *module) {
+    const struct process *process = (const struct process *)target;
+    const struct karst_mapping *mapping = karst_target_mapping(target, module->start);
+    char name[PATH_MAX + 8];
+    if (mapping) {
+        snprintf(name, sizeof name, "map_files/%" PRIx64 "-%" PRIx64, mapping->start, mapping->end);
+        int descriptor = open_proc(process->pid, name, O_RDONLY);
+        if (descriptor >= 0) {
+            return descriptor;
+        }
+    }
+    if (module == target->executable_module) {
+        int descriptor = open_proc(process->pid, "exe", O_RDONLY);
+        if (descriptor >= 0) {
+            return descriptor;
+        }
+    }
+    if (snprintf(name, sizeof name, "root%s", module->path) >= (int)sizeof name) {
+        return -1;
+    }
+    return open_proc(process->pid, name, O_RDONLY | O_NONBLOCK | O_NOCTTY);
+}
+
+static void process_close(struct karst_target *target) {
+    struct process *process = (struct process *)target;
+    process_release(process);
+    karst_target_free_parts(target);
+    if (process->memory >= 0) {
+        close(process->memory);
+    }
+    if (process->pagemap >= 0) {
+        close(process->pagemap);
+    }
+    free(process->tracees);
+    free(process->pages);
+    free(process);
+}
+
+static const struct karst_target_ops process_ops = {.read = process_read,
+                                                    .resident = process_resident,
+                                                    .open_module = process_open_module,
+                                                    .close = process_close};
+
+/* ---- opening ----------------------------------------------------------------------------------- */
+
+/* Is there something to look at, and is it a process? */
+static bool check_process(int64_t pid, struct process_status *status, struct karst_error *error) {
+    if (pid <= 0 || pid > INT32_MAX) {
+        return karst_fail(error, KARST_ERROR_USAGE, "%" PRId64 " is no process id", pid);
+    }
+    if (pid == getpid()) {
+        return karst_fail(error, KARST_ERROR_USAGE, "process %" PRId64 " is karst itself: name another", pid);
+    }
+    if (!process_read_status(pid, status)) {
+        return errno == ENOENT || errno == ESRCH
+                   ? karst_fail(error, KARST_ERROR_NOT_FOUND, "there is no process %" PRId64, pid)
+                   : karst_fail_errno(error, errno, "cannot look at process %" PRId64, pid);
+    }
+    if (status->thread_group != pid) {
+        return karst_fail(error, KARST_ERROR_USAGE,
+                          "%" PRId64 " is a thread of process %" PRId64 " (%s): name the process", pid,
+                          status->thread_group, status->name);
+    }
+    if (status->state == 'Z' || status->state == 'X') {
+        return karst_fail(error, KARST_ERROR_NOT_FOUND,
+                          "process %" PRId64
+                          " (%s) has ended (a zombie its parent has not waited for): its memory is gone",
+                          pid, status->name);
+    }
+    if (!status->has_memory) {
+        return karst_fail(error, KARST_ERROR_NOT_FOUND,
+                          "%" PRId64
+                          " (%s) is a thread of the kernel or is ending: it has no memory of its own",
+                          pid, status->name);
+    }
+    return true;
+}
+
+/* The debugger that has it may be the process we are loaded into. */
+static bool traced_by_us(const struct process_status *status) {
+    struct process_status tracer;
+    return status->tracer != 0 && process_read_status(status->tracer, &tracer) &&
+           tracer.thread_group == getpid();
+}
+
+/* Stops it, or takes it as it is, whatever the options say. */
+static bool take_hold(struct process *process, const struct process_status *status,
+                      const struct karst_options *options, struct karst_error *error) {
+    struct karst_target *target = &process->target;
+    if (options && options->thread) {
+        target->stopped = true;
+        return karst_target_lent_threads(target, options->thread, options->thread_context) ||
+               karst_fail_memory(error);
+    }
+    if (traced_by_us(status)) {
+        target->stopped = true;
+        return process_list_threads(process, error);
+    }
+    if (options && options->no_stop) {
+        target->stopped = false;
+        karst_target_remark(target,
+                            "the process runs while it is read: what changes meanwhile may look torn");
+        return process_list_threads(process, error);
+    }
+    if (!process_stop(process, status, error)) {
+        return false;
+    }
+    target->stopped = process->by_system_call = true;
+    return true;
+}
+
+static bool find_executable(struct process *process, struct karst_error *error) {
+    struct karst_target *target = &process->target;
+    char link[64], path[4096];
+    snprintf(link, sizeof link, "/proc/%d/exe", process->pid);
+    ssize_t length = readlink(link, path, sizeof path - 1);
+    if (length <= 0) {
+        return true;
+    }
+    path[length] = '\0';
+    target->executable = strdup(path);
+    if (!target->executable) {
+        return karst_fail_memory(error);
+    }
+    for (size_t i = 0; i < target->module_count && !target->executable_module; i++) {
+        if (strcmp(target->modules[i].path, path) == 0) {
+            target->executable_module = &target->modules[i];
+        }
+    }
+    return true;
+}
+
+static bool open_process(struct process *process, const struct karst_options *options,
+                         struct karst_error *error) {
+    struct karst_target *target = &process->target;
+    struct process_status status;
+    if (!karst_target_init(target, &process_ops, KARST_TARGET_PROCESS, options, error) ||
+        !check_process(process->pid, &status, error)) {
+        return false;
+    }
+    target->pid = process->pid;
+    target->machine = karst_host_machine();
+    target->page_size = (uint64_t)sysconf(_SC_PAGESIZE);
+    if (asprintf(&target->name, "process %d (%s)", process->pid, status.name) < 0) {
+        target->name = NULL;
+        return karst_fail_memory(error);
+    }
+    if (!take_hold(process, &status, options, error)) {
+        return false;
+    }
+    process->memory = open_proc(process->pid, "mem", O_RDONLY);
+    if (process->memory < 0) {
+        return process_refused(process->pid, &status, errno, error);
+    }
+    process->pagemap = open_proc(process->pid, "pagemap", O_RDONLY);
+    if (!read_mappings(process, &status, error)) {
+        return false;
+    }
+    if (!karst_target_find_modules(target)) {
+        return karst_fail_memory(error);
+    }
+    return find_executable(process, error);
+}
+
+struct karst_target *karst_process_open(int64_t pid, const struct karst_options *options,
+                                        struct karst_error *error) {
+    struct process *process = calloc(1, sizeof *process);
+    if (!process) {
+        karst_fail_memory(error);
+        return NULL;
+    }
+    process->memory = process->pagemap = -1;
+    process->pid = pid > 0 && pid <= INT32_MAX ? (pid_t)pid : 0;
+    process->target.ops = &process_ops;
+    if (!open_process(process, options, error)) {
+        process_close(&process->target);
+        return NULL;
+    }
+    return &process->target;
+}

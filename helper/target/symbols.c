@@ -1,0 +1,469 @@
+/* Symbols: names to addresses and back, from .symtab, the separate debug file and .dynsym. */
+#include "symbols.h"
+
+#include "parts.h"
+
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define DEFAULT_DEBUG_DIRECTORY "/usr/lib/debug"
+
+/* An address range with a name, that of a symbol of the first table. */
+struct karst_place {
+    uint64_t start;
+    uint64_t end;
+    uint32_t symbol;
+    uint8_t weight; /* which of several names of one address to show: the lowest */
+};
+
+/* ---- the separate debug file ------------------------------------------------------------------- */
+
+/* The checksum of .gnu_debuglink: CRC-32 as in ISO 3309, bit by bit reversed. */
+static uint32_t checksum(const uint8_t *data, size_t size) {
+    uint32_t table[256];
+    for (uint32_t i = 0; i < 256; i++) {
+        uint32_t value = i;
+        for (int bit = 0; bit < 8; bit++) {
+            value = value & 1 ? value >> 1 ^ 0xedb88320u : value >> 1;
+        }
+        table[i] = value;
+    }
+    uint32_t sum = UINT32_MAX;
+    for (size_t i = 0; i < size; i++) {
+        sum = sum >> 8 ^ table[(sum ^ data[i]) & 0xff];
+    }
+    return ~sum;
+}
+
+/* Takes the file at path if it belongs to module: by build id, without one by checksum. */
+static bool take_debug_file(struct karst_module *module, const char *path, const uint32_t *crc) {
+    struct karst_elf_file *debug = &module->symbols->debug;
+    int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    if (descriptor < 0 || !karst_elf_open(debug, descriptor)) {
+        return false;
+    }
+    uint8_t build_id[sizeof module->build_id];
+    size_t size = karst_elf_build_id(debug, build_id, sizeof build_id);
+    bool right = module->build_id_size != 0
+                     ? size == module->build_id_size && memcmp(build_id, module->build_id, size) == 0
+                     : crc && checksum(debug->data, debug->size) == *crc;
+    if (!right) {
+        karst_elf_close(debug);
+    }
+    return right;
+}
+
+static bool debug_file_by_build_id(struct karst_module *module, const char *directory) {
+    char path[PATH_MAX], *end = path + sizeof path;
+    if (module->build_id_size < 2) {
+        return false;
+    }
+    char *at = path + snprintf(path, sizeof path, "%s/.build-id/%02x/", directory, module->build_id[0]);
+    for (size_t i = 1; i < module->build_id_size && at < end; i++) {
+        at += snprintf(at, (size_t)(end - at), "%02x", module->build_id[i]);
+    }
+    if (at + sizeof ".debug" >= end) {
+        return false;
+    }
+    memcpy(at, ".debug", sizeof ".debug");
+    return take_debug_file(module, path, NULL);
+}
+
+static bool debug_file_by_link(struct karst_module *module, const char *directory, const char *prefix) {
+    size_t size = 0;
+    const uint8_t *link = module->symbols->file.data
+                              ? karst_elf_section(&module->symbols->file, ".gnu_debuglink", &size)
+                              : NULL;
+    size_t length = link ? strnlen((const char *)link, size) : 0;
+    size_t at = (length + 4) & ~(size_t)3;
+    if (length == 0 || length > NAME_MAX || at + sizeof(uint32_t) > size ||
+        memchr(link, '/', length) != NULL) {
+        return false;
+    }
+    uint32_t crc;
+    memcpy(&crc, link + at, sizeof crc);
+    size_t folder = (size_t)(karst_base_name(module->path) - module->path);
+    static const char *const forms[] = {"%s%.*s%s", "%s%.*s.debug/%s"};
+    char path[3 * PATH_MAX];
+    for (size_t i = 0; i < 2 && folder < PATH_MAX; i++) {
+        snprintf(path, sizeof path, forms[i], prefix, (int)folder, module->path, (const char *)link);
+        if (take_debug_file(module, path, &crc)) {
+            return true;
+        }
+    }
+    snprintf(path, sizeof path, "%s%.*s%s", directory, (int)folder, module->path, (const char *)link);
+    return folder < PATH_MAX && take_debug_file(module, path, &crc);
+}
+
+/* Looks in one directory, below the sysroot first. */
+static bool find_debug_file_in(struct karst_target *target, struct karst_module *module,
+                               const char *directory) {
+    char path[PATH_MAX];
+    if (target->sysroot &&
+        snprintf(path, sizeof path, "%s%s", target->sysroot, directory) < (int)sizeof path &&
+        (debug_file_by_build_id(module, path) || debug_file_by_link(module, path, target->sysroot))) {
+        return true;
+    }
+    return debug_file_by_build_id(module, directory) || debug_file_by_link(module, directory, "");
+}
+
+const struct karst_elf_file *karst_module_debug_file(struct karst_target *target,
+                                                     struct karst_module *module) {
+    struct karst_symbols *symbols = karst_module_symbols(target, module);
+    if (!symbols || target->no_symbols) {
+        return NULL;
+    }
+    if (!symbols->debug_looked_for) {
+        symbols->debug_looked_for = true;
+        const char *directories = target->debug_directory ? target->debug_directory : DEFAULT_DEBUG_DIRECTORY;
+        char directory[PATH_MAX];
+        for (const char *at = directories; *at && !symbols->debug.data;) {
+            size_t length = strcspn(at, ":");
+            if (length > 0 && length < sizeof directory) {
+                memcpy(directory, at, length);
+                directory[length] = '\0';
+                find_debug_file_in(target, module, directory);
+            }
+            at += length + (at[length] == ':');
+        }
+    }
+    return symbols->debug.data ? &symbols->debug : NULL;
+}
+
+/* ---- tables and index -------------------------------------------------------------------------- */
+
+static bool load_table(const struct karst_elf_file *file, uint32_t type, struct karst_symbol_table *table) {
+    for (size_t i = 0; i < file->section_count; i++) {
+        const Elf64_Shdr *section = &file->sections[i];
+        size_t size;
+        const uint8_t *data = section->sh_type == type ? karst_elf_section_data(file, section, &size) : NULL;
+        if (!data || section->sh_link >= file->section_count ||
+            section->sh_offset % _Alignof(Elf64_Sym) != 0) {
+            continue;
+        }
+        const uint8_t *names =
+            karst_elf_section_data(file, &file->sections[section->sh_link], &table->names_size);
+        if (names && size >= sizeof(Elf64_Sym)) {
+            table->symbols = (const Elf64_Sym *)(const void *)data;
+            table->count = size / sizeof(Elf64_Sym);
+            /* Slots of the index number symbols with 31 bits. */
+            table->count = table->count < INT32_MAX ? table->count : INT32_MAX;
+            table->names = (const char *)names;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The name of a symbol, NULL: it leaves its table. */
+static const char *symbol_name(const struct karst_symbol_table *table, const Elf64_Sym *symbol) {
+    if (symbol->st_name >= table->names_size ||
+        !memchr(table->names + symbol->st_name, '\0', table->names_size - symbol->st_name)) {
+        return NULL;
+    }
+    return table->names + symbol->st_name;
+}
+
+static bool is_usable(const Elf64_Sym *symbol) {
+    unsigned type = ELF64_ST_TYPE(symbol->st_info);
+    return symbol->st_shndx != SHN_UNDEF && symbol->st_name != 0 && type != STT_SECTION && type != STT_FILE;
+}
+
+/* The length of a name without its version ("@@GLIBC_2.2.5") and without what link-time optimisation and
+ * cloning add: ".lto_priv.0", ".constprop.0", ".isra.0", ".part.0", ".cold". */
+static size_t stem_length(const char *name) {
+    static const char *const suffixes[] = {".lto_priv", ".constprop", ".isra", ".part", ".cold"};
+    size_t length = strcspn(name, "@");
+    for (size_t at = 1; at < length; at++) {
+        for (size_t i = 0; name[at] == '.' && i < sizeof suffixes / sizeof *suffixes; i++) {
+            size_t behind = at + strlen(suffixes[i]);
+            if (behind <= length && memcmp(name + at, suffixes[i], behind - at) == 0 &&
+                (behind == length || name[behind] == '.')) {
+                return at;
+            }
+        }
+    }
+    return length;
+}
+
+static uint64_t hash(const char *text, size_t length) {
+    uint64_t value = 0xcbf29ce484222325u;
+    for (size_t i = 0; i < length; i++) {
+        value = (value ^ (uint8_t)text[i]) * 0x100000001b3u;
+    }
+    return value ^ value >> 32;
+}
+
+static void index_table(struct karst_symbols *symbols, size_t number) {
+    const struct karst_symbol_table *table = &symbols->tables[number];
+    for (size_t i = 0; i < table->count; i++) {
+        const char *name = is_usable(&table->symbols[i]) ? symbol_name(table, &table->symbols[i]) : NULL;
+        if (!name || !*name) {
+            continue;
+        }
+        size_t slot = hash(name, stem_length(name)) & (symbols->index_size - 1);
+        while (symbols->index[slot] != 0) {
+            slot = (slot + 1) & (symbols->index_size - 1);
+        }
+        symbols->index[slot] = 1 + (uint32_t)(i << 1 | number);
+    }
+}
+
+/* Loads the tables and indexes them; without memory for it there are no symbols. */
+static struct karst_symbols *load_symbols(struct karst_target *target, struct karst_module *module) {
+    struct karst_symbols *symbols = karst_module_symbols(target, module);
+    if (!symbols || symbols->loaded) {
+        return symbols;
+    }
+    symbols->loaded = true;
+    bool full = false;
+    if (!target->no_symbols && module->file_matches) {
+        full = load_table(&symbols->file, SHT_SYMTAB, &symbols->tables[0]);
+    }
+    if (!full && !target->no_symbols) {
+        const struct karst_elf_file *debug = karst_module_debug_file(target, module);
+        full = debug && load_table(debug, SHT_SYMTAB, &symbols->tables[0]);
+    }
+    symbols->table_count = full ? 1 : 0;
+    if (module->file_matches &&
+        load_table(&symbols->file, SHT_DYNSYM, &symbols->tables[symbols->table_count])) {
+        symbols->table_count++;
+    }
+    size_t count = 0;
+    for (size_t i = 0; i < symbols->table_count; i++) {
+        count += symbols->tables[i].count;
+    }
+    size_t size = 16;
+    while (size < 2 * count) {
+        size *= 2;
+    }
+    symbols->index = calloc(size, sizeof *symbols->index);
+    if (!symbols->index) {
+        symbols->table_count = 0;
+        return symbols;
+    }
+    symbols->index_size = size;
+    for (size_t i = 0; i < symbols->table_count; i++) {
+        index_table(symbols, i);
+    }
+    return symbols;
+}
+
+void karst_symbols_free_index(struct karst_symbols *symbols) {
+    free(symbols->index);
+    free(symbols->places);
+}
+
+/* ---- lookups ----------------------------------------------------------------------------------- */
+
+/* How well a symbol answers to a name: the exact name before one with a suffix, global before local. */
+static int rank(const Elf64_Sym *symbol, const char *found, const char *wanted) {
+    return (strcmp(found, wanted) == 0 ? 2 : 0) + (ELF64_ST_BIND(symbol->st_info) != STB_LOCAL ? 1 : 0);
+}
+
+static const Elf64_Sym *find_symbol(const struct karst_symbols *symbols, const char *name) {
+    const Elf64_Sym *best = NULL;
+    int best_rank = -1;
+    size_t length = strlen(name);
+    if (symbols->index_size == 0) {
+        return NULL;
+    }
+    size_t slot = hash(name, length) & (symbols->index_size - 1);
+    for (; symbols->index[slot] != 0; slot = (slot + 1) & (symbols->index_size - 1)) {
+        uint32_t number = symbols->index[slot] - 1;
+        const struct karst_symbol_table *table = &symbols->tables[number & 1];
+        const Elf64_Sym *symbol = &table->symbols[number >> 1];
+        const char *found = symbol_name(table, symbol);
+        if (found && strncmp(found, name, length) == 0 && stem_length(found) == length &&
+            rank(symbol, found, name) > best_rank) {
+            best = symbol;
+            best_rank = rank(symbol, found, name);
+        }
+    }
+    return best;
+}
+
+bool karst_module_symbol(struct karst_target *target, struct karst_module *module, const char *name,
+                         struct karst_symbol *symbol) {
+    memset(symbol, 0, sizeof *symbol);
+    if (target->callbacks && target->callbacks->symbol && !target->no_symbols &&
+        target->callbacks->symbol(target->callbacks->context, module->path, name, symbol)) {
+        return true;
+    }
+    const struct karst_symbols *symbols = load_symbols(target, module);
+    const Elf64_Sym *found = symbols ? find_symbol(symbols, name) : NULL;
+    if (!found) {
+        return false;
+    }
+    symbol->thread_local_ = ELF64_ST_TYPE(found->st_info) == STT_TLS;
+    symbol->address = found->st_value + (symbol->thread_local_ ? 0 : module->bias);
+    symbol->size = found->st_size;
+    return true;
+}
+
+/* ---- addresses to names ------------------------------------------------------------------------ */
+
+static int compare_places(const void *a, const void *b) {
+    const struct karst_place *x = a, *y = b;
+    if (x->start != y->start) {
+        return x->start < y->start ? -1 : 1;
+    }
+    if (x->weight != y->weight) {
+        return x->weight < y->weight ? -1 : 1;
+    }
+    return x->symbol < y->symbol ? -1 : x->symbol > y->symbol;
+}
+
+static bool is_place(const Elf64_Sym *symbol) {
+    unsigned type = ELF64_ST_TYPE(symbol->st_info);
+    return is_usable(symbol) && symbol->st_shndx != SHN_ABS &&
+           (type == STT_FUNC || type == STT_OBJECT || type == STT_GNU_IFUNC) &&
+           symbol->st_value <= UINT64_MAX - symbol->st_size;
+}
+
+/* Names to show in the first place: global, without leading underscores. Lower is better. */
+static uint8_t weight_of(const Elf64_Sym *symbol, const char *name) {
+    size_t underscores = strspn(name, "_");
+    return (uint8_t)((ELF64_ST_BIND(symbol->st_info) == STB_LOCAL ? 8 : 0) +
+                     (underscores < 7 ? underscores : 7));
+}
+
+/* Sorts functions and objects by address. A table of all symbols makes the dynamic one superfluous. */
+static void load_places(struct karst_symbols *symbols) {
+    symbols->placed = true;
+    if (symbols->table_count == 0) {
+        return;
+    }
+    const struct karst_symbol_table *table = &symbols->tables[0];
+    size_t count = 0;
+    for (size_t i = 0; i < table->count; i++) {
+        count += is_place(&table->symbols[i]);
+    }
+    symbols->places = calloc(count ? count : 1, sizeof *symbols->places);
+    if (!symbols->places) {
+        return;
+    }
+    for (size_t i = 0; i < table->count; i++) {
+        const Elf64_Sym *symbol = &table->symbols[i];
+        const char *name = is_place(symbol) ? symbol_name(table, symbol) : NULL;
+        if (name) {
+            symbols->places[symbols->place_count++] = (struct karst_place){
+                symbol->st_value, symbol->st_value + symbol->st_size, (uint32_t)i, weight_of(symbol, name)};
+        }
+    }
+    qsort(symbols->places, symbols->place_count, sizeof *symbols->places, compare_places);
+}
+
+/* The best place that holds value: the nearest start, and of one start the best name. Symbols may lie
+ * inside others, so a few before the nearest start are looked at. */
+static const struct karst_place *find_place(const struct karst_symbols *symbols, uint64_t value) {
+    size_t low = 0, high = symbols->place_count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (symbols->places[middle].start > value) {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    const struct karst_place *best = NULL;
+    for (size_t i = low, looked = 0; i-- > 0 && looked < 64; looked++) {
+        const struct karst_place *place = &symbols->places[i];
+        if (best && place->start != best->start) {
+            break;
+        }
+        /* A symbol of no size, from hand-written assembly, reaches to the next one. */
+        if (value < place->end || (place->start == place->end && i + 1 == low)) {
+            best = place;
+        }
+    }
+    return best;
+}
+
+bool karst_target_symbolize(struct karst_target *target, uint64_t address, char *text, size_t size) {
+    struct karst_module *module = karst_target_module(target, address);
+    struct karst_symbols *symbols = module ? load_symbols(target, module) : NULL;
+    if (!symbols || size == 0) {
+        return false;
+    }
+    if (!symbols->placed) {
+        load_places(symbols);
+    }
+    uint64_t value = address - module->bias;
+    const struct karst_place *place = find_place(symbols, value);
+    const struct karst_symbol_table *table = &symbols->tables[0];
+    const char *name = place ? symbol_name(table, &table->symbols[place->symbol]) : NULL;
+    if (!name) {
+        return false;
+    }
+    int length = (int)strcspn(name, "@");
+    if (value == place->start) {
+        snprintf(text, size, "%.*s", length, name);
+    } else {
+        snprintf(text, size, "%.*s+0x%llx", length, name, (unsigned long long)(value - place->start));
+    }
+    return true;
+}
+
+/* ---- texts in a file --------------------------------------------------------------------------- */
+
+static void copy_text(const uint8_t *from, size_t there, char *text, size_t size) {
+    size_t length = 0;
+    while (length < there && length + 1 < size && from[length] >= ' ') {
+        text[length] = (char)from[length];
+        length++;
+    }
+    text[length] = '\0';
+}
+
+/* Searches what of the module is readable in the target's memory, in pieces that overlap. */
+static bool find_text_in_memory(struct karst_target *target, const struct karst_module *module,
+                                const char *needle, char *text, size_t size) {
+    const size_t piece = 65536, length = strlen(needle), overlap = length + size;
+    if (overlap >= piece) {
+        return false;
+    }
+    uint8_t *buffer = malloc(piece);
+    bool found = false;
+    for (uint64_t at = module->start; buffer && !found && at < module->end;) {
+        size_t wanted = module->end - at < piece ? (size_t)(module->end - at) : piece;
+        size_t got = karst_target_read(target, at, buffer, wanted);
+        const uint8_t *place = memmem(buffer, got, needle, length);
+        if (place) {
+            copy_text(place, got - (size_t)(place - buffer), text, size);
+            found = true;
+        } else if (got > overlap && got == wanted) {
+            at += got - overlap;
+            at = wanted < piece ? module->end : at;
+        } else {
+            at = (at + got + target->page_size) & ~(target->page_size - 1);
+        }
+    }
+    free(buffer);
+    return found;
+}
+
+bool karst_module_find_text(struct karst_target *target, struct karst_module *module, const char *needle,
+                            char *text, size_t size) {
+    if (size == 0 || *needle == '\0') {
+        return false;
+    }
+    const struct karst_elf_file *file = karst_module_file(target, module);
+    if (!file) {
+        return find_text_in_memory(target, module, needle, text, size);
+    }
+    for (size_t i = 0; i < file->section_count; i++) {
+        size_t there = 0;
+        const uint8_t *data = karst_elf_section_data(file, &file->sections[i], &there);
+        const uint8_t *place = data ? memmem(data, there, needle, strlen(needle)) : NULL;
+        if (place) {
+            copy_text(place, there - (size_t)(place - data), text, size);
+            return true;
+        }
+    }
+    return false;
+}
