@@ -506,8 +506,8 @@ static void remark_cut(struct core *core, const struct segment *segments, size_t
         core->target.missing_memory = true;
         karst_target_remark(&core->target,
                             "the core is cut off: %s of its memory are missing (the file has %s of %s)",
-                            karst_size_text(missing, missing_text), karst_size_text(core->size, size_text),
-                            karst_size_text(whole, whole_text));
+                            karst_rounded_size(missing, missing_text),
+                            karst_rounded_size(core->size, size_text), karst_rounded_size(whole, whole_text));
     }
 }
 

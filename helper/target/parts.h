@@ -47,6 +47,6 @@ void karst_module_close(struct karst_module *module);
 /* The part of a path behind its last slash. */
 const char *karst_base_name(const char *path);
 /* Bytes as people read them: "12.3 MB". Returns text. */
-const char *karst_size_text(uint64_t bytes, char text[24]);
+const char *karst_rounded_size(uint64_t bytes, char text[24]);
 
 #endif

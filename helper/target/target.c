@@ -220,7 +220,7 @@ const char *karst_base_name(const char *path) {
     return slash ? slash + 1 : path;
 }
 
-const char *karst_size_text(uint64_t bytes, char text[24]) {
+const char *karst_rounded_size(uint64_t bytes, char text[24]) {
     static const char *const units[] = {"bytes", "KB", "MB", "GB", "TB", "PB"};
     double value = (double)bytes;
     size_t unit = 0;
