@@ -419,7 +419,7 @@ static bool add_piece(struct core *core, uint64_t start, uint64_t end, const str
     }
     mapping->start = start;
     mapping->end = end;
-    mapping->permissions = segment ? segment->permissions : KARST_MAPPING_READ;
+    mapping->permissions = segment ? segment->permissions : KARST_MAPPING_UNKNOWN;
     uint64_t file_offset = 0;
     if (file) {
         mapping->name = file->path;

@@ -46,18 +46,47 @@ static bool same_name(const struct karst_mapping *a, const struct karst_mapping 
     return a->name && b->name && (a->name == b->name || strcmp(a->name, b->name) == 0);
 }
 
-/* A file may also be mapped as mere data: a loaded one has its code mapped where its headers say. */
+/* A file may also be mapped as mere data: a loaded one has its code mapped where its headers say, in a
+ * mapping that may be executed, or that at least begins there. */
 static bool is_loaded(const struct karst_target *target, const struct karst_mapping *first,
                       const struct image *image, uint64_t bias) {
     for (size_t i = 0; i < image->segment_count; i++) {
         const Elf64_Phdr *segment = &image->segments[i];
-        if (segment->p_type == PT_LOAD && segment->p_flags & PF_X) {
-            const struct karst_mapping *code = karst_target_mapping(target, bias + segment->p_vaddr);
-            return code && same_name(code, first) &&
-                   (code->permissions & KARST_MAPPING_EXECUTE || code->permissions == 0);
+        if (segment->p_type != PT_LOAD || !(segment->p_flags & PF_X)) {
+            continue;
         }
+        uint64_t address = bias + segment->p_vaddr;
+        const struct karst_mapping *code = karst_target_mapping(target, address);
+        if (!code || !same_name(code, first)) {
+            return false;
+        }
+        return code->permissions & KARST_MAPPING_UNKNOWN ? address - code->start < target->page_size
+                                                         : (code->permissions & KARST_MAPPING_EXECUTE) != 0;
     }
     return true;
+}
+
+static uint32_t permissions_of(uint32_t flags) {
+    return (flags & PF_R ? KARST_MAPPING_READ : 0u) | (flags & PF_W ? KARST_MAPPING_WRITE : 0u) |
+           (flags & PF_X ? KARST_MAPPING_EXECUTE : 0u);
+}
+
+/* Tells the permissions of a module's mappings where only its headers know them. */
+static void set_permissions(const struct karst_target *target, const struct image *image, uint64_t bias) {
+    for (size_t i = 0; i < image->segment_count; i++) {
+        const Elf64_Phdr *segment = &image->segments[i];
+        if (segment->p_type != PT_LOAD || segment->p_filesz == 0) {
+            continue;
+        }
+        uint64_t start = bias + segment->p_vaddr, end = start + segment->p_filesz;
+        const struct karst_mapping *last = target->mappings + target->mapping_count;
+        struct karst_mapping *mapping = (struct karst_mapping *)karst_target_mapping_after(target, start);
+        for (; mapping && mapping < last && mapping->start < end; mapping++) {
+            if (mapping->permissions & KARST_MAPPING_UNKNOWN) {
+                mapping->permissions = permissions_of(segment->p_flags);
+            }
+        }
+    }
 }
 
 /* Sets bias and end from the program headers; false: they make no sense here. */
@@ -148,6 +177,7 @@ bool karst_target_find_modules(struct karst_target *target) {
         }
         if (kind == IMAGE_ELF) {
             read_build_id(target, &image, &module);
+            set_permissions(target, &image, module.bias);
             if (target->machine == EM_NONE) {
                 target->machine = image.header.e_machine;
             }
@@ -156,6 +186,11 @@ bool karst_target_find_modules(struct karst_target *target) {
             return false;
         }
         end = module.end;
+    }
+    for (size_t i = 0; i < target->mapping_count; i++) {
+        if (target->mappings[i].permissions & KARST_MAPPING_UNKNOWN) {
+            target->mappings[i].permissions = KARST_MAPPING_READ;
+        }
     }
     return true;
 }

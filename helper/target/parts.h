@@ -9,6 +9,10 @@
 #define KARST_MAPPINGS_MAX ((size_t)1 << 22)
 #define KARST_THREADS_MAX  ((size_t)1 << 18)
 
+/* Among the permissions of a mapping until the modules are found: what it may do is not known (gcore
+ * leaves out mappings that it does not save). */
+#define KARST_MAPPING_UNKNOWN ((uint32_t)1 << 31)
+
 /* Fills the common part of a zeroed target; false: out of memory. */
 bool karst_target_init(struct karst_target *target, const struct karst_target_ops *ops,
                        enum karst_target_kind kind, const struct karst_options *options,
@@ -38,7 +42,8 @@ bool karst_target_lent_threads(struct karst_target *target,
 uint16_t karst_host_machine(void);
 
 /* Finds the executable and libraries among the mappings: bias, extent and build id from the target's
- * memory; no file is opened. false: out of memory. */
+ * memory; no file is opened. Gives mappings of unknown permissions those of their segment, or mere
+ * reading. false: out of memory. */
 bool karst_target_find_modules(struct karst_target *target);
 /* The module's file here, if it is the one the target has mapped; NULL otherwise, and a remark why if
  * that is worth knowing. Opened once. */
