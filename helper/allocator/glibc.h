@@ -1,5 +1,6 @@
-/* glibc malloc: what its parts share. glibc_layout.c holds the versions' layouts as data, glibc_find.c
- * finds the roots, glibc.c walks and names, glibc_check.c checks. Facts: docs/allocators/glibc.md. */
+/* glibc malloc: what its parts share. glibc_layout.c has the layouts of its versions as data, glibc_find.c
+ * finds the roots, glibc_extents.c the memory, glibc_bins.c the bins and caches, glibc.c walks, glibc_check.c
+ * checks. Facts: docs/allocators/glibc.md. */
 #ifndef KARST_ALLOCATOR_GLIBC_H
 #define KARST_ALLOCATOR_GLIBC_H
 
@@ -178,6 +179,21 @@ struct glibc_chunk {
 /* Streams the chunks of an arena's extent: the one walk, under the block stream and under check. */
 bool glibc_walk_chunks(struct glibc_heap *glibc, const struct karst_extent *extent,
                        bool (*chunk)(void *context, const struct glibc_chunk *chunk), void *context);
+
+/* ---- finding, over files; each false: out of memory ---- */
+
+/* What the main arena, and a thread arena, are made of; needs mp_ and the arenas read. */
+bool glibc_add_main_extents(struct glibc_heap *glibc);
+bool glibc_add_thread_heaps(struct glibc_heap *glibc, uint32_t index);
+/* Blocks with a mapping of their own; needs the arenas' extents. */
+bool glibc_add_mapped_extents(struct glibc_heap *glibc);
+void glibc_sort_extents(struct glibc_heap *glibc);
+/* Does any extent touch [start, end)? *behind: where the one that does ends. */
+bool glibc_overlaps_extent(const struct glibc_heap *glibc, uint64_t start, uint64_t end, uint64_t *behind);
+/* The rows of an arena's bins, and what its fastbins hold. */
+bool glibc_add_arena_bins(struct glibc_heap *glibc, uint32_t index);
+/* The threads' caches and what they hold; needs all extents. */
+bool glibc_find_tcaches(struct glibc_heap *glibc);
 
 /* ---- the ops, over files ---- */
 bool glibc_find(struct karst *session, struct karst_error *error);
