@@ -8,5 +8,9 @@ extern const struct karst_verb karst_verb_summary;
 extern const struct karst_verb karst_verb_arenas;
 extern const struct karst_verb karst_verb_bins;
 extern const struct karst_verb karst_verb_info;
+extern const struct karst_verb karst_verb_blocks;
+extern const struct karst_verb karst_verb_block;
+extern const struct karst_verb karst_verb_sizes;
+extern const struct karst_verb karst_verb_check;
 
 #endif

@@ -1,0 +1,77 @@
+#include "filter.h"
+
+#include <stdlib.h>
+
+static bool load_bins_that_pass(struct karst_filter *filter, const struct karst_heap *heap) {
+    if (filter->bins_of == heap->index) {
+        return true;
+    }
+    free(filter->bins);
+    filter->bins = calloc(heap->bin_count + 1, sizeof *filter->bins);
+    if (!filter->bins) {
+        filter->out_of_memory = true;
+        return false;
+    }
+    for (uint32_t bin = 0; bin < heap->bin_count; bin++) {
+        filter->bins[bin] = filter->bin(filter->context, heap, bin);
+    }
+    filter->bins_of = heap->index;
+    return true;
+}
+
+static bool begin_extent(struct karst_sink *base, const struct karst_extent *extent) {
+    struct karst_filter *filter = (struct karst_filter *)base;
+    const struct karst_heap *heap = filter->session->heaps[extent->heap];
+    filter->extent_passes = !filter->arena || filter->arena(filter->context, heap, extent->arena);
+    return !filter->bin || load_bins_that_pass(filter, heap);
+}
+
+static bool passes(const struct karst_filter *filter, const struct karst_block *block) {
+    if (!(filter->states & (1u << block->state)) || block->size < filter->smallest ||
+        block->size > filter->largest || block->start >= filter->to ||
+        block->start + (block->size - 1) < filter->from) {
+        return false;
+    }
+    return !filter->bin || (block->bin != KARST_NONE && filter->bins[block->bin]);
+}
+
+static bool take_blocks(struct karst_sink *base, const struct karst_block *blocks, size_t count) {
+    struct karst_filter *filter = (struct karst_filter *)base;
+    if (!filter->extent_passes) {
+        return true;
+    }
+    for (size_t i = 0; i < count; i++) {
+        if (passes(filter, &blocks[i])) {
+            filter->matched++;
+            filter->matched_bytes += blocks[i].size;
+            if (!filter->block(filter->block_context, &blocks[i])) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+void karst_filter_open(struct karst_filter *filter, struct karst *session) {
+    *filter = (struct karst_filter){.sink = {.extent = begin_extent, .blocks = take_blocks},
+                                    .session = session,
+                                    .largest = UINT64_MAX,
+                                    .to = UINT64_MAX,
+                                    .bins_of = KARST_NONE};
+}
+
+bool karst_filter_walk(struct karst_filter *filter, struct karst_error *error) {
+    if (!filter->states) {
+        filter->states = (1u << KARST_STATES) - 1;
+    }
+    karst_session_begin(filter->session, "walking the heap", karst_session_bytes(filter->session));
+    if (!karst_session_walk(filter->session, filter->from, filter->to, &filter->sink, error)) {
+        return false;
+    }
+    return !filter->out_of_memory || karst_fail_memory(error);
+}
+
+void karst_filter_close(struct karst_filter *filter) {
+    free(filter->bins);
+    filter->bins = NULL;
+}
