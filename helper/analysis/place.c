@@ -34,7 +34,7 @@ void karst_place_text(struct karst *session, uint64_t address, char *text, size_
     const struct karst_module *module = karst_target_module(target, address);
     char symbol[200];
     if (!mapping) {
-        snprintf(text, size, "no mapping of the target");
+        snprintf(text, size, "unmapped memory");
     } else if (module && karst_target_symbolize(target, address, symbol, sizeof symbol)) {
         snprintf(text, size, "%s in %s", symbol, module->path);
     } else if (module) {
@@ -94,6 +94,10 @@ bool karst_find_neighbourhood(struct karst *session, uint64_t address, struct ka
         return true;
     }
     char place[400];
+    if (!karst_target_mapping(session->target, address)) {
+        return karst_fail(error, KARST_ERROR_NOT_FOUND,
+                          "0x%" PRIx64 " is in no heap: nothing is mapped there", address);
+    }
     karst_place_text(session, address, place, sizeof place);
     return karst_fail(error, KARST_ERROR_NOT_FOUND, "0x%" PRIx64 " is in no heap: it is in %s", address,
                       place);

@@ -4,7 +4,7 @@
 
 #include "session.h"
 
-/* "the stack of thread 12", "main_arena+0x60 in /lib/libc.so.6", "no mapping" ...: what holds an address
+/* "the stack of thread 12", "main_arena+0x60 in /lib/libc.so.6", "unmapped memory" ...: what holds an address
  * that is in no heap. Always terminated. */
 void karst_place_text(struct karst *session, uint64_t address, char *text, size_t size);
 /* The blocks around an address that is in a heap's extent. */

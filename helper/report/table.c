@@ -24,7 +24,9 @@ struct karst_table {
     size_t cell_count, cell_room;
     char *text;
     size_t text_size, text_room;
-    bool headed; /* the header row was printed */
+    bool headed;    /* the header row was printed */
+    bool shortened; /* some cell was cut */
+    size_t blanks;  /* owed: written only when something follows on the line */
 };
 
 struct karst_table *karst_table_open(struct karst_writer *writer, const struct karst_column *columns,
@@ -170,13 +172,16 @@ static size_t prefix_size(const char *text, size_t size, size_t columns) {
     return end;
 }
 
-static void write_spaces(struct karst_writer *writer, size_t count) {
-    static const char spaces[] = "                                ";
-    while (count) {
-        size_t part = count < sizeof spaces - 1 ? count : sizeof spaces - 1;
-        karst_write(writer, KARST_STYLE_PLAIN, spaces, part);
-        count -= part;
+/* What is owed in blanks, then text. */
+static void write_after_blanks(struct karst_table *table, enum karst_style style, const char *text,
+                               size_t size) {
+    static const char blanks[] = "                                ";
+    while (table->blanks) {
+        size_t part = table->blanks < sizeof blanks - 1 ? table->blanks : sizeof blanks - 1;
+        karst_write(table->writer, KARST_STYLE_PLAIN, blanks, part);
+        table->blanks -= part;
     }
+    karst_write(table->writer, style, text, size);
 }
 
 static void write_cell(struct karst_table *table, size_t column, size_t width, enum karst_style style,
@@ -190,21 +195,21 @@ static void write_cell(struct karst_table *table, size_t column, size_t width, e
         columns = width;
     }
     if (table->columns[column].align == KARST_RIGHT) {
-        write_spaces(writer, width - columns);
+        table->blanks += width - columns;
     }
     if (size) {
-        karst_write(writer, style, text, size);
+        write_after_blanks(table, style, text, size);
     }
     if (shorten) {
-        karst_write(writer, style, ellipsis, strlen(ellipsis));
+        write_after_blanks(table, style, ellipsis, strlen(ellipsis));
+        table->shortened = true;
     }
-    /* No blanks at the end of a line. */
-    if (table->columns[column].align != KARST_RIGHT && column + 1 < table->column_count) {
-        write_spaces(writer, width - columns);
+    if (table->columns[column].align != KARST_RIGHT) {
+        table->blanks += width - columns;
     }
-    if (column + 1 < table->column_count) {
-        write_spaces(writer, GAP);
-    } else {
+    table->blanks += GAP;
+    if (column + 1 == table->column_count) {
+        table->blanks = 0;
         karst_write(writer, KARST_STYLE_PLAIN, "\n", 1);
     }
 }
@@ -238,6 +243,9 @@ void karst_table_close(struct karst_table *table) {
         return;
     }
     karst_table_flush(table);
+    if (table->shortened) {
+        karst_print_styled(table->writer, KARST_STYLE_DIM, "(shortened to fit; --json has all of it)\n");
+    }
     free(table->widths);
     free(table->cells);
     free(table->text);

@@ -65,6 +65,10 @@ static void write_states(struct karst_writer *writer, const struct karst_summary
                      karst_share_text(row->system_bytes, row->system_bytes).text);
     karst_table_known_size(table, row->resident_bytes);
     karst_table_close(table);
+    if (row->resident_bytes != UINT64_MAX) {
+        karst_print_styled(writer, KARST_STYLE_DIM,
+                           "resident: pages wholly free, cached or top there; all others with live\n");
+    }
 }
 
 static void write_holes(struct karst_call *call, const struct karst_summary_row *row) {

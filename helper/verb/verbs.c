@@ -3,9 +3,19 @@
 #include <stddef.h>
 
 /* In the order of help, group by group. */
+/* clang-format off */
 const struct karst_verb *const karst_verbs[] = {
-    &karst_verb_summary, &karst_verb_arenas, &karst_verb_bins, &karst_verb_info, NULL,
+    &karst_verb_summary,
+    &karst_verb_arenas,
+    &karst_verb_bins,
+    &karst_verb_info,
+    &karst_verb_blocks,
+    &karst_verb_block,
+    &karst_verb_sizes,
+    &karst_verb_check,
+    NULL,
 };
+/* clang-format on */
 
 const struct karst_verb_option karst_common_options[] = {
     {"json", 'j', KARST_VALUE_FLAG, NULL, "answer as JSON; sizes are bytes, addresses \"0x...\"", NULL},
