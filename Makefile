@@ -42,4 +42,6 @@ clean:
 format:
 	clang-format -i $(C_FILES)
 
+include tests/tools.mk
+
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

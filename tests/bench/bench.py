@@ -1,0 +1,203 @@
+#!/usr/bin/python3
+"""What karst costs, held against a bare loop over the same chunk headers in the same core file.
+
+Run by `make bench`. Commands alternate, so that a busy machine hits all of them alike; figures are CPU
+seconds (user and system), the least and the median of the rounds.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+class Run(NamedTuple):
+    cpu: float
+    wall: float
+    anonymous: int  # peak, bytes; 0 where it was not sampled
+    file: int
+
+
+class Command(NamedTuple):
+    name: str
+    argv: list[str]
+    limit: Optional[float] = None  # of the CPU time, in bare loops
+    memory: Optional[int] = None  # of the anonymous memory, in bytes
+
+
+def memory_of(pid: int) -> tuple[int, int]:
+    """Anonymous and file-backed resident bytes of a process, zeros once it is gone."""
+    anonymous = file = 0
+    try:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:
+            for line in status:
+                if line.startswith("RssAnon:"):
+                    anonymous = int(line.split()[1]) * 1024
+                elif line.startswith("RssFile:"):
+                    file = int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return anonymous, file
+
+
+def run(argv: list[str], sample: bool) -> Run:
+    """Runs argv with its output thrown away. With sample its memory is looked at every 2 ms."""
+    start = time.monotonic()
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
+    anonymous = file = 0
+    pid, status, usage = 0, 0, None
+    while pid == 0:
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG if sample else 0)
+        if pid == 0:
+            now = memory_of(process.pid)
+            anonymous, file = max(anonymous, now[0]), max(file, now[1])
+            time.sleep(0.002)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode not in (0, 1):
+        sys.exit(f"bench: {' '.join(argv)}: ended with {process.returncode}")
+    return Run(usage.ru_utime + usage.ru_stime, time.monotonic() - start, anonymous, file)
+
+
+def output(argv: list[str]) -> str:
+    return subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def make_core(tools: Path, directory: Path, blocks: int) -> tuple[Path, Path]:
+    core, layout = directory / f"core.{blocks}", directory / f"layout.{blocks}"
+    if not core.exists() or not layout.exists():
+        print(f"making {core} ...", flush=True)
+        # The kernel puts the core where the process is.
+        subprocess.run([str((tools / "make_core").resolve()), "--blocks", str(blocks), "--core", core.name,
+                        "--layout", layout.name], check=True, cwd=directory)
+    return core, layout
+
+
+def machine() -> str:
+    model = "unknown processor"
+    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as info:
+        for line in info:
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return f"{model}, {os.cpu_count()} processors, {memory / GIB:.0f} GiB, Linux {os.uname().release}"
+
+
+def report(command: Command, runs: list[Run], sampled: Run, bare: list[Run]) -> bool:
+    cpu = [one.cpu for one in runs]
+    base = [one.cpu for one in bare]
+    ratio = min(cpu) / min(base)
+    middle = statistics.median(cpu) / statistics.median(base)
+    over = []
+    if command.limit is not None and ratio > command.limit:
+        over.append("CPU")
+    if command.memory is not None and sampled.anonymous > command.memory:
+        over.append("memory")
+    limits = (f"{command.limit:.1f}" if command.limit is not None else "-",
+              f"{command.memory / MIB:.0f}" if command.memory is not None else "-")
+    print(f"{command.name:24} {min(cpu):7.2f} {statistics.median(cpu):7.2f} {ratio:7.2f} {middle:7.2f} "
+          f"{limits[0]:>6} {sampled.anonymous / MIB:10.1f} {limits[1]:>6} {sampled.file / MIB:9.0f}  "
+          f"{'over: ' + ', '.join(over) if over else ''}", flush=True)
+    return not over
+
+
+def measure(commands: list[Command], rounds: int) -> bool:
+    runs: dict[str, list[Run]] = {command.name: [] for command in commands}
+    sampled = {command.name: run(command.argv, sample=True) for command in commands}
+    for _ in range(rounds):
+        for command in commands:
+            runs[command.name].append(run(command.argv, sample=False))
+    print(f"{'':24} {'CPU s':>15} {'bare loops':>15} {'':6} {'memory, MiB':>17}")
+    print(f"{'':24} {'least':>7} {'median':>7} {'least':>7} {'median':>7} {'limit':>6} {'anonymous':>10} "
+          f"{'limit':>6} {'file':>9}")
+    bare = runs[commands[0].name]
+    return all([report(command, runs[command.name], sampled[command.name], bare) for command in commands])
+
+
+def measure_core(options: argparse.Namespace) -> bool:
+    core, layout = make_core(options.tools, options.directory, options.blocks)
+    bare = [str(options.tools / "bare_loop"), str(core), str(layout)]
+    walk = [str(options.tools / "count_blocks"), str(core), str(layout)]
+    chunks, counted = output(bare).split(), output(walk).split()
+    karst = [str(options.karst), "-c", str(core)]
+    total = json.loads(output([*karst, "summary", "--json"]))["total"]
+    heap = total["system_bytes"]
+    print(f"core: {core.stat().st_size / GIB:.2f} GiB, heap {heap / GIB:.2f} GiB, {chunks[0]} chunks of which "
+          f"{chunks[1]} in use (karst: {counted[0]} and {counted[1]}); {options.rounds} rounds")
+    plain, checked = 64 * MIB, 64 * MIB + heap // 100
+    right = measure([
+        Command("bare loop", bare),
+        Command("engine's walk only", walk),
+        Command("karst summary", [*karst, "summary"], 1.5, plain),
+        Command("karst holes", [*karst, "holes"], 1.5, plain),
+        Command("karst bins", [*karst, "bins"], None, plain),
+        Command("karst pins", [*karst, "pins"], None, plain),
+        Command("karst check", [*karst, "check"], 5.0, checked),
+        Command("karst blocks --json --all", [*karst, "blocks", "--json", "--all"], None, plain),
+    ], options.rounds)
+    if chunks != counted:
+        print("over: karst and the bare loop do not count the same chunks")
+    return right and chunks == counted
+
+
+def measure_stop(options: argparse.Namespace) -> bool:
+    """How long a process with a heap of about 4 GB stands still while karst reads it."""
+    blocks = min(options.blocks, 9_300_000)
+    victim = subprocess.Popen([str(options.tools / "make_core"), "--blocks", str(blocks), "--live"],
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+    assert victim.stdin and victim.stdout
+
+    def longest_gap() -> float:
+        victim.stdin.write("\n")
+        return int(victim.stdout.readline()) / 1e9
+
+    try:
+        if victim.stdout.readline() != "ready\n":
+            sys.exit("bench: the live process did not start")
+        karst = [str(options.karst), "-p", str(victim.pid), "summary"]
+        heap = json.loads(output([*karst, "--json"]))["total"]["system_bytes"]
+        gaps, idle = [], []
+        for _ in range(options.rounds):
+            longest_gap()
+            time.sleep(1)
+            idle.append(longest_gap())
+            run(karst, sample=False)
+            gaps.append(longest_gap())
+    finally:
+        victim.stdin.close()
+        victim.wait()
+    per_4gib = [gap * 4 * GIB / heap for gap in gaps]
+    over = "" if min(per_4gib) < 1 else "  over"
+    print(f"live process, heap {heap / GIB:.2f} GiB: `karst -p PID summary` stops it for {min(gaps):.2f} s at least, "
+          f"{statistics.median(gaps):.2f} s in the median (left alone: {statistics.median(idle):.3f} s); per 4 GiB "
+          f"{min(per_4gib):.2f} and {statistics.median(per_4gib):.2f} s (limit 1){over}")
+    return not over
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--karst", type=Path, required=True)
+    parser.add_argument("--tools", type=Path, required=True, help="where make_core and bare_loop are")
+    parser.add_argument("--directory", type=Path, required=True, help="where the core is kept")
+    parser.add_argument("--blocks", type=int, default=12_000_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    options.directory.mkdir(parents=True, exist_ok=True)
+    print(f"{machine()}; {time.strftime('%Y-%m-%d')}")
+    right = measure_core(options)
+    right = measure_stop(options) and right
+    print("within all limits" if right else "NOT within all limits: see 'over'")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

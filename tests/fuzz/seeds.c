@@ -1,0 +1,138 @@
+/* Makes the small cores that mutate and the fuzzers start from, into the working directory:
+ * single.core, threads.core, mapped.core, fragmented.core. Addresses are not randomised, so that a case
+ * number means the same core on the same system. */
+#include "../bench/dump_core.h"
+
+#include <malloc.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/personality.h>
+#include <unistd.h>
+
+#define THREADS 3
+#define BLOCKS  600
+
+static uint64_t state;
+
+static uint64_t next_random(void) { /* splitmix64 */
+    uint64_t z = state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+/* Blocks of all kinds, a third of them freed: some stay in the tcache, in fastbins and unsorted. */
+static void churn(size_t largest) {
+    void *blocks[BLOCKS];
+    for (size_t i = 0; i < BLOCKS; i++) {
+        size_t size = 1 + next_random() % (i % 4 ? 120 : largest);
+        blocks[i] = i % 50 == 49 ? aligned_alloc(256, size) : malloc(size);
+        if (!blocks[i]) {
+            abort();
+        }
+        memset(blocks[i], (int)i, size < 32 ? size : 32);
+        if (i > 0) { /* a pointer to follow */
+            memcpy(blocks[i - 1], &blocks[i], 1 + (malloc_usable_size(blocks[i - 1]) > 8 ? 7 : 0));
+        }
+    }
+    for (size_t i = 0; i < BLOCKS; i += 1 + next_random() % 5) {
+        free(blocks[i]);
+        blocks[i] = NULL;
+        if (i > BLOCKS / 2 && i < BLOCKS / 2 + 6) {
+            free(malloc(5000));
+        }
+    }
+}
+
+static void single(void *unused) {
+    (void)unused;
+    churn(2000);
+}
+
+static pthread_barrier_t done;
+
+static void *work(void *largest) {
+    churn((size_t)(uintptr_t)largest);
+    pthread_barrier_wait(&done);
+    for (;;) {
+        pause();
+    }
+    return NULL;
+}
+
+static void threads(void *unused) {
+    (void)unused;
+    pthread_attr_t small_stack;
+    pthread_attr_init(&small_stack);
+    pthread_attr_setstacksize(&small_stack, 64 << 10);
+    pthread_barrier_init(&done, NULL, 2);
+    for (uintptr_t i = 0; i < THREADS; i++) { /* one after the other: next_random() is shared */
+        pthread_t thread;
+        if (pthread_create(&thread, &small_stack, work, (void *)(600 + 400 * i)) != 0) {
+            abort();
+        }
+        pthread_barrier_wait(&done);
+    }
+    churn(1000);
+}
+
+static void mapped(void *unused) {
+    (void)unused;
+    mallopt(M_MMAP_THRESHOLD, 20000);
+    for (size_t i = 0; i < 12; i++) {
+        void *block = i % 4 == 3 ? aligned_alloc(8192, 20480) : malloc(20000 + i * 1000);
+        if (!block) {
+            abort();
+        }
+        if (i % 5 == 4) {
+            free(block);
+        }
+    }
+    churn(600);
+}
+
+/* Large and small in turn; the large ones go, and are sorted into the bins. */
+static void fragmented(void *unused) {
+    (void)unused;
+    void *large[200];
+    mallopt(M_MXFAST, 0);
+    for (size_t i = 0; i < 200; i++) {
+        large[i] = malloc(300 + next_random() % 2200);
+        if (!large[i] || !malloc(24)) {
+            abort();
+        }
+    }
+    for (size_t i = 0; i < 200; i++) {
+        free(large[i]);
+        if (i % 30 == 29) {
+            free(malloc(3000));
+        }
+    }
+    if (!malloc(3000)) {
+        abort();
+    }
+}
+
+int main(int argc, char **argv) {
+    static const struct {
+        const char *name;
+        void (*build)(void *);
+    } kinds[] = {{"single.core", single},
+                 {"threads.core", threads},
+                 {"mapped.core", mapped},
+                 {"fragmented.core", fragmented}};
+    int now = personality(0xffffffff);
+    if (argc == 1 && now != -1 && !(now & ADDR_NO_RANDOMIZE) && personality(now | ADDR_NO_RANDOMIZE) != -1) {
+        execl("/proc/self/exe", argv[0], "fixed", (char *)NULL);
+    }
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        state = i;
+        if (!dump_core(kinds[i].name, kinds[i].build, NULL)) {
+            return 2;
+        }
+    }
+    return 0;
+}

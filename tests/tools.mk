@@ -1,0 +1,53 @@
+# Speed, sanitizers, damaged cores, fuzzing, lint: what proves more than `make test` has time for.
+.PHONY: asan bench test-mutated fuzz lint
+
+# ---- speed: BLOCKS=300000 for a quick look -------------------------------------------------------
+BLOCKS ?= 12000000
+ROUNDS ?= 5
+
+$(BUILD)/bench/make_core: $(addprefix $(BUILD)/tests/bench/,make_core.o dump_core.o)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -pthread
+
+$(BUILD)/bench/bare_loop: $(BUILD)/tests/bench/bare_loop.o
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^
+
+$(BUILD)/bench/count_blocks: $(BUILD)/tests/bench/count_blocks.o $(BUILD)/libkarst.a
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBRARIES) -lm
+
+bench: $(BUILD)/karst $(addprefix $(BUILD)/bench/,make_core bare_loop count_blocks)
+	$(PYTHON) tests/bench/bench.py --karst $(BUILD)/karst --tools $(BUILD)/bench --directory $(BUILD)/bench \
+	    --blocks $(BLOCKS) --rounds $(ROUNDS)
+
+# ---- sanitizers: the same sources again in a directory of their own ------------------------------
+SANITIZED := $(BUILD)/asan
+SANITIZE  := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
+
+asan:
+	$(MAKE) BUILD=$(SANITIZED) CFLAGS='$(SANITIZE)' $(SANITIZED)/karst $(SANITIZED)/fuzz/mutate
+
+# ---- damaged cores --------------------------------------------------------------------------------
+# Case K of seed N again: build/asan/fuzz/mutate --seed N --case K build/fuzz/cores/*.core
+SEED_CORES := $(addprefix $(BUILD)/fuzz/cores/,single.core threads.core mapped.core fragmented.core)
+CASES      ?= 100000
+SEED       ?= 1
+JOBS       ?= 2
+
+$(BUILD)/fuzz/mutate: $(addprefix $(BUILD)/tests/fuzz/,mutate.o core_image.o) $(BUILD)/libkarst.a
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBRARIES) -lm
+
+$(BUILD)/fuzz/seeds: $(addprefix $(BUILD)/tests/,fuzz/seeds.o bench/dump_core.o)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -pthread
+
+$(BUILD)/fuzz/cores/.made: $(BUILD)/fuzz/seeds
+	@mkdir -p $(@D)
+	cd $(@D) && ../seeds
+	@touch $@
+
+test-mutated: asan $(BUILD)/fuzz/cores/.made
+	cd $(BUILD)/fuzz && $(abspath $(SANITIZED))/fuzz/mutate --seed $(SEED) -n $(CASES) --jobs $(JOBS) \
+	    $(abspath $(SEED_CORES))
