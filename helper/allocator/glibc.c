@@ -359,7 +359,8 @@ static inline bool sane(const struct walk *walk, uint64_t address, uint64_t word
  * before a size of 0 at the very end); sysmalloc(). Its bytes, 0: none here. */
 static uint64_t fencepost(struct walk *walk, uint64_t address, uint64_t word) {
     uint64_t size = word & ~(uint64_t)GLIBC_FLAGS;
-    if (!(word & GLIBC_PREV_INUSE) && size != 0) {
+    /* The old top in front of a fencepost of 16 was freed as a chunk, which clears the bit. */
+    if (!(word & GLIBC_PREV_INUSE) && size != 0 && size != GLIBC_FENCEPOST) {
         return 0;
     }
     uint64_t left = walk->end - address;
@@ -372,7 +373,7 @@ static uint64_t fencepost(struct walk *walk, uint64_t address, uint64_t word) {
         }
         return 0;
     }
-    return size == GLIBC_FENCEPOST && word == (GLIBC_FENCEPOST | GLIBC_PREV_INUSE) ? size : 0;
+    return (word & ~(uint64_t)GLIBC_PREV_INUSE) == GLIBC_FENCEPOST ? size : 0;
 }
 
 /* Could the chunk at address with this size word begin a chain of chunks? Follows it for a while. */
