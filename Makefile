@@ -6,7 +6,7 @@ DESTDIR ?=
 CC      ?= gcc
 PYTHON  := /usr/bin/python3
 
-PACKAGES := pkg-config libelf-dev libdw-dev libjansson-dev libcairo2-dev
+PACKAGES := gcc libc6-dev pkg-config libelf-dev libdw-dev libjansson-dev libcairo2-dev
 CPPFLAGS += -D_GNU_SOURCE $(addprefix -Ihelper/,include target allocator analysis report verb)
 CFLAGS   ?= -O2 -g
 WARNINGS := -std=c11 -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith
@@ -35,6 +35,8 @@ $(BUILD)/libkarst.so: $(ENGINE_OBJECTS)
 
 $(BUILD)/karst: $(CLI_OBJECTS) $(BUILD)/libkarst.a
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBRARIES) -lm
+
+include tests/tests.mk
 
 clean:
 	rm -rf $(BUILD)

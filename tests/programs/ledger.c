@@ -342,7 +342,12 @@ static void *second_function(void *library, const char *name) {
 
 static void run_second(void) {
     static struct functions functions;
-    void *library = dlmopen != NULL ? dlmopen(LM_ID_NEWLM, "libc.so.6", RTLD_NOW) : NULL;
+    void *library = NULL;
+#ifndef LEDGER_STATIC
+    if (dlmopen != NULL) {
+        library = dlmopen(LM_ID_NEWLM, "libc.so.6", RTLD_NOW);
+    }
+#endif
     if (library == NULL) {
         give_up("dlmopen");
     }

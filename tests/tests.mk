@@ -1,0 +1,45 @@
+# Building and running the tests; included by the Makefile.
+TEST_PACKAGES := libc6-dbg gdb python3-pytest git perl xz-utils sqlite3
+
+TEST_BUILD    := $(BUILD)/tests
+TEST_CFLAGS   := -std=gnu11 -O1 -g -Wall -Wextra -Werror -Wshadow -D_GNU_SOURCE -pthread
+TEST_PROGRAMS := $(patsubst tests/programs/%.c,$(TEST_BUILD)/%,$(wildcard tests/programs/*.c)) \
+                 $(TEST_BUILD)/ledger-static $(TEST_BUILD)/catalogue
+UNIT_TESTS    := $(patsubst tests/unit/%.c,$(TEST_BUILD)/unit/%,$(wildcard tests/unit/*.c))
+
+.PHONY: deps test test-programs test-distros run-tests
+deps:
+	@.ci/deps $(PACKAGES) $(TEST_PACKAGES)
+
+# In two steps: what is built depends on what deps installs.
+test: deps
+	@$(MAKE) --no-print-directory -s all test-programs
+	@$(MAKE) --no-print-directory -s run-tests
+
+test-programs: $(TEST_PROGRAMS) $(UNIT_TESTS)
+
+# PYTEST_ARGUMENTS: what else to give to pytest (-k WORD, -x ...).
+run-tests:
+	@status=0; \
+	for unit in $(UNIT_TESTS); do \
+	    echo "$$unit"; timeout 600 "$$unit" || status=1; \
+	done; \
+	KARST_BUILD=$(abspath $(BUILD)) $(PYTHON) -m pytest -p no:cacheprovider $(PYTEST_ARGUMENTS) \
+	    tests/integration tests/corruption || status=1; \
+	exit $$status
+
+$(TEST_BUILD)/%: tests/programs/%.c
+	@mkdir -p $(@D)
+	$(CC) $(TEST_CFLAGS) $< -o $@
+
+$(TEST_BUILD)/ledger-static: tests/programs/ledger.c
+	@mkdir -p $(@D)
+	$(CC) $(TEST_CFLAGS) -DLEDGER_STATIC -static $< -o $@
+
+$(TEST_BUILD)/catalogue: $(wildcard tests/corruption/*.c tests/corruption/*.h)
+	@mkdir -p $(@D)
+	$(CC) $(TEST_CFLAGS) $(filter %.c,$^) -o $@
+
+$(TEST_BUILD)/unit/%: tests/unit/%.c $(BUILD)/libkarst.a
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) $< $(BUILD)/libkarst.a $(LDFLAGS) $(LIBRARIES) -lm -o $@
