@@ -107,7 +107,7 @@ struct karst_heap {
 extern const struct karst_allocator *const karst_allocators[];
 extern const struct karst_allocator karst_glibc;
 
-/* ---- the stream -------------------------------------------------------------------------------- */
+/* ---- the stream ------------------------------------------------------------------------------------- */
 
 /* A consumer of blocks; the first member of each analysis's own struct. Returning false ends the walk. */
 struct karst_sink {

@@ -12,7 +12,7 @@
 #define ANCHORS_MAX (4u << 20)
 #define WALK_WINDOW (1u << 20)
 
-/* ---- reading ------------------------------------------------------------------------------------ */
+/* ---- reading ---------------------------------------------------------------------------------------- */
 
 bool glibc_read(struct glibc_heap *glibc, uint64_t address, uint64_t *word) {
     const uint8_t *bytes = karst_window_at(&glibc->lists, address, sizeof *word);
@@ -61,7 +61,7 @@ uint64_t glibc_first_chunk(const struct glibc_heap *glibc, const struct karst_ex
     return (first + GLIBC_ALIGN - 1) & ~(uint64_t)(GLIBC_ALIGN - 1);
 }
 
-/* ---- the cached set ------------------------------------------------------------------------------ */
+/* ---- the cached set --------------------------------------------------------------------------------- */
 
 bool glibc_add_cached(struct glibc_heap *glibc, uint64_t chunk, uint32_t bin) {
     if (glibc->cached_count == glibc->cached_capacity) {
@@ -114,7 +114,7 @@ static size_t cached_from(const struct glibc_heap *glibc, uint64_t chunk) {
     return low;
 }
 
-/* ---- lists ----------------------------------------------------------------------------------------- */
+/* ---- lists ------------------------------------------------------------------------------------------ */
 
 /* Brent's cycle detection: remembers a node and moves it on at each power of two. */
 struct cycle {
@@ -249,7 +249,7 @@ struct glibc_list_result glibc_follow_bin(struct glibc_heap *glibc, const struct
     }
 }
 
-/* ---- anchors: chunk starts that lists know -------------------------------------------------------- */
+/* ---- anchors: chunk starts that lists know ---------------------------------------------------------- */
 
 struct address_list {
     uint64_t *items;
@@ -590,7 +590,7 @@ bool glibc_walk_chunks(struct glibc_heap *glibc, const struct karst_extent *exte
     return walk_chunks(glibc, extent, chunk, context);
 }
 
-/* ---- the block stream --------------------------------------------------------------------------------- */
+/* ---- the block stream ------------------------------------------------------------------------------- */
 
 struct stream {
     struct glibc_heap *glibc;
@@ -703,8 +703,7 @@ static bool walk(struct karst_heap *heap, const struct karst_extent *extent, str
     return more && karst_batch_flush(&stream.batch);
 }
 
-/* ---- bins ------------------------------------------------------------------------------------------------
- */
+/* ---- bins ------------------------------------------------------------------------------------------- */
 
 struct bin_count {
     struct karst_bin *bin;

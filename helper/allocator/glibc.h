@@ -107,7 +107,7 @@ struct glibc_heap {
     struct karst_window lists; /* for pointer chasing */
 };
 
-/* ---- reading ---- */
+/* ---- reading ---------------------------------------------------------------------------------------- */
 
 static inline uint64_t glibc_word(const uint8_t *bytes) {
     uint64_t word;
@@ -124,7 +124,7 @@ bool glibc_is_linked(struct glibc_heap *glibc, uint64_t chunk);
 /* Where the first chunk of an arena's extent begins; what is before it is metadata. */
 uint64_t glibc_first_chunk(const struct glibc_heap *glibc, const struct karst_extent *extent);
 
-/* ---- lists ---- */
+/* ---- lists ------------------------------------------------------------------------------------------ */
 
 enum glibc_list_end {
     GLIBC_LIST_END,    /* came to its end */
@@ -160,7 +160,7 @@ uint64_t glibc_bin_head(const struct glibc_heap *glibc, const struct glibc_arena
 /* Entries that tcache's bin index says it has. */
 uint64_t glibc_tcache_said(struct glibc_heap *glibc, const struct glibc_tcache *tcache, unsigned index);
 
-/* ---- walking ---- */
+/* ---- walking ---------------------------------------------------------------------------------------- */
 
 /* One chunk as the walk met it. */
 struct glibc_chunk {
@@ -180,7 +180,7 @@ struct glibc_chunk {
 bool glibc_walk_chunks(struct glibc_heap *glibc, const struct karst_extent *extent,
                        bool (*chunk)(void *context, const struct glibc_chunk *chunk), void *context);
 
-/* ---- finding, over files; each false: out of memory ---- */
+/* ---- finding, over files; each false: out of memory ------------------------------------------------- */
 
 /* What the main arena, and a thread arena, are made of; needs mp_ and the arenas read. */
 bool glibc_add_main_extents(struct glibc_heap *glibc);
@@ -195,7 +195,7 @@ bool glibc_add_arena_bins(struct glibc_heap *glibc, uint32_t index);
 /* The threads' caches and what they hold; needs all extents. */
 bool glibc_find_tcaches(struct glibc_heap *glibc);
 
-/* ---- the ops, over files ---- */
+/* ---- the ops, over files ---------------------------------------------------------------------------- */
 bool glibc_find(struct karst *session, struct karst_error *error);
 bool glibc_check(struct karst_heap *heap, struct karst_findings *findings, struct karst_error *error);
 bool glibc_load_bins(struct karst_heap *heap, struct karst_error *error);

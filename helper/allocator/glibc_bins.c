@@ -11,8 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- the threads' caches --------------------------------------------------------------------------------
- */
+/* ---- the threads' caches ---------------------------------------------------------------------------- */
 
 #define TLS_SPAN        8192u /* how far below the thread pointer libc's thread-local words are looked for */
 #define MODULE_DATA_MAX (16u << 20) /* how much of a libc's variables is searched for the key */

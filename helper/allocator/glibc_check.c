@@ -57,7 +57,7 @@ static uint64_t user(uint64_t chunk) {
     return chunk + GLIBC_HEADER;
 }
 
-/* ---- marks ------------------------------------------------------------------------------------------- */
+/* ---- marks ------------------------------------------------------------------------------------------ */
 
 static bool make_marks(struct check *check) {
     const struct karst_heap *heap = &check->glibc->heap;
@@ -132,7 +132,7 @@ static uint64_t marked_between(const struct check *check, const struct karst_ext
     return 0;
 }
 
-/* ---- which list ---------------------------------------------------------------------------------------- */
+/* ---- which list ------------------------------------------------------------------------------------- */
 
 struct search {
     uint64_t chunk;
@@ -174,8 +174,7 @@ static uint32_t bin_of_chunk(struct check *check, uint64_t chunk, uint32_t excep
     return KARST_NONE;
 }
 
-/* ---- doubly linked bins -----------------------------------------------------------------------------------
- */
+/* ---- doubly linked bins ----------------------------------------------------------------------------- */
 
 static void check_binned_sizes(struct check *check, const struct karst_extent *extent, uint64_t chunk,
                                uint64_t size) {

@@ -10,7 +10,7 @@
 
 #define HEAPS_MAX 65536u
 
-/* ---- extents ------------------------------------------------------------------------------------------ */
+/* ---- extents ---------------------------------------------------------------------------------------- */
 
 static bool add_extent(struct glibc_heap *glibc, uint64_t start, uint64_t end, uint32_t arena,
                        enum karst_extent_kind kind) {
@@ -228,8 +228,7 @@ bool glibc_add_main_extents(struct glibc_heap *glibc) {
     return search_segments(glibc);
 }
 
-/* ---- blocks with a mapping of their own -----------------------------------------------------------------
- */
+/* ---- blocks with a mapping of their own ------------------------------------------------------------- */
 
 struct mapped {
     uint64_t start, end;

@@ -14,7 +14,7 @@
 #define ARENAS_MAX  65536u
 #define BINS_NEEDED 120u /* of 127, for an arena to be taken for one although some were damaged */
 
-/* ---- arenas ------------------------------------------------------------------------------------- */
+/* ---- arenas ----------------------------------------------------------------------------------------- */
 
 static bool bin_is_consistent(struct karst_window *window, uint64_t head) {
     const uint8_t *links = karst_window_at(window, head + 16, 16);
@@ -189,7 +189,7 @@ static bool root_by_symbol(struct karst_target *target, struct karst_module *mod
     return found;
 }
 
-/* ---- versions and layouts ------------------------------------------------------------------------- */
+/* ---- versions and layouts --------------------------------------------------------------------------- */
 
 static unsigned version_of(struct karst_target *target, struct karst_module *module, char *text,
                            size_t size) {
