@@ -355,25 +355,19 @@ static inline bool sane(const struct walk *walk, uint64_t address, uint64_t word
            !(word & GLIBC_IS_MMAPPED);
 }
 
-/* The artificial chunks that close a segment: a size of 16 (or, in a thread arena's heap, of up to 32
- * before a size of 0 at the very end); sysmalloc(). Its bytes, 0: none here. */
+/* The artificial chunks that close a segment, sysmalloc(): one of 16 bytes and a size of 0 at the very end of
+ * a thread arena's heap, two of 16 bytes elsewhere. The first loses its flag when the chunk before it is
+ * free. The bytes of what stands here, 0: no such thing. */
 static uint64_t fencepost(struct walk *walk, uint64_t address, uint64_t word) {
     uint64_t size = word & ~(uint64_t)GLIBC_FLAGS;
-    /* The old top in front of a fencepost of 16 was freed as a chunk, which clears the bit. */
-    if (!(word & GLIBC_PREV_INUSE) && size != 0 && size != GLIBC_FENCEPOST) {
+    if (walk->extent->kind != KARST_EXTENT_HEAP) {
+        return (word & ~(uint64_t)GLIBC_PREV_INUSE) == GLIBC_FENCEPOST ? size : 0;
+    }
+    if (size > GLIBC_FENCEPOST || walk->end - address != size + GLIBC_FENCEPOST) {
         return 0;
     }
-    uint64_t left = walk->end - address;
-    if (walk->extent->kind == KARST_EXTENT_HEAP) {
-        if (size <= 2 * GLIBC_FENCEPOST && left == size + GLIBC_FENCEPOST) {
-            const uint8_t *bytes = karst_window_at(&walk->window, address + size + 8, 8);
-            if (bytes && (glibc_word(bytes) & ~(uint64_t)GLIBC_FLAGS) == 0) {
-                return left;
-            }
-        }
-        return 0;
-    }
-    return (word & ~(uint64_t)GLIBC_PREV_INUSE) == GLIBC_FENCEPOST ? size : 0;
+    const uint8_t *bytes = karst_window_at(&walk->window, address + size + 8, 8);
+    return bytes && glibc_word(bytes) == GLIBC_PREV_INUSE ? size + GLIBC_FENCEPOST : 0;
 }
 
 /* Could the chunk at address with this size word begin a chain of chunks? Follows it for a while. */
@@ -528,6 +522,10 @@ static inline bool look_at_chunk(struct walk *walk, struct glibc_chunk *chunk) {
         }
         if (fencepost(walk, next, chunk->next_size_word)) {
             set_state(walk, chunk);
+            if (chunk->next_size_word == GLIBC_PREV_INUSE) {
+                chunk->state =
+                    KARST_STATE_METADATA; /* all that a nearly full heap had left for its fencepost */
+            }
             return true;
         }
         if (anchor_between(walk->glibc, chunk->address + GLIBC_ALIGN, next)) {

@@ -129,7 +129,7 @@ static uint64_t segment_end(struct glibc_heap *glibc, struct karst_window *windo
         if (at == start && !(word & GLIBC_PREV_INUSE)) {
             return 0;
         }
-        bool post = word == (GLIBC_FENCEPOST | GLIBC_PREV_INUSE);
+        bool post = (word & ~(uint64_t)GLIBC_PREV_INUSE) == GLIBC_FENCEPOST;
         if (post && post_before) {
             return at + GLIBC_FENCEPOST;
         }
