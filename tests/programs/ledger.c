@@ -206,9 +206,14 @@ static void work_step(struct worker *worker) {
     }
 }
 
-/* Somebody else's use of the break, of a size that is no multiple of anything. */
+/* Somebody else's use of the break, of a size that is no multiple of anything; but for whole pages when the
+ * break will run into what blocks it: malloc (glibc 2.36) asserts that its old top ends on a page then. */
 static void move_break(uint64_t *random) {
-    if (sbrk((intptr_t)random_between(random, 1, 20000)) == (void *)-1) {
+    size_t size = random_between(random, 1, 20000);
+    if (settings.brk_room >= 0) {
+        size = (size + 4095) / 4096 * 4096;
+    }
+    if (sbrk((intptr_t)size) == (void *)-1 && settings.brk_room < 0) {
         give_up("sbrk");
     }
 }
