@@ -42,8 +42,9 @@ static void misaligned(void) {
 
 static void count_wrong(void) {
     (void)two_in_tcache();
-    if (damage("bad-count", main_tcache())) {
-        *tcache_counter(SIZE) += 3;
+    uint16_t *counter = tcache_counter(SIZE);
+    if (damage("bad-count", counter)) {
+        *counter += 3;
     }
 }
 

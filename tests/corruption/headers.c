@@ -61,7 +61,7 @@ static void prev_size_wrong(void) {
     (void)allocate(100);
     allocated();
     release(block);
-    if (damage("write-after-free", block)) {
+    if (damage("bad-size", block)) {
         memcpy(block + 1480, "the end", 8);
     }
 }
@@ -91,6 +91,6 @@ const struct case_ header_cases[] = {
     {"overflow-into-header", header_smashed, false},
     {"overflow-by-one-zero", off_by_one, false},
     {"overflow-into-top", top_smashed, false},
-    {"write-after-free-prev-size", prev_size_wrong, false},
+    {"bad-size-prev-size", prev_size_wrong, false},
     {0},
 };

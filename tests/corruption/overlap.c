@@ -38,7 +38,7 @@ static void interior_freed(void) {
     uint64_t *block = allocate(400);
     allocated();
     block[7] = 0x41;
-    if (damage("overlap", &block[8])) {
+    if (damage("overlap", block)) {
         release(&block[8]);
     }
 }

@@ -11,23 +11,23 @@ static char *main_arena(void) {
 }
 
 static void system_mem(void) {
-    char *arena = main_arena();
-    if (damage("bad-root", arena)) {
-        memset(arena + arena_offsets().system_mem, 'A', 8);
+    char *field = main_arena() + arena_offsets().system_mem;
+    if (damage("bad-root", field)) {
+        memset(field, 'A', 8);
     }
 }
 
 static void next(void) {
-    char *arena = main_arena();
-    if (damage("bad-root", arena)) {
-        memset(arena + arena_offsets().next, 'A', 8);
+    char *field = main_arena() + arena_offsets().next;
+    if (damage("bad-root", field)) {
+        memset(field, 'A', 8);
     }
 }
 
 static void top(void) {
-    char *arena = main_arena();
-    if (damage("bad-root", arena)) {
-        memset(arena + arena_offsets().top, 'A', 8);
+    char *field = main_arena() + arena_offsets().top;
+    if (damage("bad-root", field)) {
+        memset(field, 'A', 8);
     }
 }
 

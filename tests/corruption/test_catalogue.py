@@ -25,6 +25,9 @@ class Expected:
     severity: str
     address: int
 
+    def __str__(self) -> str:
+        return f"{self.code} ({self.severity}) at {self.address:#x}"
+
     def is_met_by(self, finding: Finding) -> bool:
         return (finding.code, finding.severity, finding.address) == (self.code, self.severity, self.address)
 
@@ -54,17 +57,18 @@ def is_of(finding: Finding, expected: Expected) -> bool:
 
 
 def assert_found(target: Target, expected: list[Expected]) -> None:
-    healthy, findings = target.check()
-    listing = "\n".join(map(str, findings))
-    assert not healthy
+    _, findings = target.check()
+    listing = "\n".join(map(str, findings)) or "no findings"
     for expectation in expected:
-        assert any(map(expectation.is_met_by, findings)), f"{expectation} is not among\n{listing}"
+        if not any(map(expectation.is_met_by, findings)):
+            pytest.fail(f"{expectation} is not among: {listing}", pytrace=False)
     strays = [
         str(finding)
         for finding in findings
         if finding.severity == "corrupt" and not any(is_of(finding, expectation) for expectation in expected)
     ]
-    assert not strays, "unrelated: " + "\n".join(strays)
+    if strays:
+        pytest.fail("unrelated: " + "\n".join(strays), pytrace=False)
 
 
 def assert_bystanders(target: Target, bystanders: dict[int, int]) -> None:
@@ -100,5 +104,6 @@ def test_healthy_twin(name: str, end: str, directory: Path) -> None:
         assert not expectations(program)
         target = look(program, end)
         healthy, findings = target.check()
-        assert healthy and not findings, "\n".join(map(str, findings))
+        if findings or not healthy:
+            pytest.fail("\n".join(map(str, findings)), pytrace=False)
         assert_bystanders(target, read_bystanders(directory))
