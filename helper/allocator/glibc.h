@@ -195,6 +195,18 @@ bool glibc_add_arena_bins(struct glibc_heap *glibc, uint32_t index);
 /* The threads' caches and what they hold; needs all extents. */
 bool glibc_find_tcaches(struct glibc_heap *glibc);
 
+/* ---- live blocks swallowed by a neighbour, glibc_swallow.c ---- */
+
+struct glibc_hunt;
+/* NULL: out of memory. Belongs to the caller until glibc_hunt_close(). */
+struct glibc_hunt *glibc_hunt_open(struct glibc_heap *glibc);
+/* Looks into one chunk of the walk. */
+void glibc_look_inside(struct glibc_hunt *hunt, bool main_arena, const struct glibc_chunk *chunk);
+/* Looks for pointers at what was seen, if anything was, and adds findings. false: interrupted, or no memory.
+ */
+bool glibc_hunt_finish(struct glibc_hunt *hunt, struct karst_findings *findings, struct karst_error *error);
+void glibc_hunt_close(struct glibc_hunt *hunt);
+
 /* ---- the ops, over files ---------------------------------------------------------------------------- */
 bool glibc_find(struct karst *session, struct karst_error *error);
 bool glibc_check(struct karst_heap *heap, struct karst_findings *findings, struct karst_error *error);

@@ -34,6 +34,7 @@ struct check {
     const struct karst_extent *extent;
     uint64_t last_free; /* the chunk before, if it is free */
     uint64_t bytes;     /* since progress was last told */
+    struct glibc_hunt *hunt;
 };
 
 /* ---- saying it -------------------------------------------------------------------------------------- */
@@ -622,6 +623,9 @@ static bool check_chunk(void *context, const struct glibc_chunk *chunk) {
         check_damage(check, chunk);
     } else if (chunk->size >= GLIBC_MIN_CHUNK && chunk->size_word) {
         inside = check_inside(check, chunk);
+        if (!inside) {
+            glibc_look_inside(check->hunt, check->extent->arena == 0, chunk);
+        }
     }
     if (chunk->state == KARST_STATE_FREE) {
         check_free(check, chunk);
@@ -733,7 +737,8 @@ static void check_lists(struct check *check) {
 bool glibc_check(struct karst_heap *heap, struct karst_findings *findings, struct karst_error *error) {
     struct check check = {.glibc = (struct glibc_heap *)heap, .findings = findings, .error = error};
     check.in_flux = heap->in_flux;
-    bool done = make_marks(&check);
+    check.hunt = glibc_hunt_open(check.glibc);
+    bool done = check.hunt ? make_marks(&check) : karst_fail_memory(error);
     if (done) {
         check_lists(&check);
         done = check_extents(&check);
@@ -741,6 +746,8 @@ bool glibc_check(struct karst_heap *heap, struct karst_findings *findings, struc
     if (done) {
         check_roots(&check);
     }
+    done = done && glibc_hunt_finish(check.hunt, findings, error);
+    glibc_hunt_close(check.hunt);
     free_marks(&check);
     if (done && findings->out_of_memory) {
         return karst_fail_memory(error);
