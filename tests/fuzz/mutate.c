@@ -64,6 +64,7 @@ struct progress {
 static struct {
     uint64_t seed;
     bool verbose;
+    char *const *paths;
     struct core_image images[IMAGES_MAX];
     size_t image_count;
     struct progress *progress; /* of this process */
@@ -329,22 +330,24 @@ static int free_descriptor(void) {
     return descriptor;
 }
 
-static void run_case(uint64_t number) {
+/* pristine: one of the images as it is, which every verb has to answer for. */
+static void run_case(uint64_t number, bool pristine) {
     uint64_t random = run.seed * 0x9e3779b97f4a7c15u + number;
     next_random(&random);
-    struct core_image *image = &run.images[below(&random, run.image_count)];
+    struct core_image *image =
+        &run.images[pristine ? number % run.image_count : below(&random, run.image_count)];
     run.image = image;
-    if (number != NO_CASE) {
+    if (!pristine) {
         image_damage(image, &random);
     }
     int descriptor = free_descriptor();
     run.allocated_before = run.allocated;
-    run_session(image, &random, number == NO_CASE);
+    run_session(image, &random, pristine);
     if (free_descriptor() != descriptor) {
         complain("leaves a file open");
     }
     int64_t left = run.allocated - run.allocated_before;
-    if (left != 0 && number != NO_CASE) {
+    if (left != 0 && !pristine) {
         char text[64];
         snprintf(text, sizeof text, "leaves %" PRId64 " bytes", left);
         complain(text);
@@ -366,8 +369,8 @@ static bool learn_blocks(void *context, const struct karst_block *blocks, size_t
     return true;
 }
 
-static bool open_images(char *const *paths, int count) {
-    for (int i = 0; i < count && run.image_count < IMAGES_MAX; i++) {
+static bool open_images(char *const *paths) {
+    for (size_t i = 0; paths[i] && run.image_count < IMAGES_MAX; i++) {
         struct core_image *image = &run.images[run.image_count++];
         struct karst_options options = {.no_symbols = true};
         struct karst_error error = {0};
@@ -385,31 +388,41 @@ static bool open_images(char *const *paths, int count) {
     return run.image_count > 0;
 }
 
+static void close_images(void) {
+    for (size_t i = 0; i < run.image_count; i++) {
+        image_close(&run.images[i]);
+    }
+    run.image_count = 0;
+}
+
 /* The pristine cores first: they show that the verbs answer at all, and fill what libraries keep for good. */
 static void run_share(uint64_t end, uint64_t step) {
     signal(SIGPROF, on_signal);
     signal(SIGUSR1, on_signal);
     __sanitizer_set_death_callback(on_death);
     uint64_t next = run.progress->next;
-    for (size_t i = 0; i < 4 * run.image_count; i++) {
-        run.progress->next = NO_CASE;
-        run_case(NO_CASE);
-        run.seed++; /* another way to open */
+    run.progress->next = NO_CASE;
+    for (size_t i = 0; i < 8 * run.image_count; i++) {
+        run_case(i, true);
     }
-    run.seed -= 4 * run.image_count;
     for (; next < end; next += step) {
         run.progress->next = next;
-        run_case(next);
+        run_case(next, false);
     }
     run.progress->next = next;
     snprintf(run.progress->doing, sizeof run.progress->doing, "the leak check at the end");
 }
 
+/* In a process of its own, with copies of the cores of its own. */
 static pid_t start(struct progress *progress, uint64_t end, uint64_t step) {
     pid_t child = fork();
     if (child == 0) {
         run.progress = progress;
+        if (!open_images(run.paths)) {
+            _exit(2);
+        }
         run_share(end, step);
+        close_images();
         if (__lsan_do_recoverable_leak_check() != 0) {
             complain("leaks");
         }
@@ -487,8 +500,8 @@ int main(int argc, char **argv) {
         fprintf(stderr, "usage: mutate [--seed N] [-n CASES | --case K] [--jobs 1..%d] CORE...\n", JOBS_MAX);
         return 2;
     }
-    if (!__sanitizer_install_malloc_and_free_hooks(on_malloc, on_free) ||
-        !open_images(argv + optind, argc - optind)) {
+    run.paths = argv + optind;
+    if (!__sanitizer_install_malloc_and_free_hooks(on_malloc, on_free)) {
         return 2;
     }
     uint64_t failures = run_all(shares, first, first + cases, jobs), hash = 0;
@@ -497,8 +510,5 @@ int main(int argc, char **argv) {
     }
     printf("%" PRIu64 " cases, seed %" PRIu64 ": %" PRIu64 " went wrong (output %016" PRIx64 ")\n", cases,
            run.seed, failures, hash);
-    for (size_t i = 0; i < run.image_count; i++) {
-        image_close(&run.images[i]);
-    }
     return failures > 0;
 }
