@@ -5,6 +5,7 @@
  * against the marks: free ones have to be marked, and no mark may lie inside a chunk. Then the arenas' own
  * fields. Codes and their meaning: docs/verbs/check.md. */
 #include "glibc.h"
+#include "marks.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -18,9 +19,9 @@ struct check {
     struct glibc_heap *glibc;
     struct karst_findings *findings;
     struct karst_error *error;
-    uint8_t **marks; /* per extent of the heap; NULL for mapped blocks */
-    uint8_t *seen;   /* per entry of the cached set: met while its list was followed */
-    unsigned named;  /* lists named so far */
+    struct karst_marks *marks; /* per extent of the heap; none for mapped blocks */
+    uint8_t *seen;             /* per entry of the cached set: met while its list was followed */
+    unsigned named;            /* lists named so far */
     bool in_flux;
     /* the list being followed */
     const struct glibc_arena *arena;
@@ -64,73 +65,46 @@ static bool make_marks(struct check *check) {
     const struct karst_heap *heap = &check->glibc->heap;
     check->marks = calloc(heap->extent_count + 1, sizeof *check->marks);
     check->seen = calloc(check->glibc->cached_count / 8 + 1, 1);
-    if (!check->marks || !check->seen) {
-        return karst_fail_memory(check->error);
-    }
-    for (size_t i = 0; i < heap->extent_count; i++) {
+    bool made = check->marks && check->seen;
+    for (size_t i = 0; made && i < heap->extent_count; i++) {
         const struct karst_extent *extent = &heap->extents[i];
-        if (extent->kind == KARST_EXTENT_MAPPED) {
-            continue;
-        }
-        check->marks[i] = calloc((extent->end - extent->start) / (GLIBC_ALIGN * 8) + 8, 1);
-        if (!check->marks[i]) {
-            return karst_fail_memory(check->error);
-        }
+        made = extent->kind == KARST_EXTENT_MAPPED ||
+               karst_marks_open(&check->marks[i], extent->start, extent->end);
     }
-    return true;
+    return made || karst_fail_memory(check->error);
 }
 
 static void free_marks(struct check *check) {
     for (size_t i = 0; check->marks && i < check->glibc->heap.extent_count; i++) {
-        free(check->marks[i]);
+        karst_marks_close(&check->marks[i]);
     }
     free(check->marks);
     free(check->seen);
 }
 
-static uint8_t *mark_byte(const struct check *check, const struct karst_extent *extent, uint64_t chunk,
-                          uint8_t *bit) {
-    uint64_t index = (chunk - extent->start) / GLIBC_ALIGN;
-    *bit = (uint8_t)(1u << (index % 8));
-    return &check->marks[extent - check->glibc->heap.extents][index / 8];
+static struct karst_marks *marks_of(const struct check *check, const struct karst_extent *extent) {
+    return &check->marks[extent - check->glibc->heap.extents];
 }
 
 static bool is_marked(const struct check *check, const struct karst_extent *extent, uint64_t chunk) {
-    uint8_t bit;
-    return *mark_byte(check, extent, chunk, &bit) & bit;
+    return karst_marks_has(marks_of(check, extent), chunk);
 }
 
 /* false: it was marked before. */
 static bool mark(const struct check *check, const struct karst_extent *extent, uint64_t chunk) {
-    uint8_t bit, *byte = mark_byte(check, extent, chunk, &bit);
-    bool fresh = !(*byte & bit);
-    *byte |= bit;
-    return fresh;
+    if (is_marked(check, extent, chunk)) {
+        return false;
+    }
+    if (!karst_marks_add(marks_of(check, extent), chunk)) {
+        check->findings->out_of_memory = true;
+    }
+    return true;
 }
 
 /* The first marked place in [from, to), 0: none. */
 static uint64_t marked_between(const struct check *check, const struct karst_extent *extent, uint64_t from,
                                uint64_t to) {
-    const uint8_t *marks = check->marks[extent - check->glibc->heap.extents];
-    uint64_t index = (from - extent->start) / GLIBC_ALIGN, end = (to - extent->start) / GLIBC_ALIGN;
-    while (index < end) {
-        if (index % 64 == 0 && end - index >= 64) {
-            uint64_t word;
-            memcpy(&word, marks + index / 8, sizeof word);
-            if (word == 0) {
-                index += 64;
-                continue;
-            }
-        } else if (index % 8 == 0 && end - index >= 8 && marks[index / 8] == 0) {
-            index += 8;
-            continue;
-        }
-        if (marks[index / 8] & (1u << (index % 8))) {
-            return extent->start + index * GLIBC_ALIGN;
-        }
-        index++;
-    }
-    return 0;
+    return karst_marks_first(marks_of(check, extent), from, to);
 }
 
 /* ---- which list ------------------------------------------------------------------------------------- */
