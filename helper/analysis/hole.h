@@ -1,5 +1,7 @@
-/* Holes: maximal runs of bytes that are not live between two live blocks of one extent. The one place
- * where that is decided, for every analysis that counts, lists or draws them. */
+/* Holes: maximal runs of free and cached blocks between two blocks in use of one extent. The one place
+ * where that is decided, for every analysis that counts, lists or draws them. In use is what is live, the
+ * allocator's own, or damaged (not known to be free). The top is no hole, nor is what lies under it or at
+ * an extent's edge. */
 #ifndef KARST_ANALYSIS_HOLE_H
 #define KARST_ANALYSIS_HOLE_H
 
@@ -8,7 +10,7 @@
 #include "karst.h"
 
 struct karst_hole {
-    uint64_t start, end;   /* of its bytes: where the live block before ends, where the one behind starts */
+    uint64_t start, end;   /* of its bytes: where the block before ends, where the one behind starts */
     uint64_t free_bytes;   /* of free blocks, headers included */
     uint64_t cached_bytes; /* of cached blocks: trapped */
     uint64_t usable_start; /* its largest contiguous free part, which is its usable size; size 0: none */
@@ -17,7 +19,7 @@ struct karst_hole {
 
 /* Follows the blocks of one extent at a time. */
 struct karst_hole_tracker {
-    uint64_t live_end; /* of the last live block, 0: none in this extent yet */
+    uint64_t used_end; /* of the last block in use, 0: none in this extent yet */
     uint64_t run_end;  /* of the run of free blocks under way */
     uint64_t run_start;
     struct karst_hole hole; /* under way */
@@ -25,6 +27,11 @@ struct karst_hole_tracker {
 
 static inline void karst_hole_begin_extent(struct karst_hole_tracker *tracker) {
     memset(tracker, 0, sizeof *tracker);
+}
+
+/* Whether a block in this state bounds holes. */
+static inline bool karst_hole_bounded_by(enum karst_state state) {
+    return state == KARST_STATE_LIVE || state == KARST_STATE_METADATA || state == KARST_STATE_UNKNOWN;
 }
 
 static inline void karst_hole_add(struct karst_hole_tracker *tracker, const struct karst_block *block) {
@@ -41,19 +48,20 @@ static inline void karst_hole_add(struct karst_hole_tracker *tracker, const stru
             hole->usable = tracker->run_end - tracker->run_start;
             hole->usable_start = tracker->run_start;
         }
+    } else {
+        tracker->used_end = 0;
     }
 }
 
-/* Takes the next block. True: it is live and ends a hole, which is in *hole; the live block before it was
- * the last one given. */
+/* Takes the next block. True: it is in use and ends a hole, which is in *hole. */
 static inline bool karst_hole_next(struct karst_hole_tracker *tracker, const struct karst_block *block,
                                    struct karst_hole *hole) {
-    if (block->state != KARST_STATE_LIVE) {
+    if (!karst_hole_bounded_by((enum karst_state)block->state)) {
         karst_hole_add(tracker, block);
         return false;
     }
-    uint64_t before = tracker->live_end;
-    tracker->live_end = block->start + block->size;
+    uint64_t before = tracker->used_end;
+    tracker->used_end = block->start + block->size;
     if (before == block->start) {
         return false;
     }

@@ -119,6 +119,8 @@ struct karst_arena_text {
     char text[80];
 };
 struct karst_arena_text karst_arena_text(const struct karst *session, uint16_t heap, uint32_t arena);
+/* Text: a line each if a heap stood between two states when it was read, or if memory is missing. */
+void karst_call_write_caution(struct karst_call *call);
 /* The style a state is shown in. */
 enum karst_style karst_state_style(enum karst_state state);
 

@@ -12,6 +12,8 @@ const struct karst_verb *const karst_verbs[] = {
     &karst_verb_blocks,
     &karst_verb_block,
     &karst_verb_sizes,
+    &karst_verb_holes,
+    &karst_verb_pins,
     &karst_verb_check,
     NULL,
 };

@@ -12,5 +12,7 @@ extern const struct karst_verb karst_verb_blocks;
 extern const struct karst_verb karst_verb_block;
 extern const struct karst_verb karst_verb_sizes;
 extern const struct karst_verb karst_verb_check;
+extern const struct karst_verb karst_verb_holes;
+extern const struct karst_verb karst_verb_pins;
 
 #endif
