@@ -1,0 +1,1 @@
+"""karst in GDB: commands, settings and functions over the engine, libkarst.so."""

@@ -1,0 +1,237 @@
+"""The engine in GDB: sessions over what is selected, text to GDB's pager, Ctrl-C."""
+
+from __future__ import annotations
+
+import locale
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from typing import Any, Optional
+
+import gdb
+import karst_engine
+from karst_engine import Block, KarstError, State
+
+from karst_gdb import memory, registers, styles
+from karst_gdb.symbols import Symbols
+from karst_gdb.target import CORE, PROCESS, Target
+
+_INTERRUPT = {signal.SIGINT}
+_CHUNK = 16 * 1024
+_PROGRESS_AFTER = 1.0  # seconds
+
+
+# ---- Ctrl-C ------------------------------------------------------------------------------------------
+# While the engine works, SIGINT waits: GDB would turn it into a KeyboardInterrupt at any line of Python, also
+# at the first one of a callback, where nothing catches it. The engine's poll looks whether one is waiting, and
+# callbacks let it through while they are in GDB: at the pager's prompt, in a slow remote read.
+
+
+@contextmanager
+def _interrupts_wait() -> Any:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPT)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # what waited is raised here
+
+
+def _in_gdb(function: Callable[..., Any]) -> Callable[..., Any]:
+    """function with interrupts let through."""
+
+    def call(*arguments: Any) -> Any:
+        try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPT)
+            return function(*arguments)
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPT)
+
+    return call
+
+
+class _Progress:
+    """A line on the terminal for what takes longer than a second."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._shown = 0
+
+    def begin(self) -> None:
+        self._since = time.monotonic()
+
+    def poll(self, what: str, done: int, total: int) -> bool:
+        if os.isatty(2) and os.isatty(1) and time.monotonic() - self._since >= _PROGRESS_AFTER:
+            text = f"{what}: {100 * min(done, total) // total} % of {total / 2**30:.1f} GB" if total \
+                else f"{what}: {done / 2**30:.1f} GB"
+            os.write(2, b"\r" + text.ljust(self._shown).encode())
+            self._shown = max(self._shown, len(text))
+        return signal.SIGINT not in signal.sigpending()
+
+    def wipe(self) -> None:
+        if self._shown:
+            os.write(2, b"\r" + b" " * self._shown + b"\r")
+            self._shown = 0
+
+
+# ---- sessions ----------------------------------------------------------------------------------------
+
+
+class _Remote(karst_engine.Target):
+    """An inferior that only GDB can read."""
+
+    def __init__(self, target: Target, known: Symbols) -> None:
+        self.pid = target.pid
+        self._memory = memory.Memory(gdb.selected_inferior())
+        self._mappings = memory.mappings()
+        self._threads = registers.threads()
+        self._known = known
+        self._ranges: dict[str, list[tuple[int, int]]] = {}
+        for mapping in self._mappings:
+            self._ranges.setdefault(mapping.name or "", []).append((mapping.start, mapping.end))
+        self.read = _in_gdb(self._memory.read)
+        self.symbol = _in_gdb(self._symbol)
+        self.member = _in_gdb(self._member)
+
+    def mappings(self) -> Sequence[karst_engine.Mapping]:
+        return self._mappings
+
+    def threads(self) -> Sequence[karst_engine.Thread]:
+        return self._threads
+
+    def _symbol(self, module: Optional[str], name: str) -> Optional[karst_engine.Symbol]:
+        return self._known.symbol(module or "", name, self._ranges.get(module or "", []))
+
+    def _member(self, module: Optional[str], type_name: str, member: str) -> Optional[tuple[int, int]]:
+        return self._known.member(module or "", type_name, member)
+
+
+def _sysroot() -> Optional[str]:
+    """GDB's, as the engine takes it: GDB says "target:" for what it reads through the target."""
+    path = str(gdb.parameter("sysroot") or "")
+    path = path[len("target:"):] if path.startswith("target:") else path
+    return path if path.strip("/") else None
+
+
+def _unicode() -> bool:
+    charset = str(gdb.parameter("host-charset") or "auto")
+    if charset.startswith("auto"):
+        charset = locale.nl_langinfo(locale.CODESET)
+    return charset.upper().replace("-", "") == "UTF8"
+
+
+class _Page:
+    """Text on its way to GDB's pager, a chunk at a time."""
+
+    def __init__(self, sequences: tuple[str, ...], progress: _Progress) -> None:
+        self._sequences = sequences
+        self._progress = progress
+        self._pieces: list[str] = []
+        self._size = 0
+
+    def write(self, style: int, text: str) -> bool:
+        sequence = self._sequences[style]
+        self._pieces.append(f"{sequence}{text}\x1b[m" if sequence else text)
+        self._size += len(text)
+        if self._size >= _CHUNK:
+            self.flush()
+        return True
+
+    def flush(self) -> None:
+        text = "".join(self._pieces)
+        self._pieces.clear()
+        self._size = 0
+        self._progress.wipe()
+        _in_gdb(gdb.write)(text)
+
+
+class Session:
+    """A session of the engine over one inferior. Closing it while it works waits until it has ended."""
+
+    def __init__(self, target: Target, known: Symbols, no_symbols: bool) -> None:
+        self._progress = _Progress()
+        self._busy = False
+        self._closing = False
+        self._engine = self._open(target, known, no_symbols)
+
+    def _open(self, target: Target, known: Symbols, no_symbols: bool) -> karst_engine.Session:
+        options: dict[str, Any] = {"sysroot": _sysroot(), "no_symbols": no_symbols,
+                                   "debug_directory": str(gdb.parameter("debug-file-directory") or "") or None,
+                                   "no_stop": target.partly_running, "poll": self._progress.poll}
+        try:
+            if target.kind == CORE:
+                executable = target.executable or None
+                with _interrupts_wait():
+                    return karst_engine.Session.open_core(target.core, executable=executable, **options)
+            if target.kind == PROCESS:
+                lent = registers.threads()
+                with _interrupts_wait():
+                    return karst_engine.Session.open_process(target.pid, threads=lambda: lent, **options)
+            remote = _Remote(target, known)
+            with _interrupts_wait():
+                return karst_engine.Session.open_callbacks(remote, **options)
+        except KarstError as error:
+            raise gdb.GdbError(str(error)) from None
+        finally:
+            self._progress.wipe()
+
+    @contextmanager
+    def _working(self) -> Any:
+        self._busy = True
+        self._progress.begin()
+        try:
+            with _interrupts_wait():
+                yield
+        except KarstError as error:
+            raise gdb.GdbError(str(error)) from None
+        finally:
+            self._progress.wipe()
+            self._busy = False
+            if self._closing:
+                self._engine.close()
+
+    def run(self, words: Sequence[str], sequences: tuple[str, ...]) -> karst_engine.Answer:
+        """Runs a verb, its text to GDB. What it can't answer fails with one line."""
+        page = _Page(sequences, self._progress)
+        with self._working():
+            answer = self._engine.run(words, page.write, width=int(gdb.parameter("width") or 0), unicode=_unicode())
+            page.flush()
+        return answer
+
+    def json(self, words: Sequence[str]) -> Any:
+        with self._working():
+            return self._engine.run_json(words)
+
+    def find_block(self, address: int) -> Optional[Block]:
+        """The block that holds address; None: it is in no heap."""
+        try:
+            with self._working():
+                return self._find(address)
+        except _NotThere:
+            return None
+
+    def _find(self, address: int) -> Block:
+        try:
+            return self._engine.find_block(address)
+        except KarstError as error:
+            if error.code == karst_engine.ErrorCode.NOT_FOUND:
+                raise _NotThere from None
+            raise
+
+    def arena_name(self, block: Block) -> str:
+        return self._engine.arena_name(block)
+
+    def close(self) -> None:
+        if self._busy:
+            self._closing = True
+        else:
+            self._engine.close()
+
+
+class _NotThere(Exception):
+    pass
+
+
+def state_name(block: Block) -> str:
+    return State(block.state).name.lower()

@@ -1,0 +1,110 @@
+"""`set karst ...` and `show karst ...`: real GDB parameters."""
+
+from __future__ import annotations
+
+import gdb
+
+_PREFIX = "karst "
+
+
+class _Setting(gdb.Parameter):
+    """What all settings have in common: no words when set, one line when shown."""
+
+    shown = "{}"
+
+    def __init__(self, name: str, kind: int, default: object, choices: list[str] | None = None) -> None:
+        if choices:
+            super().__init__(_PREFIX + name, gdb.COMMAND_DATA, kind, choices)
+        else:
+            super().__init__(_PREFIX + name, gdb.COMMAND_DATA, kind)
+        self.value = default
+
+    def get_set_string(self) -> str:
+        return ""
+
+    def get_show_string(self, value: str) -> str:
+        return self.shown.format(value)
+
+
+class Count(_Setting):
+    """Rows that karst's long lists show at a time; Enter goes on.
+The option of a verb itself, as in `karst blocks --limit 50`, goes before."""
+
+    set_doc = "Set how many rows karst's long lists show at a time."
+    show_doc = "Show how many rows karst's long lists show at a time."
+    shown = "karst's long lists show {} rows at a time."
+
+
+class Colour(_Setting):
+    """Whether karst styles its text, in GDB's own `set style ...`.
+auto: where GDB's `set style enabled` is on and the text goes to a terminal."""
+
+    set_doc = "Set whether karst styles its text."
+    show_doc = "Show whether karst styles its text."
+    shown = 'karst styles its text: "{}".'
+
+
+class Symbols(_Setting):
+    """Whether karst may use symbols and debug information.
+Off, it finds every heap by its structure, as on a system without symbols."""
+
+    set_doc = "Set whether karst may use symbols and debug information."
+    show_doc = "Show whether karst may use symbols and debug information."
+
+    def get_set_string(self) -> str:
+        from karst_gdb import session  # which needs the settings itself
+        session.drop_all()
+        return ""
+
+    def get_show_string(self, value: str) -> str:
+        return f"karst {'uses symbols and debug information' if self.value else 'uses no symbols'}."
+
+
+class EnginePath(_Setting):
+    """Path of karst's engine, libkarst.so; empty: beside the plugin or where the system keeps libraries."""
+
+    set_doc = "Set the path of karst's engine, libkarst.so."
+    show_doc = "Show the path of karst's engine, libkarst.so."
+
+    def get_show_string(self, value: str) -> str:
+        from karst_gdb import load
+        return f"karst's engine is {load.engine_path() or 'not loaded'}."
+
+    def get_set_string(self) -> str:
+        from karst_gdb import load
+        load.load_engine_again()
+        return ""
+
+
+class _Prefix(gdb.Command):
+    """Settings of karst."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, gdb.COMMAND_DATA, gdb.COMPLETE_NONE, True)
+
+
+class _ShowPrefix(gdb.Command):
+    """Show karst's settings."""
+
+    def __init__(self) -> None:
+        super().__init__("show karst", gdb.COMMAND_DATA, gdb.COMPLETE_NONE, True)
+
+    def invoke(self, argument: str, from_tty: bool) -> None:
+        for name in all_settings:
+            gdb.execute(f"show karst {name}", from_tty)
+
+
+all_settings: dict[str, gdb.Parameter] = {}
+
+
+def register() -> None:
+    _Prefix("set karst")
+    _ShowPrefix()
+    all_settings["count"] = Count("count", gdb.PARAM_UINTEGER, 20)
+    all_settings["color"] = Colour("color", gdb.PARAM_ENUM, "auto", ["auto", "on", "off"])
+    all_settings["symbols"] = Symbols("symbols", gdb.PARAM_BOOLEAN, True)
+    all_settings["engine-path"] = EnginePath("engine-path", gdb.PARAM_OPTIONAL_FILENAME, "")
+
+
+def get(name: str) -> object:
+    return all_settings[name].value
