@@ -652,8 +652,7 @@ static void check_arena(struct check *check, uint32_t index) {
         const struct karst_extent *extent = &glibc->heap.extents[i];
         bytes += extent->arena == index ? extent->end - extent->start : 0;
     }
-    uint64_t page = glibc->heap.target->page_size;
-    if (arena->system_mem > row->max_system_bytes || arena->system_mem % page != 0) {
+    if (arena->system_mem > row->max_system_bytes) {
         REPORT(check, BAD_ROOT, CORRUPT, arena->address + glibc->layout.state_system_mem, 0,
                "the size of arena %s is impossible: the arena was overwritten\tsystem_mem %" PRIu64
                ", max_system_mem %" PRIu64,

@@ -109,8 +109,9 @@ bool glibc_add_thread_heaps(struct glibc_heap *glibc, uint32_t index) {
     return true;
 }
 
-/* Follows chunks from start to where a segment of the main arena ends: behind top, or behind a double
- * fencepost. 0: this is no segment. budget bounds all such walks together. */
+/* Follows chunks from start to where a segment of the main arena ends: behind top, or behind the two
+ * fenceposts (three, where 16 bytes were left before them) that end with its last page. 0: this is no
+ * segment. budget bounds all such walks together. */
 static uint64_t segment_end(struct glibc_heap *glibc, struct karst_window *window, uint64_t start,
                             uint64_t limit, uint64_t *budget) {
     const struct glibc_arena *arena = &glibc->arenas[0];
@@ -130,7 +131,7 @@ static uint64_t segment_end(struct glibc_heap *glibc, struct karst_window *windo
             return 0;
         }
         bool post = (word & ~(uint64_t)GLIBC_PREV_INUSE) == GLIBC_FENCEPOST;
-        if (post && post_before) {
+        if (post && post_before && (at + GLIBC_FENCEPOST) % glibc->heap.target->page_size == 0) {
             return at + GLIBC_FENCEPOST;
         }
         if (!post && (size < GLIBC_MIN_CHUNK || size % GLIBC_ALIGN || post_before ||
@@ -158,7 +159,14 @@ bool glibc_overlaps_extent(const struct glibc_heap *glibc, uint64_t start, uint6
 static bool search_segments(struct glibc_heap *glibc) {
     struct karst_target *target = glibc->heap.target;
     struct glibc_arena *arena = &glibc->arenas[0];
-    uint64_t found = 0, budget = 64 + arena->system_mem / GLIBC_MIN_CHUNK * 4, behind;
+    uint64_t found = 0, bytes = 0, behind;
+    for (size_t i = 0; i < target->mapping_count; i++) {
+        bytes += karst_mapping_is_anonymous(&target->mappings[i])
+                     ? target->mappings[i].end - target->mappings[i].start
+                     : 0;
+    }
+    bytes = bytes < arena->system_mem ? bytes : arena->system_mem;
+    uint64_t budget = 64 + bytes / GLIBC_MIN_CHUNK * 4;
     struct karst_window window;
     karst_window_open(&window, target, 1u << 16);
     bool fine = true;
@@ -168,19 +176,20 @@ static bool search_segments(struct glibc_heap *glibc) {
         if (!karst_mapping_is_anonymous(mapping)) {
             continue;
         }
-        uint64_t limit = run_end(target, mapping->start);
-        uint64_t at = glibc->sbrk_base >= mapping->start && glibc->sbrk_base < mapping->end ? glibc->sbrk_base
-                                                                                            : mapping->start;
+        uint64_t limit = run_end(target, mapping->start), at = mapping->start;
         while (fine && at < mapping->end && found < arena->system_mem && budget) {
             if (glibc_overlaps_extent(glibc, at, at + page, &behind)) {
                 at = (behind + page - 1) & ~(page - 1);
                 continue;
             }
-            uint64_t end = segment_end(glibc, &window, at, limit, &budget);
+            /* Segments begin with a page, but for the first one of a break that was in use before. */
+            uint64_t start = glibc->sbrk_base - at < page ? glibc->sbrk_base : at;
+            uint64_t end = segment_end(glibc, &window, start, limit, &budget);
             if (!end) {
-                at = (at & ~(page - 1)) + page;
+                at += page;
                 continue;
             }
+            at = start;
             bool brk = glibc->sbrk_base == at && mapping->name && strcmp(mapping->name, "[heap]") == 0;
             fine = add_extent(glibc, at, end, 0, brk ? KARST_EXTENT_BRK : KARST_EXTENT_SEGMENT);
             found += end - at;
