@@ -14,6 +14,7 @@
 
 #define PAGEMAP_WINDOW  8192 /* entries */
 #define PAGEMAP_PRESENT ((uint64_t)1 << 63)
+#define PAGEMAP_TOUCHED ((uint64_t)3 << 62) /* present or swapped out */
 
 /* ---- /proc ------------------------------------------------------------------------------------- */
 
@@ -100,9 +101,11 @@ bool process_read_status(int64_t id, struct process_status *status) {
     }
     status->state = state ? *state : '?';
     status->thread_group = number_field(text, "Tgid");
+    status->parent = number_field(text, "PPid");
     status->tracer = number_field(text, "TracerPid");
     status->user = number_field(text, "Uid");
     status->has_memory = field(text, "VmSize") != NULL;
+    status->threads = number_field(text, "Threads");
     free(text);
     return true;
 }
@@ -167,7 +170,7 @@ static bool add_line(struct karst_target *target, char *line, size_t size) {
 static bool read_mappings(struct process *process, const struct process_status *status,
                           struct karst_error *error) {
     size_t size;
-    char *text = process_file(process->pid, "maps", &size);
+    char *text = process_file(process->task, "maps", &size);
     if (!text) {
         return process_refused(process->pid, status, errno, error);
     }
@@ -209,9 +212,8 @@ static size_t read_by_file(const struct process *process, uint64_t address, uint
     return done;
 }
 
-static size_t process_read(struct karst_target *target, uint64_t address, void *buffer, size_t size) {
-    const struct process *process = (const struct process *)target;
-    uint8_t *bytes = buffer;
+/* Reads [address, address + size), whatever is there. */
+static size_t read_directly(const struct process *process, uint64_t address, uint8_t *bytes, size_t size) {
     if (!process->by_system_call) {
         return read_by_file(process, address, bytes, size);
     }
@@ -219,10 +221,11 @@ static size_t process_read(struct karst_target *target, uint64_t address, void *
     while (done < size) {
         struct iovec local = {bytes + done, size - done};
         struct iovec remote = {(void *)(uintptr_t)(address + done), size - done};
-        ssize_t got = process_vm_readv(process->pid, &local, 1, &remote, 1, 0);
+        ssize_t got = process_vm_readv(process->task, &local, 1, &remote, 1, 0);
         if (got <= 0) {
             /* One page by the other way, which can do more, and on. */
-            uint64_t left = target->page_size - (address + done) % target->page_size;
+            uint64_t page_size = process->target.page_size;
+            uint64_t left = page_size - (address + done) % page_size;
             size_t piece = size - done < left ? size - done : (size_t)left;
             got = (ssize_t)read_by_file(process, address + done, bytes + done, piece);
         }
@@ -256,6 +259,79 @@ static bool load_pages(struct process *process, uint64_t first) {
     return true;
 }
 
+/* How many of the pages from address up to end are like the first one; *touched: they have contents of
+ * their own. 0: can't be told. */
+static uint64_t same_pages(struct process *process, uint64_t address, uint64_t end, bool *touched) {
+    uint64_t page_size = process->target.page_size, page = address / page_size, last = (end - 1) / page_size;
+    if (!load_pages(process, page)) {
+        return 0;
+    }
+    const uint64_t *entry = &process->pages[page - process->pages_first];
+    uint64_t known = process->page_count - (page - process->pages_first);
+    uint64_t count = last - page + 1 < known ? last - page + 1 : known, same = 1;
+    *touched = (*entry & PAGEMAP_TOUCHED) != 0;
+    while (same < count && ((entry[same] & PAGEMAP_TOUCHED) != 0) == *touched) {
+        same++;
+    }
+    return same;
+}
+
+static bool is_private_anonymous(const struct karst_mapping *mapping) {
+    return !(mapping->permissions & KARST_MAPPING_SHARED) && mapping->inode == 0 &&
+           (!mapping->name || strcmp(mapping->name, "[heap]") == 0 || strcmp(mapping->name, "[stack]") == 0 ||
+            strncmp(mapping->name, "[anon:", strlen("[anon:")) == 0);
+}
+
+/* Private anonymous memory that was never touched is not read, which would make the kernel provide pages
+ * for it: it holds zeros if the program may read it, and nothing if not. */
+static size_t read_anonymous(struct process *process, const struct karst_mapping *mapping, uint64_t address,
+                             uint8_t *bytes, size_t size) {
+    size_t done = 0;
+    while (done < size) {
+        bool touched;
+        uint64_t page_size = process->target.page_size, at = address + done;
+        uint64_t pages = same_pages(process, at, address + size, &touched);
+        if (pages == 0) {
+            return done + read_directly(process, at, bytes + done, size - done);
+        }
+        uint64_t reach = (at / page_size + pages) * page_size - at;
+        size_t piece = reach < size - done ? (size_t)reach : size - done, got = 0;
+        if (touched) {
+            got = read_directly(process, at, bytes + done, piece);
+        } else if (mapping->permissions & KARST_MAPPING_READ) {
+            memset(bytes + done, 0, piece);
+            got = piece;
+        }
+        done += got;
+        if (got < piece) {
+            break;
+        }
+    }
+    return done;
+}
+
+static size_t process_read(struct karst_target *target, uint64_t address, void *buffer, size_t size) {
+    struct process *process = (struct process *)target;
+    uint8_t *bytes = buffer;
+    size_t done = 0;
+    while (done < size) {
+        const struct karst_mapping *mapping = karst_target_mapping(target, address + done);
+        if (!mapping) {
+            break;
+        }
+        uint64_t left = mapping->end - (address + done);
+        size_t piece = left < size - done ? (size_t)left : size - done;
+        size_t got = is_private_anonymous(mapping)
+                         ? read_anonymous(process, mapping, address + done, bytes + done, piece)
+                         : read_directly(process, address + done, bytes + done, piece);
+        done += got;
+        if (got < piece) {
+            break;
+        }
+    }
+    return done;
+}
+
 static uint64_t process_resident(struct karst_target *target, uint64_t start, uint64_t end) {
     struct process *process = (struct process *)target;
     uint64_t resident = 0, page_size = target->page_size;
@@ -282,13 +358,13 @@ static int process_open_module(struct karst_target *target, const struct karst_m
     char name[PATH_MAX + 8];
     if (mapping) {
         snprintf(name, sizeof name, "map_files/%" PRIx64 "-%" PRIx64, mapping->start, mapping->end);
-        int descriptor = open_proc(process->pid, name, O_RDONLY);
+        int descriptor = open_proc(process->task, name, O_RDONLY);
         if (descriptor >= 0) {
             return descriptor;
         }
     }
     if (module == target->executable_module) {
-        int descriptor = open_proc(process->pid, "exe", O_RDONLY);
+        int descriptor = open_proc(process->task, "exe", O_RDONLY);
         if (descriptor >= 0) {
             return descriptor;
         }
@@ -296,7 +372,7 @@ static int process_open_module(struct karst_target *target, const struct karst_m
     if (snprintf(name, sizeof name, "root%s", module->path) >= (int)sizeof name) {
         return -1;
     }
-    return open_proc(process->pid, name, O_RDONLY | O_NONBLOCK | O_NOCTTY);
+    return open_proc(process->task, name, O_RDONLY | O_NONBLOCK | O_NOCTTY);
 }
 
 static void process_close(struct karst_target *target) {
@@ -339,13 +415,13 @@ static bool check_process(int64_t pid, struct process_status *status, struct kar
                           "%" PRId64 " is a thread of process %" PRId64 " (%s): name the process", pid,
                           status->thread_group, status->name);
     }
-    if (status->state == 'Z' || status->state == 'X') {
+    if ((status->state == 'Z' && status->threads <= 1) || status->state == 'X') {
         return karst_fail(error, KARST_ERROR_NOT_FOUND,
                           "process %" PRId64
                           " (%s) has ended (a zombie its parent has not waited for): its memory is gone",
                           pid, status->name);
     }
-    if (!status->has_memory) {
+    if (!status->has_memory && status->state != 'Z') {
         return karst_fail(error, KARST_ERROR_NOT_FOUND,
                           "%" PRId64
                           " (%s) is a thread of the kernel or is ending: it has no memory of its own",
@@ -389,8 +465,8 @@ static bool take_hold(struct process *process, const struct process_status *stat
 
 static bool find_executable(struct process *process, struct karst_error *error) {
     struct karst_target *target = &process->target;
-    char link[64], path[4096];
-    snprintf(link, sizeof link, "/proc/%d/exe", process->pid);
+    char link[64], path[PATH_MAX];
+    snprintf(link, sizeof link, "/proc/%d/exe", process->task);
     ssize_t length = readlink(link, path, sizeof path - 1);
     if (length <= 0) {
         return true;
@@ -426,11 +502,12 @@ static bool open_process(struct process *process, const struct karst_options *op
     if (!take_hold(process, &status, options, error)) {
         return false;
     }
-    process->memory = open_proc(process->pid, "mem", O_RDONLY);
+    process->task = status.has_memory ? process->pid : process_live_thread(process->pid);
+    process->memory = process->task ? open_proc(process->task, "mem", O_RDONLY) : -1;
     if (process->memory < 0) {
         return process_refused(process->pid, &status, errno, error);
     }
-    process->pagemap = open_proc(process->pid, "pagemap", O_RDONLY);
+    process->pagemap = open_proc(process->task, "pagemap", O_RDONLY);
     if (!read_mappings(process, &status, error)) {
         return false;
     }

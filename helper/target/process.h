@@ -19,6 +19,7 @@ struct process_tracee {
 struct process {
     struct karst_target target;
     pid_t pid;
+    pid_t task;          /* whose /proc folder to use: pid, or another thread where the first one ended */
     int memory;          /* /proc/PID/mem, -1: none */
     int pagemap;         /* /proc/PID/pagemap, -1: none */
     bool by_system_call; /* process_vm_readv() may be used: the process can't go away under us */
@@ -34,9 +35,11 @@ struct process_status {
     char name[64];
     char state; /* 'R', 'S', 'Z' ... */
     int64_t thread_group;
+    int64_t parent;
     int64_t tracer; /* 0: none */
     int64_t user;   /* real user id */
     bool has_memory;
+    int64_t threads;
 };
 
 /* Reads a file of /proc/ID; false with errno set. Text is terminated and the caller's to free. */
@@ -48,6 +51,8 @@ bool process_read_status(int64_t id, struct process_status *status);
 bool process_stop(struct process *process, const struct process_status *status, struct karst_error *error);
 /* Lets all go as they were. */
 void process_release(struct process *process);
+/* A thread that still has the process's memory, 0: none. */
+pid_t process_live_thread(pid_t pid);
 /* Adds the threads as /proc lists them, without registers. false: out of memory or gone. */
 bool process_list_threads(struct process *process, struct karst_error *error);
 /* Fills name of thread from /proc. */

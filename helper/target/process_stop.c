@@ -19,6 +19,7 @@
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
 /* How long a thread may take to stop; one in an uninterruptible wait never does. */
 #define STOP_TIMEOUT_NS 3000000000u
@@ -72,6 +73,21 @@ bool process_list_threads(struct process *process, struct karst_error *error) {
            karst_fail_errno(error, errno, "cannot list the threads of process %d", process->pid);
 }
 
+static bool has_memory(void *context, pid_t tid) {
+    struct process_status status;
+    pid_t *found = context;
+    if (process_read_status(tid, &status) && status.has_memory) {
+        *found = tid;
+    }
+    return *found == 0;
+}
+
+pid_t process_live_thread(pid_t pid) {
+    pid_t found = 0;
+    each_thread(pid, has_memory, &found);
+    return found;
+}
+
 /* ---- stopping ---------------------------------------------------------------------------------- */
 
 static bool is_known(const struct process *process, pid_t tid) {
@@ -81,6 +97,12 @@ static bool is_known(const struct process *process, pid_t tid) {
         }
     }
     return false;
+}
+
+/* The kernel also answers EPERM for a thread that ended and was not waited for. */
+static bool has_ended(pid_t tid) {
+    struct process_status status;
+    return !process_read_status(tid, &status) || status.state == 'Z' || status.state == 'X';
 }
 
 /* Seizes a thread that is not known yet. A thread that ended meanwhile is no failure. */
@@ -99,7 +121,10 @@ static bool seize(void *context, pid_t tid) {
         process->tracees = tracees;
     }
     if (ptrace(PTRACE_SEIZE, tid, NULL, NULL) != 0) {
-        return errno == ESRCH;
+        int refused = errno;
+        bool ended = refused == ESRCH || (refused == EPERM && has_ended(tid));
+        errno = refused;
+        return ended;
     }
     process->tracees[process->tracee_count++] = (struct process_tracee){.tid = tid};
     ptrace(PTRACE_INTERRUPT, tid, NULL, NULL);
@@ -217,11 +242,29 @@ bool process_stop(struct process *process, const struct process_status *status, 
                       status->name);
 }
 
+/* A thread that was killed while we held it stays until its tracer has waited for it, and its process
+ * with it. The end of a process that is our own child is for its owner in this program to wait for. */
+static void bury(const struct process *process, struct process_tracee *tracee, uint64_t deadline) {
+    struct process_status status;
+    if (tracee->tid == process->pid && process_read_status(tracee->tid, &status) &&
+        status.parent == getpid()) {
+        return;
+    }
+    tracee->stopped = false;
+    wait_for(tracee, deadline);
+}
+
 void process_release(struct process *process) {
-    for (size_t i = 0; i < process->tracee_count; i++) {
+    uint64_t deadline = now_ns() + STOP_TIMEOUT_NS;
+    /* The first thread last: its end is told when the others are gone. */
+    for (size_t i = process->tracee_count; i-- > 0;) {
         struct process_tracee *tracee = &process->tracees[i];
-        if (!tracee->gone) {
-            ptrace(PTRACE_DETACH, tracee->tid, NULL, (void *)(intptr_t)tracee->pending);
+        /* After a failure half-way some are on their way to a stop; only there can they be let go. */
+        if (!wait_for(tracee, deadline) || tracee->gone) {
+            continue;
+        }
+        if (ptrace(PTRACE_DETACH, tracee->tid, NULL, (void *)(intptr_t)tracee->pending) != 0) {
+            bury(process, tracee, deadline);
         }
     }
     process->tracee_count = 0;
