@@ -34,8 +34,8 @@ static const uint8_t *at(uint64_t start, uint64_t end) {
 
 static uint64_t chunks, in_use;
 
-/* A chunk is in use if the next one's header says so; so one word is read of each. The 16-byte chunks that
- * fence off the end of a heap are no chunks of anybody's. */
+/* A chunk is in use if the next one's header says so; so one word is read of each. What fences off the end
+ * of a heap is no chunk of anybody's: sizes of 16, or up to 32 before a header of size 0. */
 static void count(const uint8_t *chunk, const uint8_t *end) {
     uint64_t seen = 0, used = 0;
     bool counted = false; /* the one before */
@@ -43,11 +43,12 @@ static void count(const uint8_t *chunk, const uint8_t *end) {
         uint64_t word;
         memcpy(&word, chunk + 8, sizeof word);
         uint64_t size = word & ~(uint64_t)7;
-        used += counted && (word & 1);
-        counted = size > 16;
-        if (size == 0) { /* the very last header of a full heap */
+        if (size == 0) {
+            seen -= counted;
             break;
         }
+        used += counted && (word & 1);
+        counted = size > 16;
         seen += counted;
         chunk += size;
     }

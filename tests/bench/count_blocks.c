@@ -28,7 +28,7 @@ static bool count(void *context, const struct karst_block *blocks, size_t count)
             counter->segment++;
         }
         if (counter->segment == counter->segments || block->start < counter->starts[counter->segment] ||
-            block->size <= 16) {
+            (block->state == KARST_STATE_METADATA && block->size <= 48)) {
             continue;
         }
         counter->chunks++;

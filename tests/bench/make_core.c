@@ -13,6 +13,7 @@
 #include <getopt.h>
 #include <gnu/libc-version.h>
 #include <inttypes.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -25,8 +26,8 @@
 #include <unistd.h>
 
 #define WORKERS     4
-#define MAPPED      16         /* blocks with a mapping of their own, of the main thread */
-#define MAPPED_SIZE (1u << 20) /* above the mmap threshold, which stays at 128 KiB as none is freed */
+#define MAPPED      16 /* blocks with a mapping of their own, of the main thread */
+#define MAPPED_SIZE (1u << 20)
 #define HEAP_MAX    ((uintptr_t)64 << 20)
 
 struct share {
@@ -240,10 +241,12 @@ struct dump {
     const char *layout;
 };
 
+/* With a threshold that does not move when the tables that building needs are freed. */
 static void build_to_dump(void *context) {
     const struct dump *dump = context;
     struct share shares[WORKERS + 1];
     void *mapped[MAPPED];
+    mallopt(M_MMAP_THRESHOLD, MAPPED_SIZE);
     build_all(shares, dump->blocks);
     for (unsigned i = 0; i < MAPPED; i++) {
         mapped[i] = malloc(MAPPED_SIZE);
