@@ -25,7 +25,7 @@ run-tests:
 	    echo "$$unit"; timeout 600 "$$unit" || status=1; \
 	done; \
 	KARST_BUILD=$(abspath $(BUILD)) $(PYTHON) -m pytest -p no:cacheprovider $(PYTEST_ARGUMENTS) \
-	    tests/integration tests/corruption || status=1; \
+	    tests/integration tests/corruption tests/python || status=1; \
 	exit $$status
 
 $(TEST_BUILD)/%: tests/programs/%.c

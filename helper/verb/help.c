@@ -43,8 +43,14 @@ static void write_option(struct karst_writer *writer, const struct karst_verb_op
     }
     snprintf(term, sizeof term, "%s--%s%s%s", letter, option->name, option->value ? " " : "",
              option->value ? option->value : "");
-    const char *choices = option->choices ? option->choices : "";
-    snprintf(help, sizeof help, "%s%s%s%s", option->help, *choices ? " (" : "", choices, *choices ? ")" : "");
+    size_t used = (size_t)snprintf(help, sizeof help, "%s%s", option->help, option->choices ? ": " : "");
+    for (const char *at = option->choices; at && *at && used + 3 < sizeof help; at++) {
+        help[used++] = *at == '|' ? ',' : *at;
+        if (*at == '|') {
+            help[used++] = ' ';
+        }
+        help[used] = '\0';
+    }
     write_item(writer, term, help, 26);
 }
 

@@ -84,7 +84,7 @@ static bool fail_unknown_option(struct karst_call *call, const char *typed) {
         return karst_fail(call->error, KARST_ERROR_USAGE, "%s has no option --%s; did you mean --%s?",
                           verb->name, name, nearest.nearest);
     }
-    return karst_fail(call->error, KARST_ERROR_USAGE, "%s has no option --%s; see `%s --help`", verb->name,
+    return karst_fail(call->error, KARST_ERROR_USAGE, "%s has no option --%s; see `karst %s --help`", verb->name,
                       name, verb->name);
 }
 
@@ -148,7 +148,7 @@ static bool parse_options(struct karst_call *call, int argc, char **argv) {
             return true;
         }
         if (got == '?' && optopt && optopt < FIRST_LONG) {
-            return karst_fail(call->error, KARST_ERROR_USAGE, "%s has no option -%c; see `%s --help`",
+            return karst_fail(call->error, KARST_ERROR_USAGE, "%s has no option -%c; see `karst %s --help`",
                               call->verb->name, isprint(optopt) ? optopt : '?', call->verb->name);
         }
         if (got == '?' && optopt) {
@@ -158,7 +158,7 @@ static bool parse_options(struct karst_call *call, int argc, char **argv) {
             return fail_unknown_option(call, argv[optind - 1]);
         }
         if (got == ':') {
-            return karst_fail(call->error, KARST_ERROR_USAGE, "%s needs a value; see `%s --help`",
+            return karst_fail(call->error, KARST_ERROR_USAGE, "%s needs a value; see `karst %s --help`",
                               argv[optind - 1], call->verb->name);
         }
         int index = got >= FIRST_LONG ? got - FIRST_LONG : index_of_letter(call->verb, got);
@@ -183,7 +183,7 @@ static bool take_arguments(struct karst_call *call, int argc, char *const *argv)
         }
     }
     if (taken < argc) {
-        return karst_fail(call->error, KARST_ERROR_USAGE, "%s: what is '%s'? See `%s --help`", verb->name,
+        return karst_fail(call->error, KARST_ERROR_USAGE, "%s: what is '%s'? See `karst %s --help`", verb->name,
                           argv[taken], verb->name);
     }
     return true;
