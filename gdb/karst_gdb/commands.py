@@ -78,6 +78,8 @@ class Verb(gdb.Command):
         if parsed.has("help"):
             gdb.write(self.__doc__ + "\n")
             return
+        if self.own and "type" in parsed.own:
+            values.type_named(parsed.own["type"])  # fails now, not behind the answer
         current = session.current()
         words = [self.name, *parsed.words[:parsed.options], *self._rows(argument, from_tty, parsed),
                  *_typed_filter(parsed), *parsed.words[parsed.options:]]

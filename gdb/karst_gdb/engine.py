@@ -78,33 +78,30 @@ class _Progress:
 # ---- sessions ----------------------------------------------------------------------------------------
 
 
-class _Remote(karst_engine.Target):
+class _Lent(karst_engine.Target):
+    """Symbols and layouts that GDB knows."""
+
+    def __init__(self, known: Symbols) -> None:
+        self.symbol = _in_gdb(known.symbol)
+        self.member = _in_gdb(known.member)
+
+
+class _Remote(_Lent):
     """An inferior that only GDB can read."""
 
     def __init__(self, target: Target, known: Symbols) -> None:
+        super().__init__(known)
         self.pid = target.pid
         self._memory = memory.Memory(gdb.selected_inferior())
         self._mappings = memory.mappings()
         self._threads = registers.threads()
-        self._known = known
-        self._ranges: dict[str, list[tuple[int, int]]] = {}
-        for mapping in self._mappings:
-            self._ranges.setdefault(mapping.name or "", []).append((mapping.start, mapping.end))
         self.read = _in_gdb(self._memory.read)
-        self.symbol = _in_gdb(self._symbol)
-        self.member = _in_gdb(self._member)
 
     def mappings(self) -> Sequence[karst_engine.Mapping]:
         return self._mappings
 
     def threads(self) -> Sequence[karst_engine.Thread]:
         return self._threads
-
-    def _symbol(self, module: Optional[str], name: str) -> Optional[karst_engine.Symbol]:
-        return self._known.symbol(module or "", name, self._ranges.get(module or "", []))
-
-    def _member(self, module: Optional[str], type_name: str, member: str) -> Optional[tuple[int, int]]:
-        return self._known.member(module or "", type_name, member)
 
 
 def _sysroot() -> Optional[str]:
@@ -163,11 +160,13 @@ class Session:
             if target.kind == CORE:
                 executable = target.executable or None
                 with _interrupts_wait():
-                    return karst_engine.Session.open_core(target.core, executable=executable, **options)
+                    return karst_engine.Session.open_core(target.core, executable=executable, lent=_Lent(known),
+                                                          **options)
             if target.kind == PROCESS:
-                lent = registers.threads()
+                threads = registers.threads()
                 with _interrupts_wait():
-                    return karst_engine.Session.open_process(target.pid, threads=lambda: lent, **options)
+                    return karst_engine.Session.open_process(target.pid, threads=lambda: threads, lent=_Lent(known),
+                                                             **options)
             remote = _Remote(target, known)
             with _interrupts_wait():
                 return karst_engine.Session.open_callbacks(remote, **options)

@@ -31,7 +31,7 @@ def address_of_value(value: gdb.Value, named: str) -> int:
     if code == gdb.TYPE_CODE_VOID:
         raise gdb.GdbError(f"{named} has no value")
     if code in _AGGREGATES:
-        raise gdb.GdbError(f"{named} is a {value.type}, not an address; did you mean &({named})?")
+        raise gdb.GdbError(f"{named} is a {value.type}, not an address; give a pointer, or &({named})")
     raise gdb.GdbError(f"{named} is a {value.type}, not an address")
 
 

@@ -9,6 +9,8 @@ import gdb
 from karst_engine import Symbol
 
 _HEXADECIMAL = re.compile(r"0x[0-9a-f]+")
+# The kernel maps nothing below (vm.mmap_min_addr): a smaller number is an offset in a TLS block.
+_LOWEST_ADDRESS = 0x10000
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.$]*")
 
 
@@ -31,52 +33,50 @@ def _objfiles(path: str) -> list[gdb.Objfile]:
     return found
 
 
-def _in_debug_information(path: str, name: str) -> gdb.Symbol | None:
-    if not path:
-        return gdb.lookup_static_symbol(name) or gdb.lookup_global_symbol(name)
-    for objfile in _objfiles(path):
+def _in_debug_information(path: str | None, name: str) -> gdb.Symbol | None:
+    for objfile in _objfiles(path) if path else ():
         symbol = objfile.lookup_static_symbol(name) or objfile.lookup_global_symbol(name)
         if symbol is not None:
             return symbol
-    return None
+    return gdb.lookup_static_symbol(name) or gdb.lookup_global_symbol(name)
 
 
 class Symbols:
     """What one program's files say, each question asked once until GDB loads or drops a file."""
 
     def __init__(self) -> None:
-        self._symbols: dict[tuple[str, str], Symbol | None] = {}
-        self._members: dict[tuple[str, str, str], tuple[int, int] | None] = {}
+        self._symbols: dict[tuple[str | None, str], Symbol | None] = {}
+        self._members: dict[tuple[str, str], tuple[int, int] | None] = {}
 
-    def symbol(self, path: str, name: str, ranges: list[tuple[int, int]]) -> Symbol | None:
-        """name in the module mapped from path ("": any), whose memory is in ranges (none: not known)."""
+    def symbol(self, path: str | None, name: str) -> Symbol | None:
+        """name in the module mapped from path (None: any). It may be another module's; the engine looks."""
         key = (path, name)
         if key not in self._symbols:
-            self._symbols[key] = self._look_up(path, name, ranges) if _NAME.fullmatch(name) else None
+            self._symbols[key] = _find_symbol(path, name) if _NAME.fullmatch(name) else None
         return self._symbols[key]
 
-    def member(self, path: str, type_name: str, member: str) -> tuple[int, int] | None:
+    def member(self, path: str | None, type_name: str, member: str) -> tuple[int, int] | None:
         """Offset and size of a member of a struct, in bytes."""
-        key = (path, type_name, member)
+        key = (type_name, member)
         if key not in self._members:
             self._members[key] = _find_member(type_name, member)
         return self._members[key]
 
-    def _look_up(self, path: str, name: str, ranges: list[tuple[int, int]]) -> Symbol | None:
-        found = _in_debug_information(path, name)
-        try:
-            # `info address` knows ELF symbols too, and thread-local ones without a thread.
-            text = gdb.execute(f"info address {name}", to_string=True)
-        except gdb.error:
-            return None
-        numbers = [int(number, 16) for number in _HEXADECIMAL.findall(text)]
-        if not numbers:
-            return None
-        if any(start <= numbers[0] < end for start, end in ranges):
-            return Symbol(numbers[0], _size(found), False)
-        # An offset is smaller than any address of a module; an address elsewhere is another module's.
-        smallest = min((start for start, _ in ranges), default=0x10000)
-        return Symbol(numbers[0], _size(found), True) if numbers[0] < smallest else None
+
+def _find_symbol(path: str | None, name: str) -> Symbol | None:
+    found = _in_debug_information(path, name)
+    if found is not None and not found.needs_frame and found.addr_class == gdb.SYMBOL_LOC_STATIC:
+        return Symbol(int(found.value().address), _size(found), False)
+    try:
+        # `info address` knows ELF symbols too, and thread-local ones without a thread.
+        text = gdb.execute(f"info address {name}", to_string=True)
+    except gdb.error:
+        return None
+    numbers = _HEXADECIMAL.findall(text)
+    if not numbers:
+        return None
+    number = int(numbers[0], 16)
+    return Symbol(number, _size(found), number < _LOWEST_ADDRESS)
 
 
 def _find_member(type_name: str, member: str) -> tuple[int, int] | None:

@@ -1,6 +1,7 @@
 #include "filter.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 static bool load_bins_that_pass(struct karst_filter *filter, const struct karst_heap *heap) {
     if (filter->bins_of == heap->index) {
@@ -21,15 +22,36 @@ static bool load_bins_that_pass(struct karst_filter *filter, const struct karst_
 
 static bool begin_extent(struct karst_sink *base, const struct karst_extent *extent) {
     struct karst_filter *filter = (struct karst_filter *)base;
-    const struct karst_heap *heap = filter->session->heaps[extent->heap];
+    struct karst_heap *heap = filter->session->heaps[extent->heap];
+    bool mapped;
+    if (filter->by_request) {
+        filter->request_size = heap->allocator->block_size(heap, filter->request, &mapped);
+    }
     filter->extent_passes = !filter->arena || filter->arena(filter->context, heap, extent->arena);
     return !filter->bin || load_bins_that_pass(filter, heap);
 }
 
-static bool passes(const struct karst_filter *filter, const struct karst_block *block) {
+static bool begins_with_word(struct karst_filter *filter, const struct karst_block *block) {
+    uint64_t word;
+    const uint8_t *bytes = NULL;
+    if (block->usable >= sizeof word) {
+        bytes = karst_window_at(&filter->window, block->address, sizeof word);
+    }
+    if (!bytes) {
+        return false;
+    }
+    memcpy(&word, bytes, sizeof word);
+    return word == filter->word;
+}
+
+static bool passes(struct karst_filter *filter, const struct karst_block *block) {
     if (!(filter->states & (1u << block->state)) || block->size < filter->smallest ||
         block->size > filter->largest || block->start >= filter->to ||
         block->start + (block->size - 1) < filter->from) {
+        return false;
+    }
+    if ((filter->by_request && block->size != filter->request_size) ||
+        (filter->by_word && !begins_with_word(filter, block))) {
         return false;
     }
     return !filter->bin || (block->bin != KARST_NONE && filter->bins[block->bin]);
@@ -58,6 +80,7 @@ void karst_filter_open(struct karst_filter *filter, struct karst *session) {
                                     .largest = UINT64_MAX,
                                     .to = UINT64_MAX,
                                     .bins_of = KARST_NONE};
+    karst_window_open(&filter->window, session->target, 1 << 20);
 }
 
 bool karst_filter_walk(struct karst_filter *filter, struct karst_error *error) {
@@ -72,6 +95,7 @@ bool karst_filter_walk(struct karst_filter *filter, struct karst_error *error) {
 }
 
 void karst_filter_close(struct karst_filter *filter) {
+    karst_window_close(&filter->window);
     free(filter->bins);
     filter->bins = NULL;
 }

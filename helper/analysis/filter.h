@@ -11,6 +11,10 @@ struct karst_filter {
     unsigned states;            /* a bit for each state, 0: all */
     uint64_t smallest, largest; /* of karst_block.size, both included */
     uint64_t from, to;          /* blocks with a byte in [from, to) */
+    bool by_request;            /* only those as large as a request of so many bytes takes */
+    uint64_t request;
+    bool by_word; /* only those whose first word is this one */
+    uint64_t word;
     bool (*arena)(void *context, const struct karst_heap *heap, uint32_t arena); /* NULL: all */
     bool (*bin)(void *context, const struct karst_heap *heap, uint32_t bin);     /* NULL: all */
     void *context;                                                               /* of both */
@@ -21,7 +25,9 @@ struct karst_filter {
     uint64_t matched, matched_bytes;
     /* Under way. */
     bool extent_passes;
-    bool *bins; /* of heap bins_of: which pass; owned */
+    uint64_t request_size;      /* of a block for request in the extent's heap */
+    struct karst_window window; /* for first words */
+    bool *bins;                 /* of heap bins_of: which pass; owned */
     uint32_t bins_of;
     bool out_of_memory;
 };

@@ -18,7 +18,7 @@ extern "C" {
 
 #define KARST_VERSION "0.1.0"
 /* Raised whenever a struct or a function below changes shape; the Python binding refuses another. */
-#define KARST_API_VERSION 1
+#define KARST_API_VERSION 2
 
 #define KARST_EXPORT  __attribute__((visibility("default")))
 #define KARST_CHECKED __attribute__((warn_unused_result))
@@ -119,6 +119,9 @@ struct karst_options {
     /* The threads of the process as a debugger that is attached knows them; NULL: the engine looks. */
     bool (*thread)(void *context, size_t index, struct karst_thread *thread);
     void *thread_context;
+    /* Symbols and layouts that a debugger knows, asked for what the files of a module don't say; only its
+     * context, symbol and member are used. Has to outlive the session. NULL: none. */
+    const struct karst_callbacks *lent;
 };
 
 /* Open a target. NULL on failure, with error filled. The strings in options are copied. The session

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-API_VERSION = 1
+API_VERSION = 2
 UNKNOWN = 2**64 - 1  # "can't be told" where the engine has bytes
 NO_INDEX = 2**32 - 1  # no arena, no bin
 _REGISTERS_MAX = 40
@@ -248,6 +248,7 @@ class _Options(ctypes.Structure):
         ("poll_context", ctypes.c_void_p),
         ("thread", _THREAD),
         ("thread_context", ctypes.c_void_p),
+        ("lent", ctypes.POINTER(_Callbacks)),
     ]
 
 
@@ -552,9 +553,10 @@ class Session:
         no_symbols: bool = False,
         poll: Optional[Poll] = None,
         threads: Optional[Callable[[], Sequence[Thread]]] = None,
+        lent: Optional[Target] = None,
     ) -> _Options:
         """poll(what, done, total) is called a few times a second; returning False ends the work. threads:
-        those that a debugger which is attached knows."""
+        those that a debugger which is attached knows; lent: its symbols and layouts, where files have none."""
 
         def poll_engine(_context: Any, what: bytes, done: int, total: int) -> bool:
             if poll is not None and poll(what.decode(), done, total) is False:
@@ -574,6 +576,8 @@ class Session:
         )
         if threads is not None:
             made.thread = _THREAD(caught.guard(_Lister(threads, _fill_thread), False))
+        if lent is not None:
+            made.lent = ctypes.pointer(_lend(lent, caught))
         return made
 
     def _enter(self) -> int:

@@ -194,13 +194,13 @@ bool karst_module_member(struct karst_target *target, struct karst_module *modul
     if (target->no_symbols) {
         return false;
     }
-    const struct karst_callbacks *callbacks = target->callbacks;
-    if (callbacks && callbacks->member &&
-        callbacks->member(callbacks->context, module->path, type, member, offset, size)) {
-        return true;
-    }
     Dwarf *dwarf = open_dwarf(target, module);
     Dwarf_Die found;
-    return dwarf && find_type(module->symbols, dwarf, type, &found) &&
-           find_member(&found, member, 0, offset, size);
+    if (dwarf && find_type(module->symbols, dwarf, type, &found) &&
+        find_member(&found, member, 0, offset, size)) {
+        return true;
+    }
+    const struct karst_callbacks *callbacks = target->callbacks;
+    return callbacks && callbacks->member &&
+           callbacks->member(callbacks->context, module->path, type, member, offset, size);
 }

@@ -287,17 +287,25 @@ static const Elf64_Sym *find_symbol(const struct karst_symbols *symbols, const c
     return best;
 }
 
+/* What the debugger says, if that lies in the module: of two libraries with one path it may mean the
+ * other. */
+static bool lent_symbol(struct karst_target *target, const struct karst_module *module, const char *name,
+                        struct karst_symbol *symbol) {
+    const struct karst_callbacks *callbacks = target->callbacks;
+    if (!callbacks || !callbacks->symbol || target->no_symbols ||
+        !callbacks->symbol(callbacks->context, module->path, name, symbol)) {
+        return false;
+    }
+    return symbol->thread_local_ || (symbol->address >= module->start && symbol->address < module->end);
+}
+
 bool karst_module_symbol(struct karst_target *target, struct karst_module *module, const char *name,
                          struct karst_symbol *symbol) {
     memset(symbol, 0, sizeof *symbol);
-    if (target->callbacks && target->callbacks->symbol && !target->no_symbols &&
-        target->callbacks->symbol(target->callbacks->context, module->path, name, symbol)) {
-        return true;
-    }
     const struct karst_symbols *symbols = load_symbols(target, module);
     const Elf64_Sym *found = symbols ? find_symbol(symbols, name) : NULL;
     if (!found) {
-        return false;
+        return lent_symbol(target, module, name, symbol);
     }
     symbol->thread_local_ = ELF64_ST_TYPE(found->st_info) == STT_TLS;
     symbol->address = found->st_value + (symbol->thread_local_ ? 0 : module->bias);

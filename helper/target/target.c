@@ -28,6 +28,7 @@ bool karst_target_init(struct karst_target *target, const struct karst_target_op
         return true;
     }
     target->no_symbols = options->no_symbols;
+    target->callbacks = options->lent;
     if (!copy_option(&target->sysroot, options->sysroot) ||
         !copy_option(&target->debug_directory, options->debug_directory) ||
         !copy_option(&target->executable_file, options->executable)) {

@@ -103,8 +103,8 @@ uint64_t karst_target_resident(struct karst_target *target, uint64_t start, uint
 void karst_target_remark(struct karst_target *target, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
-/* Symbols and layouts; false: not known. What a debugger lends is asked first, then the module's
- * .symtab, its separate debug file (build id, .gnu_debuglink), .dynsym. Local names match with the
+/* Symbols and layouts; false: not known. Asked are the module's .symtab, its separate debug file (build
+ * id, .gnu_debuglink), .dynsym, then what a debugger lends. Local names match with the
  * suffixes of link-time optimisation cut off. address is in the target (bias added) unless
  * thread_local_. */
 bool karst_module_symbol(struct karst_target *target, struct karst_module *module, const char *name,

@@ -14,6 +14,8 @@ enum {
     OPTION_SIZE,
     OPTION_ARENA,
     OPTION_BIN,
+    OPTION_REQUEST,
+    OPTION_WORD,
     OPTION_FROM,
     OPTION_TO,
     OPTION_LIMIT,
@@ -31,6 +33,12 @@ static const struct karst_verb_option options[] = {
                       "only blocks of this arena (name, index or address; mapped: own mappings)", NULL},
     [OPTION_BIN] = {"bin", 0, KARST_VALUE_BIN, "BIN", "only blocks in this bin, or in bins of this kind",
                     NULL},
+    [OPTION_REQUEST] = {"request", 0, KARST_VALUE_SIZE, "N", "only blocks as large as malloc(N) makes them",
+                        NULL},
+    [OPTION_WORD] = {"first-word", 0, KARST_VALUE_ADDRESS, "VALUE",
+                     "only blocks that begin with this word: objects of one class with the address of its "
+                     "vtable",
+                     NULL},
     [OPTION_FROM] = {"from", 0, KARST_VALUE_ADDRESS, "ADDRESS", "only blocks that reach beyond ADDRESS",
                      NULL},
     [OPTION_TO] = {"to", 0, KARST_VALUE_ADDRESS, "ADDRESS", "only blocks that begin before ADDRESS", NULL},
@@ -111,6 +119,10 @@ static void set_filter(struct listing *listing) {
         filter->smallest = values[OPTION_SIZE].number;
         filter->largest = values[OPTION_SIZE].greatest;
     }
+    filter->by_request = values[OPTION_REQUEST].given;
+    filter->request = values[OPTION_REQUEST].number;
+    filter->by_word = values[OPTION_WORD].given;
+    filter->word = values[OPTION_WORD].number;
     if (values[OPTION_FROM].given) {
         filter->from = values[OPTION_FROM].number;
     }
