@@ -11,7 +11,7 @@
 #define SHOWN_PINS    5
 #define BAR_WIDTH     20u
 
-enum { OPTION_COUNT, OPTION_FIT, OPTION_ARENA };
+enum { OPTION_LIMIT, OPTION_FIT, OPTION_ARENA };
 
 /* ---- text ---------------------------------------------------------------------------------------- */
 
@@ -410,7 +410,7 @@ static bool is_wanted(void *context, const struct karst_extent *extent) {
 }
 
 static bool run(struct karst_call *call) {
-    const struct karst_value *count = &call->options[OPTION_COUNT], *fit = &call->options[OPTION_FIT],
+    const struct karst_value *count = &call->options[OPTION_LIMIT], *fit = &call->options[OPTION_FIT],
                              *arena = &call->options[OPTION_ARENA];
     struct karst_holes_options options = {.count = count->given ? count->number : DEFAULT_COUNT,
                                           .pins = SHOWN_PINS,
@@ -434,10 +434,10 @@ static bool run(struct karst_call *call) {
 }
 
 static const struct karst_verb_option holes_options[] = {
-    [OPTION_COUNT] = {"count", 'n', KARST_VALUE_COUNT, "N", "show the N biggest (10)", NULL},
+    [OPTION_LIMIT] = {"limit", 'n', KARST_VALUE_COUNT, "N", "show the N biggest (10)", NULL},
     [OPTION_FIT] = {"fit", 'f', KARST_VALUE_SIZE, "SIZE",
                     "would a request of SIZE bytes fit, and if not, what is in the way", NULL},
-    [OPTION_ARENA] = {"arena", 'a', KARST_VALUE_ARENA, "ARENA", "of this arena only", NULL},
+    [OPTION_ARENA] = {"arena", 'A', KARST_VALUE_ARENA, "ARENA", "of this arena only", NULL},
     {0},
 };
 

@@ -5,7 +5,7 @@
 
 #define DEFAULT_COUNT 10
 
-enum { OPTION_COUNT, OPTION_ARENA };
+enum { OPTION_LIMIT, OPTION_ARENA };
 
 static bool is_wanted(void *context, const struct karst_extent *extent) {
     const struct karst_call *call = context;
@@ -14,7 +14,7 @@ static bool is_wanted(void *context, const struct karst_extent *extent) {
 }
 
 static bool run(struct karst_call *call) {
-    const struct karst_value *count = &call->options[OPTION_COUNT], *arena = &call->options[OPTION_ARENA];
+    const struct karst_value *count = &call->options[OPTION_LIMIT], *arena = &call->options[OPTION_ARENA];
     size_t limit = count->given ? count->number : DEFAULT_COUNT;
     struct karst_holes_options options = {
         .pins = limit, .tops = limit, .wanted = arena->given ? is_wanted : NULL, .wanted_context = call};
@@ -40,8 +40,8 @@ static bool run(struct karst_call *call) {
 }
 
 static const struct karst_verb_option pins_options[] = {
-    [OPTION_COUNT] = {"count", 'n', KARST_VALUE_COUNT, "N", "show so many pins (10)", NULL},
-    [OPTION_ARENA] = {"arena", 'a', KARST_VALUE_ARENA, "ARENA", "of this arena only", NULL},
+    [OPTION_LIMIT] = {"limit", 'n', KARST_VALUE_COUNT, "N", "show so many pins (10)", NULL},
+    [OPTION_ARENA] = {"arena", 'A', KARST_VALUE_ARENA, "ARENA", "of this arena only", NULL},
     {0},
 };
 
