@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +41,14 @@ def require(program: str, *places: Path) -> str:
     return found
 
 
-def random_numbers(seed: int = 1):
+def prepare(command: list[str], directory: Path, environment: dict[str, str] | None = None) -> None:
+    done = subprocess.run(
+        command, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, env=environment
+    )
+    assert done.returncode == 0, f"{command} ended with {done.returncode}: {done.stdout} {done.stderr}"
+
+
+def random_numbers(seed: int = 1) -> Iterator[int]:
     while True:
         seed = (seed * 1103515245 + 12345) % (1 << 31)
         yield seed
@@ -171,19 +178,16 @@ def gdb(directory: Path) -> Work:
 
 def git(directory: Path) -> Work:
     program = require("git")
-
-    def run(*arguments: str) -> None:
-        command = [program, "-c", "user.name=t", "-c", "user.email=t@t", *arguments]
-        subprocess.run(command, cwd=directory, check=True, capture_output=True, timeout=60)
-
-    run("init", "-q")
-    for commit in range(6):
-        for number in range(300):
-            lines = (str(commit * number + line) for line in range(number))
-            (directory / f"file{number}").write_text("\n".join(lines))
-        run("add", "-A")
-        run("commit", "-q", "-m", f"commit {commit}")
-    return Work([program, "pack-objects", "--revs", "--all", "-q", "--no-reuse-delta", "--threads=3", "--window=2000", "--depth=200", "p"])
+    numbers = random_numbers()
+    for name in range(600):
+        lines = "\n".join(str(next(numbers) % 1000) for _ in range(600))
+        (directory / f"file{name}").write_text(lines)
+    prepare([program, "init", "-q"], directory)
+    prepare([program, "add", "-A"], directory)
+    prepare([program, "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "-m", "all"], directory)
+    # Each file is held against each other: that takes it some seconds.
+    command = [program, "pack-objects", "--revs", "--all", "-q", "--no-reuse-delta", "--threads=3"]
+    return Work([*command, "--window=2000", "--depth=200", "p"])
 
 
 def compiler(directory: Path) -> Work:
@@ -263,13 +267,13 @@ def postgres(directory: Path) -> Work:
     if os.geteuid() == 0:
         as_user = [require("setpriv"), "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
         os.chown(directory, pwd.getpwnam("nobody").pw_uid, -1)
-        for parent in directory.parents:
-            if parent.stat().st_mode & 0o011 == 0:
-                parent.chmod(parent.stat().st_mode | 0o011)
+        for parent in [directory, *directory.parents]:
+            if parent.stat().st_mode & 0o001 == 0:
+                parent.chmod(parent.stat().st_mode | 0o001)
     initdb = Path(program).resolve().with_name("initdb")
     environment = {"PATH": os.environ["PATH"], "HOME": str(directory)}
     command = [*as_user, str(initdb), "-D", "data", "-A", "trust", "--no-sync", "--locale=C", "-E", "UTF8"]
-    subprocess.run(command, cwd=directory, check=True, capture_output=True, timeout=120, env=environment)
+    prepare(command, directory, environment)
     query = (
         "select string_agg(repeat(md5(i::text), i % 20), ',' order by md5(i::text)) "
         "from generate_series(1, 100000000) i group by i % 1000\n"
