@@ -90,7 +90,7 @@ bool karst_find_neighbourhood(struct karst *session, uint64_t address, struct ka
     if (!karst_session_walk(session, address, end, &sink.sink, error)) {
         return false;
     }
-    if (found->has_block) {
+    if (found->has_block && found->extent) {
         return true;
     }
     char place[400];

@@ -172,7 +172,7 @@ static bool take_word(struct command_line *line, struct words *words, const stru
     } else if (option == 1) {
         add_word(words, optarg);
     } else if (is_target_option(option)) {
-        return take_target_option(line, option, optarg, error);
+        return take_target_option(line, option, optarg ? optarg : "", error);
     } else if (option == ':' && is_target_option(optopt)) {
         return karst_fail(error, KARST_ERROR_USAGE, "%s needs a value; see `karst --help`", argv[optind - 1]);
     } else if (option == '?' && is_target_option(optopt)) {

@@ -62,9 +62,9 @@ size_t karst_clean(const char *text, size_t size, bool unicode, bool newlines, c
             clean[used++] = '?';
             i += length ? length : 1;
         } else if (length > 1 && !unicode) {
-            const char *spelling = ascii_spelling(character);
-            memcpy(clean + used, spelling, strlen(spelling));
-            used += strlen(spelling);
+            for (const char *letter = ascii_spelling(character); *letter; letter++) {
+                clean[used++] = *letter;
+            }
             i += length;
         } else {
             memcpy(clean + used, text + i, length);

@@ -215,7 +215,7 @@ static void write_cell(struct karst_table *table, size_t column, size_t width, e
 }
 
 void karst_table_flush(struct karst_table *table) {
-    if (!table || table->cell_count == 0) {
+    if (!table || table->cell_count == 0 || table->column_count == 0) {
         return;
     }
     size_t *shown = calloc(table->column_count, sizeof *shown);

@@ -55,7 +55,7 @@ static void say_text(struct report *report, size_t length) {
         if (byte == '\n' || byte == '\t') {
             out[used++] = '\\';
         }
-        out[used++] = byte == '\n' ? 'n' : byte == '\t' ? 't' : (char)byte;
+        out[used++] = (char)(byte == '\n' ? 'n' : byte == '\t' ? 't' : byte);
     }
     snprintf(out + used, sizeof report->content - used, "%s\"",
              length == report->byte_count && length < report->place.block.usable ? "\xe2\x80\xa6" : "");

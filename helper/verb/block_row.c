@@ -1,5 +1,6 @@
 #include "block_row.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -60,16 +61,14 @@ static bool make_end(struct line_end *end, const char *before, const char *name,
     if (!quoted) {
         return false;
     }
-    size_t size = strlen(before) + strlen(quoted) + strlen(after);
-    end->text = malloc(size + 1);
-    if (end->text) {
-        strcpy(end->text, before);
-        strcat(end->text, quoted);
-        strcat(end->text, after);
-        end->size = size;
-    }
+    int size = asprintf(&end->text, "%s%s%s", before, quoted, after);
     free(quoted);
-    return end->text != NULL;
+    if (size < 0) {
+        end->text = NULL;
+        return false;
+    }
+    end->size = (size_t)size;
+    return true;
 }
 
 static bool make_names(struct karst_line_names *names, const struct karst_heap *heap) {
@@ -126,12 +125,6 @@ void karst_block_lines_close(struct karst_block_lines *lines) {
     *lines = (struct karst_block_lines){0};
 }
 
-static char *put_text(char *at, const char *text) {
-    size_t size = strlen(text);
-    memcpy(at, text, size);
-    return at + size;
-}
-
 static char *put_hex(char *at, uint64_t value) {
     static const char digits[] = "0123456789abcdef";
     int shift = 60;
@@ -164,14 +157,14 @@ void karst_block_line(const struct karst_block_lines *lines, struct karst_writer
         &names->arenas[block->arena < names->arena_count ? block->arena : names->arena_count];
     const struct line_end *bin = &names->bins[block->bin < names->bin_count ? block->bin : names->bin_count];
     char line[160];
-    char *at = put_text(line, "{\"address\":\"0x");
+    char *at = stpcpy(line, "{\"address\":\"0x");
     at = put_hex(at, block->address);
-    at = put_text(at, "\",\"size\":");
+    at = stpcpy(at, "\",\"size\":");
     at = put_decimal(at, block->size);
-    at = put_text(at, ",\"usable\":");
+    at = stpcpy(at, ",\"usable\":");
     at = put_decimal(at, block->usable);
-    at = put_text(at, ",\"state\":\"");
-    at = put_text(at, karst_state_name(block->state));
+    at = stpcpy(at, ",\"state\":\"");
+    at = stpcpy(at, karst_state_name(block->state));
     *at++ = '"';
     karst_write(writer, KARST_STYLE_PLAIN, line, (size_t)(at - line));
     karst_write(writer, KARST_STYLE_PLAIN, arena->text, arena->size);

@@ -84,8 +84,8 @@ static bool fail_unknown_option(struct karst_call *call, const char *typed) {
         return karst_fail(call->error, KARST_ERROR_USAGE, "%s has no option --%s; did you mean --%s?",
                           verb->name, name, nearest.nearest);
     }
-    return karst_fail(call->error, KARST_ERROR_USAGE, "%s has no option --%s; see `karst %s --help`", verb->name,
-                      name, verb->name);
+    return karst_fail(call->error, KARST_ERROR_USAGE, "%s has no option --%s; see `karst %s --help`",
+                      verb->name, name, verb->name);
 }
 
 static bool choice_matches(const char *choices, const char *text) {
@@ -183,8 +183,8 @@ static bool take_arguments(struct karst_call *call, int argc, char *const *argv)
         }
     }
     if (taken < argc) {
-        return karst_fail(call->error, KARST_ERROR_USAGE, "%s: what is '%s'? See `karst %s --help`", verb->name,
-                          argv[taken], verb->name);
+        return karst_fail(call->error, KARST_ERROR_USAGE, "%s: what is '%s'? See `karst %s --help`",
+                          verb->name, argv[taken], verb->name);
     }
     return true;
 }

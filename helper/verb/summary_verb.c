@@ -100,10 +100,6 @@ static void write_heap(struct karst_call *call, const struct karst_heap *heap,
                       heap->version, heap->arena_count, karst_plural(heap->arena_count), threads,
                       karst_plural(threads));
     write_row(call, row);
-    if (heap->in_flux) {
-        karst_print_styled(&call->writer, KARST_STYLE_WARNING,
-                           "somebody was inside the allocator, or the target runs: figures may be torn\n");
-    }
 }
 
 static void write_text(struct karst_call *call, const struct karst_summary *summary) {
@@ -119,10 +115,7 @@ static void write_text(struct karst_call *call, const struct karst_summary *summ
         karst_print_title(writer, "all %zu allocators", summary->heap_count);
         write_row(call, &summary->total);
     }
-    if (session->target->missing_memory) {
-        karst_print_styled(writer, KARST_STYLE_WARNING,
-                           "\nparts of the target's memory are missing: totals may be low\n");
-    }
+    karst_call_write_caution(call);
 }
 
 /* ---- JSON ---------------------------------------------------------------------------------------- */

@@ -1,4 +1,4 @@
-#include <errno.h>
+#include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -41,7 +41,7 @@ static bool parse_size(const char *text, uint64_t *size, const char **end) {
         ++*end;
         return true;
     }
-    const char upper = **end >= 'a' && **end <= 'z' ? (char)(**end - 'a' + 'A') : **end;
+    int upper = toupper((unsigned char)**end);
     const char *unit = upper ? strchr(units, upper) : NULL;
     if (!unit) {
         return true;
