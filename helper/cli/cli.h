@@ -32,6 +32,8 @@ struct terminal {
     struct karst_output output;
     bool color;
     bool progress; /* standard error is a terminal, so show it */
+    bool tty;      /* standard output is one */
+    bool in_line;  /* and the last line on it has no end yet */
     size_t shown;  /* columns of progress to be wiped */
     uint64_t start_ns;
     int write_error; /* errno of what went wrong on standard output, 0: nothing */

@@ -36,6 +36,7 @@ static bool write_text(void *context, enum karst_style style, const char *text, 
     struct terminal *terminal = context;
     terminal_wipe_progress(terminal);
     const char *sequence = terminal->color ? style_sequence(style) : NULL;
+    terminal->in_line = size && text[size - 1] != '\n';
     errno = 0;
     bool written = (!sequence || fputs(sequence, stdout) >= 0) && fwrite(text, 1, size, stdout) == size &&
                    (!sequence || fputs("\033[0m", stdout) >= 0);
@@ -68,6 +69,7 @@ void terminal_open(struct terminal *terminal, enum color_mode color) {
                    .width = tty ? terminal_width() : 0,
                    .unicode = strcmp(nl_langinfo(CODESET), "UTF-8") == 0},
         .color = color == COLOR_ALWAYS || (color == COLOR_AUTO && tty && !dumb && !(no_color && *no_color)),
+        .tty = tty,
         .progress = isatty(STDERR_FILENO),
         .start_ns = now_ns(),
     };
@@ -101,6 +103,9 @@ bool terminal_poll(void *context, const char *what, uint64_t done, uint64_t tota
 bool terminal_close(struct terminal *terminal, struct karst_error *error) {
     terminal_wipe_progress(terminal);
     errno = 0;
+    if (terminal->tty && terminal->in_line) { /* cut off: what follows gets a line of its own */
+        putchar('\n');
+    }
     if (fflush(stdout) && !terminal->write_error) {
         terminal->write_error = errno ? errno : EIO;
     }

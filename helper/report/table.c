@@ -15,12 +15,18 @@ struct cell {
     enum karst_style style;
 };
 
+struct layout {
+    size_t width;  /* of the widest cell so far */
+    size_t shown;  /* what it gets */
+    bool left_out; /* a spare column for which there is no room */
+};
+
 struct karst_table {
     struct karst_writer *writer;
     const struct karst_column *columns;
     size_t column_count;
-    size_t *widths;
-    struct cell *cells; /* row by row */
+    struct layout *layout; /* of each column */
+    struct cell *cells;    /* row by row */
     size_t cell_count, cell_room;
     char *text;
     size_t text_size, text_room;
@@ -32,17 +38,17 @@ struct karst_table {
 struct karst_table *karst_table_open(struct karst_writer *writer, const struct karst_column *columns,
                                      size_t count) {
     struct karst_table *table = calloc(1, sizeof *table);
-    size_t *widths = calloc(count, sizeof *widths);
-    if (!table || !widths) {
+    struct layout *layout = calloc(count, sizeof *layout);
+    if (!table || !layout) {
         free(table);
-        free(widths);
+        free(layout);
         writer->out_of_memory = true;
         return NULL;
     }
     *table =
-        (struct karst_table){.writer = writer, .columns = columns, .column_count = count, .widths = widths};
+        (struct karst_table){.writer = writer, .columns = columns, .column_count = count, .layout = layout};
     for (size_t i = 0; i < count; i++) {
-        widths[i] = karst_columns(columns[i].title, strlen(columns[i].title));
+        layout[i].width = karst_columns(columns[i].title, strlen(columns[i].title));
     }
     return table;
 }
@@ -82,7 +88,7 @@ static void add_cell(struct karst_table *table, enum karst_style style, const ch
     cell->size =
         karst_clean(text, size, table->writer->output->unicode, false, table->text + table->text_size);
     table->text_size += cell->size;
-    size_t *width = &table->widths[table->cell_count % table->column_count];
+    size_t *width = &table->layout[table->cell_count % table->column_count].width;
     size_t columns = karst_columns(table->text + cell->offset, cell->size);
     if (*width < columns) {
         *width = columns;
@@ -137,27 +143,54 @@ void karst_table_empty(struct karst_table *table) {
     }
 }
 
-/* Narrows flexible columns, the widest first, until the table fits the output or none can give more. */
-static void fit_widths(const struct karst_table *table, size_t *shown) {
+static size_t total_width(const struct karst_table *table) {
     size_t total = 0;
     for (size_t i = 0; i < table->column_count; i++) {
-        shown[i] = table->widths[i];
-        total += shown[i] + (i ? GAP : 0);
+        if (!table->layout[i].left_out) {
+            total += table->layout[i].shown + (total ? GAP : 0);
+        }
     }
+    return total;
+}
+
+/* The rightmost spare column that is still there; false: there is none. */
+static bool leave_one_out(struct karst_table *table) {
+    for (size_t i = table->column_count; i-- > 0;) {
+        enum karst_align align = table->columns[i].align;
+        if ((align == KARST_SPARE_LEFT || align == KARST_SPARE_RIGHT) && !table->layout[i].left_out) {
+            table->layout[i].left_out = true;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The widest flexible column gives one character; false: none can. */
+static bool narrow_one(struct karst_table *table) {
+    struct layout *widest = NULL;
+    for (size_t i = 0; i < table->column_count; i++) {
+        struct layout *layout = &table->layout[i];
+        if (table->columns[i].align == KARST_FLEXIBLE && layout->shown > FLEXIBLE_AT &&
+            (!widest || layout->shown > widest->shown)) {
+            widest = layout;
+        }
+    }
+    if (widest) {
+        widest->shown--;
+    }
+    return widest != NULL;
+}
+
+/* Makes the table fit the output, as far as it can: first spare columns go, then flexible ones shrink.
+ * Columns that were in a header that was printed stay. */
+static void fit_widths(struct karst_table *table) {
     size_t limit = table->writer->output->width;
-    while (limit && total > limit) {
-        size_t widest = table->column_count;
-        for (size_t i = 0; i < table->column_count; i++) {
-            if (table->columns[i].align == KARST_FLEXIBLE && shown[i] > FLEXIBLE_AT &&
-                (widest == table->column_count || shown[i] > shown[widest])) {
-                widest = i;
-            }
-        }
-        if (widest == table->column_count) {
-            return;
-        }
-        shown[widest]--;
-        total--;
+    for (size_t i = 0; i < table->column_count; i++) {
+        table->layout[i].shown = table->layout[i].width;
+    }
+    while (limit && !table->headed && total_width(table) > limit && leave_one_out(table)) {
+    }
+    while (limit && total_width(table) > limit && narrow_one(table)) {
     }
 }
 
@@ -184,33 +217,52 @@ static void write_after_blanks(struct karst_table *table, enum karst_style style
     karst_write(table->writer, style, text, size);
 }
 
-static void write_cell(struct karst_table *table, size_t column, size_t width, enum karst_style style,
-                       const char *text, size_t size) {
-    struct karst_writer *writer = table->writer;
-    const char *ellipsis = writer->output->unicode ? "\xe2\x80\xa6" : "...";
-    size_t columns = karst_columns(text, size);
-    bool shorten = columns > width;
+static void write_text(struct karst_table *table, size_t column, enum karst_style style, const char *text,
+                       size_t size) {
+    const char *ellipsis = table->writer->output->unicode ? "\xe2\x80\xa6" : "...";
+    size_t width = table->layout[column].shown, columns = karst_columns(text, size);
+    enum karst_align align = table->columns[column].align;
+    bool right = align == KARST_RIGHT || align == KARST_SPARE_RIGHT, shorten = columns > width;
     if (shorten) {
         size = prefix_size(text, size, width - karst_columns(ellipsis, strlen(ellipsis)));
         columns = width;
+        table->shortened = true;
     }
-    if (table->columns[column].align == KARST_RIGHT) {
-        table->blanks += width - columns;
-    }
+    table->blanks += right ? width - columns : 0;
     if (size) {
         write_after_blanks(table, style, text, size);
     }
     if (shorten) {
         write_after_blanks(table, style, ellipsis, strlen(ellipsis));
-        table->shortened = true;
     }
-    if (table->columns[column].align != KARST_RIGHT) {
-        table->blanks += width - columns;
-    }
+    table->blanks += right ? 0 : width - columns;
     table->blanks += GAP;
+}
+
+static void write_cell(struct karst_table *table, size_t column, enum karst_style style, const char *text,
+                       size_t size) {
+    if (!table->layout[column].left_out) {
+        write_text(table, column, style, text, size);
+    }
     if (column + 1 == table->column_count) {
         table->blanks = 0;
-        karst_write(writer, KARST_STYLE_PLAIN, "\n", 1);
+        karst_write(table->writer, KARST_STYLE_PLAIN, "\n", 1);
+    }
+}
+
+/* Nothing is left away without a word. */
+static void write_note(const struct karst_table *table) {
+    struct karst_writer *writer = table->writer;
+    const char *before = "(left out to fit: ";
+    for (size_t i = 0; i < table->column_count; i++) {
+        if (table->layout[i].left_out) {
+            karst_print_styled(writer, KARST_STYLE_DIM, "%s%s", before, table->columns[i].title);
+            before = ", ";
+        }
+    }
+    if (before[0] == ',' || table->shortened) {
+        karst_print_styled(writer, KARST_STYLE_DIM, "%s--json has all)\n",
+                           before[0] == ',' ? "; " : "(shortened to fit; ");
     }
 }
 
@@ -218,23 +270,16 @@ void karst_table_flush(struct karst_table *table) {
     if (!table || table->cell_count == 0 || table->column_count == 0) {
         return;
     }
-    size_t *shown = calloc(table->column_count, sizeof *shown);
-    if (!shown) {
-        table->writer->out_of_memory = true;
-        return;
-    }
-    fit_widths(table, shown);
+    fit_widths(table);
     for (size_t i = 0; !table->headed && i < table->column_count; i++) {
         const char *title = table->columns[i].title;
-        write_cell(table, i, shown[i], KARST_STYLE_TITLE, title, strlen(title));
+        write_cell(table, i, KARST_STYLE_TITLE, title, strlen(title));
     }
     table->headed = true;
     for (size_t i = 0; i < table->cell_count; i++) {
         const struct cell *cell = &table->cells[i];
-        size_t column = i % table->column_count;
-        write_cell(table, column, shown[column], cell->style, table->text + cell->offset, cell->size);
+        write_cell(table, i % table->column_count, cell->style, table->text + cell->offset, cell->size);
     }
-    free(shown);
     table->cell_count = table->text_size = 0;
 }
 
@@ -243,10 +288,8 @@ void karst_table_close(struct karst_table *table) {
         return;
     }
     karst_table_flush(table);
-    if (table->shortened) {
-        karst_print_styled(table->writer, KARST_STYLE_DIM, "(shortened to fit; --json has all of it)\n");
-    }
-    free(table->widths);
+    write_note(table);
+    free(table->layout);
     free(table->cells);
     free(table->text);
     free(table);

@@ -59,8 +59,10 @@ const char *karst_plural(uint64_t count);
 enum karst_align {
     KARST_LEFT,
     KARST_RIGHT,
-    KARST_FLEXIBLE /* left, and shortened with an ellipsis when the output is too narrow; the whole text has
-                      to be in the JSON */
+    KARST_SPARE_LEFT, /* left out when the output is too narrow, which is said under the table */
+    KARST_SPARE_RIGHT,
+    KARST_FLEXIBLE /* left, and shortened with an ellipsis when it is still too narrow. The JSON has to have
+                      all of what is left out or shortened. */
 };
 
 struct karst_column {

@@ -37,12 +37,18 @@ static void write_row(struct karst_table *table, const struct karst_arena_text *
 
 static void write_text(struct karst_call *call, const struct karst_summary *summary) {
     static const struct karst_column columns[] = {
-        {"arena", KARST_FLEXIBLE}, {"address", KARST_LEFT},
-        {"threads", KARST_RIGHT},  {"extents", KARST_RIGHT},
-        {"system", KARST_RIGHT},   {"live", KARST_RIGHT},
-        {"cached", KARST_RIGHT},   {"free", KARST_RIGHT},
-        {"top", KARST_RIGHT},      {"largest hole", KARST_RIGHT},
-        {"resident", KARST_RIGHT}, {"not live", KARST_RIGHT},
+        {"arena", KARST_FLEXIBLE},
+        {"address", KARST_SPARE_LEFT},
+        {"threads", KARST_SPARE_RIGHT},
+        {"extents", KARST_SPARE_RIGHT},
+        {"system", KARST_RIGHT},
+        {"live", KARST_RIGHT},
+        {"cached", KARST_RIGHT},
+        {"free", KARST_RIGHT},
+        {"top", KARST_RIGHT},
+        {"largest", KARST_RIGHT},
+        {"resident", KARST_RIGHT},
+        {"not live", KARST_SPARE_RIGHT},
         {"", KARST_LEFT},
     };
     struct karst_table *table = karst_table_open(&call->writer, columns, sizeof columns / sizeof *columns);
@@ -134,7 +140,8 @@ const struct karst_verb karst_verb_arenas = {
     .group = KARST_GROUP_OVERVIEW,
     .summary = "one row an arena: the columns of summary, and threads, extents, lock",
     .help = "One row for each arena, and one, `mapped`, for the blocks with mappings of their own. "
-            "`threads` are attached now, `extents` the pieces of memory it uses, `largest hole` what fits "
+            "`threads` are attached now, `extents` the pieces of memory it uses, `largest` the free part of "
+            "its largest hole: what fits "
             "into it without growing it. `not live` are the resident bytes in whole pages of free, cached "
             "and unused memory. `locked` says that a thread was inside when the target stopped.\n"
             "\n"

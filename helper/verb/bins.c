@@ -57,8 +57,10 @@ static void write_bin(struct karst_call *call, struct karst_table *table, const 
 
 static void write_text(struct karst_call *call) {
     static const struct karst_column columns[] = {
-        {"bin", KARST_FLEXIBLE}, {"arena", KARST_FLEXIBLE}, {"from", KARST_RIGHT}, {"to", KARST_RIGHT},
-        {"blocks", KARST_RIGHT}, {"bytes", KARST_RIGHT},    {"owner", KARST_LEFT}, {"", KARST_LEFT},
+        {"bin", KARST_FLEXIBLE},     {"arena", KARST_SPARE_LEFT},
+        {"from", KARST_RIGHT},       {"to", KARST_RIGHT},
+        {"blocks", KARST_RIGHT},     {"bytes", KARST_RIGHT},
+        {"owner", KARST_SPARE_LEFT}, {"", KARST_LEFT},
     };
     struct karst_writer *writer = &call->writer;
     struct karst_table *table = karst_table_open(writer, columns, sizeof columns / sizeof *columns);

@@ -23,9 +23,9 @@ json_t *karst_block_json(struct karst_call *call, const struct karst_block *bloc
 }
 
 struct karst_table *karst_block_table(struct karst_call *call) {
-    static const struct karst_column columns[] = {{"address", KARST_LEFT},   {"size", KARST_RIGHT},
-                                                  {"usable", KARST_RIGHT},   {"state", KARST_LEFT},
-                                                  {"arena", KARST_FLEXIBLE}, {"bin", KARST_FLEXIBLE}};
+    static const struct karst_column columns[] = {{"address", KARST_LEFT},       {"size", KARST_RIGHT},
+                                                  {"usable", KARST_SPARE_RIGHT}, {"state", KARST_LEFT},
+                                                  {"arena", KARST_SPARE_LEFT},   {"bin", KARST_FLEXIBLE}};
     return karst_table_open(&call->writer, columns, sizeof columns / sizeof *columns);
 }
 

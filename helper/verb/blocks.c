@@ -213,7 +213,8 @@ static void finish(struct listing *listing) {
         karst_json_set_number(writer, root, "matched_bytes", listing->filter.matched_bytes);
         karst_call_write_json(call, root);
     } else if (!listing->as_lines) {
-        karst_table_flush(listing->table);
+        karst_table_close(listing->table);
+        listing->table = NULL;
         write_footer(listing);
     }
 }
