@@ -326,23 +326,26 @@ static uint32_t permissions_of(uint32_t flags) {
            (flags & PF_X ? KARST_MAPPING_EXECUTE : 0u);
 }
 
-/* Cuts the later of two overlapping segments; returns how many were cut or dropped. */
+/* Makes sorted segments disjoint; returns how many were cut or dropped. What the first one has saved
+ * counts; where it only claims to go on without contents, the next one does. */
 static size_t make_disjoint(struct segment *segments, size_t *count) {
     size_t kept = 0, cut = 0;
-    uint64_t end = 0;
     for (size_t i = 0; i < *count; i++) {
         struct segment segment = segments[i];
-        if (segment.start < end) {
-            uint64_t skip = end - segment.start;
+        struct segment *last = kept > 0 ? &segments[kept - 1] : NULL;
+        if (last && segment.start < last->end) {
             cut++;
-            if (segment.end <= end) {
+            if (segment.start - last->start >= last->saved && segment.start > last->start) {
+                last->end = segment.start;
+            } else if (segment.end <= last->end) {
                 continue;
+            } else {
+                uint64_t skip = last->end - segment.start;
+                segment.start = last->end;
+                segment.offset += skip;
+                segment.saved = segment.saved > skip ? segment.saved - skip : 0;
             }
-            segment.start = end;
-            segment.offset += skip;
-            segment.saved = segment.saved > skip ? segment.saved - skip : 0;
         }
-        end = segment.end;
         segments[kept++] = segment;
     }
     *count = kept;
@@ -362,11 +365,12 @@ static struct segment *load_segments(struct core *core, uint64_t offset, size_t 
     bool sorted = true;
     for (size_t i = 0; i < headers; i++) {
         Elf64_Phdr header = header_at(core, offset, i);
-        uint64_t memory = header.p_memsz > header.p_filesz ? header.p_memsz : header.p_filesz;
-        if (header.p_type != PT_LOAD || memory == 0) {
+        uint64_t memory = header.p_memsz;
+        if (header.p_type != PT_LOAD || (memory == 0 && header.p_filesz == 0)) {
             continue;
         }
-        if (memory > UINT64_MAX - header.p_vaddr || header.p_filesz > UINT64_MAX - header.p_offset) {
+        if (memory > UINT64_MAX - header.p_vaddr || header.p_filesz > memory ||
+            header.p_filesz > UINT64_MAX - header.p_offset) {
             damaged++;
             continue;
         }
