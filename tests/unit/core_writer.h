@@ -16,7 +16,7 @@ struct core_writer {
     uint8_t bytes[WRITER_SIZE];
     size_t size; /* of the file */
     size_t notes, note_size;
-    int descriptor; /* of the last file made of it, -1: none */
+    int descriptor; /* of the last file made of it, 0: none */
     char path[64];
 };
 
@@ -30,10 +30,17 @@ static inline Elf64_Phdr *writer_segment(struct core_writer *writer, size_t inde
     return (Elf64_Phdr *)(void *)(writer->bytes + sizeof(Elf64_Ehdr)) + index;
 }
 
+static inline void writer_end(struct core_writer *writer) {
+    if (writer->descriptor > 0) {
+        close(writer->descriptor);
+        writer->descriptor = 0;
+    }
+}
+
 /* An x86-64 core with a PT_NOTE, segment 0, and nothing else. */
 static inline void writer_begin(struct core_writer *writer) {
+    writer_end(writer);
     memset(writer, 0, sizeof *writer);
-    writer->descriptor = -1;
     Elf64_Ehdr *header = writer_header(writer);
     memcpy(header->e_ident, ELFMAG, SELFMAG);
     header->e_ident[EI_CLASS] = ELFCLASS64;
@@ -98,9 +105,7 @@ static inline Elf64_Phdr *writer_load(struct core_writer *writer, uint64_t addre
 
 /* The first size bytes as a file; its path stays valid until the next one. */
 static inline const char *writer_file(struct core_writer *writer, size_t size) {
-    if (writer->descriptor >= 0) {
-        close(writer->descriptor);
-    }
+    writer_end(writer);
     writer->descriptor = memfd_create("core", MFD_CLOEXEC);
     if (writer->descriptor < 0 || write(writer->descriptor, writer->bytes, size) != (ssize_t)size) {
         perror("memfd");
@@ -108,13 +113,6 @@ static inline const char *writer_file(struct core_writer *writer, size_t size) {
     }
     snprintf(writer->path, sizeof writer->path, "/proc/self/fd/%d", writer->descriptor);
     return writer->path;
-}
-
-static inline void writer_end(struct core_writer *writer) {
-    if (writer->descriptor >= 0) {
-        close(writer->descriptor);
-        writer->descriptor = -1;
-    }
 }
 
 #endif
