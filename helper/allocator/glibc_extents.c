@@ -8,7 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define HEAPS_MAX 65536u
+#define HEAPS_MAX   65536u
+#define MAPPED_HUGE 1u /* in prev_size of a mapped chunk, glibc 2.43: it is of huge pages */
 
 /* ---- extents ---------------------------------------------------------------------------------------- */
 
@@ -134,7 +135,7 @@ static uint64_t segment_end(struct glibc_heap *glibc, struct karst_window *windo
         if (post && post_before && (at + GLIBC_FENCEPOST) % glibc->heap.target->page_size == 0) {
             return at + GLIBC_FENCEPOST;
         }
-        if (!post && (size < GLIBC_MIN_CHUNK || size % GLIBC_ALIGN || post_before ||
+        if (!post && (size < GLIBC_MIN_CHUNK || size % GLIBC_ALIGN || post_before || size > limit - at ||
                       (word & (GLIBC_IS_MMAPPED | GLIBC_NON_MAIN_ARENA)))) {
             return 0;
         }
@@ -263,20 +264,45 @@ static bool add_mapped(struct mapped_list *list, uint64_t start, uint64_t end, b
     return true;
 }
 
-/* The bytes of the mapped chunk whose header is at the page start, 0: there is none. */
-static uint64_t mapped_total(struct glibc_heap *glibc, uint64_t at, uint64_t limit) {
-    const uint8_t *bytes = karst_window_at(&glibc->lists, at, GLIBC_HEADER);
+/* Is the header at chunk that of a block mapped from start on? Its bytes from start to its end, 0: no. */
+static uint64_t mapped_size(struct glibc_heap *glibc, uint64_t start, uint64_t chunk, uint64_t limit) {
+    const uint8_t *bytes = karst_window_at(&glibc->lists, chunk, GLIBC_HEADER);
     if (!bytes) {
         return 0;
     }
-    uint64_t previous = glibc_word(bytes), word = glibc_word(bytes + 8);
-    bool excludes = glibc->layout.mapped_size_excludes_header;
-    uint64_t total = (word & ~(uint64_t)GLIBC_FLAGS) + (excludes ? GLIBC_HEADER : 0);
-    if ((word & GLIBC_FLAGS) != GLIBC_IS_MMAPPED || previous > (excludes ? 1 : 0) ||
-        total < GLIBC_MIN_CHUNK || total % glibc->heap.target->page_size != 0 || total > limit - at) {
+    uint64_t offset = glibc_word(bytes), word = glibc_word(bytes + 8);
+    uint64_t left_out = 0;
+    if (glibc->layout.mapped_size_excludes_header) {
+        offset &= ~(uint64_t)MAPPED_HUGE;
+        left_out = GLIBC_HEADER;
+    }
+    uint64_t size = (word & ~(uint64_t)GLIBC_FLAGS) + left_out;
+    if (offset != chunk - start || (word & GLIBC_FLAGS) != GLIBC_IS_MMAPPED || size < GLIBC_MIN_CHUNK ||
+        size > limit - chunk || (offset + size) % glibc->heap.target->page_size != 0) {
         return 0;
     }
-    return total;
+    return offset + size;
+}
+
+uint64_t glibc_mapped_chunk(struct glibc_heap *glibc, uint64_t start, uint64_t limit, uint64_t *total) {
+    const uint8_t *bytes = karst_window_at(&glibc->lists, start, GLIBC_HEADER);
+    if (!bytes || (glibc_word(bytes) & ~(uint64_t)MAPPED_HUGE) != 0 ||
+        (glibc_word(bytes + 8) & (GLIBC_FLAGS | 8)) != GLIBC_IS_MMAPPED) {
+        return 0;
+    }
+    /* An aligned block has its header further in, and leaves the first one behind as it was at first. */
+    for (unsigned power = 5; power < 48; power++) {
+        uint64_t alignment = 1ull << power;
+        uint64_t chunk = ((start + GLIBC_HEADER + alignment - 1) & ~(alignment - 1)) - GLIBC_HEADER;
+        if (chunk >= limit || limit - chunk < GLIBC_MIN_CHUNK) {
+            break;
+        }
+        if (chunk > start && (*total = mapped_size(glibc, start, chunk, limit)) != 0) {
+            return chunk;
+        }
+    }
+    *total = mapped_size(glibc, start, start, limit);
+    return *total ? start : 0;
 }
 
 /* Looks at the start of each mapping and behind each block found; everywhere: at every page. */
@@ -303,8 +329,8 @@ static bool scan_mapped(struct glibc_heap *glibc, bool everywhere, struct mapped
                 at += stretch; /* never touched: no header there */
                 continue;
             }
-            uint64_t total = mapped_total(glibc, at, limit);
-            if (total) {
+            uint64_t total;
+            if (glibc_mapped_chunk(glibc, at, limit, &total)) {
                 if (!add_mapped(list, at, at + total, sure)) {
                     return false;
                 }
