@@ -654,7 +654,10 @@ static inline bool stream_chunk(void *context, const struct glibc_chunk *chunk) 
 /* A block with a mapping of its own: one block over the whole extent. */
 static bool stream_mapped(struct glibc_heap *glibc, const struct karst_extent *extent,
                           struct karst_batch *batch) {
-    uint64_t total, chunk = glibc_mapped_chunk(glibc, extent->start, extent->end, &total);
+    uint64_t total, chunk = glibc_mapped_chunk(glibc, extent->start, extent->end, false, &total);
+    if (chunk && extent->start + total != extent->end) {
+        chunk = glibc_mapped_chunk(glibc, extent->start, extent->end, true, &total);
+    }
     if (!chunk) {
         chunk = extent->start; /* a running process overwrote it since it was found */
     }

@@ -284,13 +284,15 @@ static uint64_t mapped_size(struct glibc_heap *glibc, uint64_t start, uint64_t c
     return offset + size;
 }
 
-uint64_t glibc_mapped_chunk(struct glibc_heap *glibc, uint64_t start, uint64_t limit, uint64_t *total) {
+uint64_t glibc_mapped_chunk(struct glibc_heap *glibc, uint64_t start, uint64_t limit, bool thorough,
+                            uint64_t *total) {
     const uint8_t *bytes = karst_window_at(&glibc->lists, start, GLIBC_HEADER);
     if (!bytes || (glibc_word(bytes) & ~(uint64_t)MAPPED_HUGE) != 0 ||
         (glibc_word(bytes + 8) & (GLIBC_FLAGS | 8)) != GLIBC_IS_MMAPPED) {
         return 0;
     }
     /* An aligned block has its header further in, and leaves the first one behind as it was at first. */
+    uint64_t first_total = (glibc_word(bytes + 8) & ~(uint64_t)GLIBC_FLAGS) + GLIBC_HEADER;
     for (unsigned power = 5; power < 48; power++) {
         uint64_t alignment = 1ull << power;
         uint64_t chunk = ((start + GLIBC_HEADER + alignment - 1) & ~(alignment - 1)) - GLIBC_HEADER;
@@ -301,11 +303,21 @@ uint64_t glibc_mapped_chunk(struct glibc_heap *glibc, uint64_t start, uint64_t l
             return chunk;
         }
     }
+    /* One that realloc moved elsewhere is no longer aligned as it was: it may begin before any page. */
+    const uint64_t page = glibc->heap.target->page_size;
+    uint64_t last = limit - start < first_total ? limit : start + first_total;
+    for (uint64_t chunk = start + page - GLIBC_HEADER; thorough && chunk + GLIBC_MIN_CHUNK <= last;
+         chunk += page) {
+        if ((*total = mapped_size(glibc, start, chunk, limit)) != 0) {
+            return chunk;
+        }
+    }
     *total = mapped_size(glibc, start, start, limit);
     return *total ? start : 0;
 }
 
-/* Looks at the start of each mapping and behind each block found; everywhere: at every page. */
+/* Looks at the start of each mapping and behind each block found; everywhere: at every page, and for headers
+ * at every place. */
 static bool scan_mapped(struct glibc_heap *glibc, bool everywhere, struct mapped_list *list) {
     struct karst_target *target = glibc->heap.target;
     const uint64_t page = target->page_size, stretch = 2ull << 20;
@@ -330,7 +342,7 @@ static bool scan_mapped(struct glibc_heap *glibc, bool everywhere, struct mapped
                 continue;
             }
             uint64_t total;
-            if (glibc_mapped_chunk(glibc, at, limit, &total)) {
+            if (glibc_mapped_chunk(glibc, at, limit, everywhere, &total)) {
                 if (!add_mapped(list, at, at + total, sure)) {
                     return false;
                 }

@@ -43,8 +43,9 @@ static bool tell_progress(struct glibc_hunt *hunt, uint64_t bytes) {
     return karst_session_progress(hunt->glibc->heap.session, bytes, hunt->error);
 }
 
-/* A link as bins leave it: to a chunk of the heap or into an arena. */
-static bool is_bin_link(const struct glibc_heap *glibc, uint64_t word) {
+/* A link as bins leave it: into an arena, or to a chunk of the heap. (A pointer that the program has leads 16
+ * bytes further, where no size word is expected.) */
+static bool is_bin_link(struct glibc_heap *glibc, uint64_t word) {
     if (word % GLIBC_ALIGN != 0) {
         return false;
     }
@@ -53,7 +54,13 @@ static bool is_bin_link(const struct glibc_heap *glibc, uint64_t word) {
             return true;
         }
     }
-    return glibc_chunk_extent(glibc, word) != NULL;
+    const struct karst_extent *extent = glibc_chunk_extent(glibc, word);
+    uint64_t size_word;
+    if (!extent || !glibc_read(glibc, word + 8, &size_word)) {
+        return false;
+    }
+    uint64_t size = size_word & ~(uint64_t)GLIBC_FLAGS;
+    return size >= GLIBC_MIN_CHUNK && size % GLIBC_ALIGN == 0 && size <= extent->end - word;
 }
 
 /* Do chunks in use tile [at, end) exactly? */
@@ -89,8 +96,8 @@ static void add_swallowed(struct glibc_hunt *hunt, uint64_t outer, uint64_t inne
 
 static bool carries_bin_links(struct glibc_hunt *hunt, uint64_t chunk) {
     const uint8_t *bytes = karst_window_at(&hunt->window, chunk + GLIBC_HEADER, 16);
-    return bytes && is_bin_link(hunt->glibc, glibc_word(bytes)) &&
-           is_bin_link(hunt->glibc, glibc_word(bytes + 8));
+    return bytes &&
+           (is_bin_link(hunt->glibc, glibc_word(bytes)) || is_bin_link(hunt->glibc, glibc_word(bytes + 8)));
 }
 
 /* Looks for the first header inside a live chunk from which chunks in use lead to its end. */
@@ -175,11 +182,6 @@ static bool scan_words(struct glibc_hunt *hunt, uint64_t start, uint64_t end) {
     return true;
 }
 
-static bool scan_live(void *context, const struct glibc_chunk *chunk) {
-    return chunk->state != KARST_STATE_LIVE ||
-           scan_words(context, chunk->address + GLIBC_HEADER, chunk->address + chunk->size + 8);
-}
-
 /* Pointers from threads: registers, and their stacks from the stack pointer up. */
 static bool scan_threads(struct glibc_hunt *hunt) {
     const struct karst_target *target = hunt->glibc->heap.target;
@@ -200,7 +202,8 @@ static bool scan_threads(struct glibc_hunt *hunt) {
     return true;
 }
 
-/* Pointers from the modules' variables (their .bss included) and from live blocks. */
+/* Pointers from roots: the modules' variables (their .bss included), stacks, registers. Not from other
+ * blocks: what was never written in them since they were free is full of pointers at blocks that are gone. */
 static bool scan_for_pointers(struct glibc_hunt *hunt) {
     struct karst_target *target = hunt->glibc->heap.target;
     for (size_t i = 0; i < target->mapping_count; i++) {
@@ -212,15 +215,6 @@ static bool scan_for_pointers(struct glibc_hunt *hunt) {
                    !karst_session_extent(hunt->glibc->heap.session, mapping->start);
         if ((mapping->permissions & (wanted | KARST_MAPPING_SHARED)) == wanted && (of_file || bss) &&
             !scan_words(hunt, mapping->start, mapping->end)) {
-            return false;
-        }
-    }
-    for (size_t i = 0; i < hunt->glibc->heap.extent_count; i++) {
-        const struct karst_extent *extent = &hunt->glibc->heap.extents[i];
-        bool fine = extent->kind == KARST_EXTENT_MAPPED
-                        ? scan_words(hunt, extent->start, extent->end)
-                        : glibc_walk_chunks(hunt->glibc, extent, scan_live, hunt);
-        if (!fine) {
             return false;
         }
     }
