@@ -155,6 +155,37 @@ bool glibc_overlaps_extent(const struct glibc_heap *glibc, uint64_t start, uint6
     return false;
 }
 
+#define BRK_DISTANCE (1ull << 30) /* how far behind the executable the kernel may put the break at first */
+
+/* Is what sbrk_base points at really the break, and not (no room there) a mapping that took its place? */
+static bool is_break(const struct glibc_heap *glibc) {
+    const struct karst_target *target = glibc->heap.target;
+    const struct karst_mapping *mapping = karst_target_mapping(target, glibc->sbrk_base);
+    if (!mapping || (mapping->name && strcmp(mapping->name, "[heap]") == 0)) {
+        return mapping != NULL;
+    }
+    const struct karst_module *below = NULL;
+    for (size_t i = 0; i < target->module_count; i++) {
+        below = target->modules[i].start < glibc->sbrk_base ? &target->modules[i] : below;
+    }
+    return below == &target->modules[0] && glibc->sbrk_base - below->end < BRK_DISTANCE;
+}
+
+/* Where the main arena's part at the break ends, when its top is elsewhere: behind the last two fenceposts
+ * that end with a page. Between its start and there may be parts that are not malloc's (a foreign sbrk); the
+ * walk tells them apart. 0: there are none. */
+static uint64_t break_end(struct glibc_heap *glibc, uint64_t start, uint64_t run) {
+    const uint64_t page = glibc->heap.target->page_size;
+    for (uint64_t end = run & ~(page - 1); end > start + page; end -= page) {
+        const uint8_t *bytes = karst_window_at(&glibc->lists, end - 2 * GLIBC_HEADER, 2 * GLIBC_HEADER);
+        if (bytes && (glibc_word(bytes + 8) & ~(uint64_t)GLIBC_PREV_INUSE) == GLIBC_FENCEPOST &&
+            glibc_word(bytes + 24) == (GLIBC_FENCEPOST | GLIBC_PREV_INUSE)) {
+            return end;
+        }
+    }
+    return 0;
+}
+
 /* Looks in anonymous memory for segments of a main arena that is in several pieces (no room at the break:
  * sysmalloc() maps them), until they make up what the arena says it has. */
 static bool search_segments(struct glibc_heap *glibc) {
@@ -172,6 +203,15 @@ static bool search_segments(struct glibc_heap *glibc) {
     karst_window_open(&window, target, 1u << 16);
     bool fine = true;
     uint64_t page = target->page_size;
+    if (is_break(glibc)) {
+        uint64_t run = run_end(target, glibc->sbrk_base);
+        bool holds_top = arena->top >= glibc->sbrk_base && arena->top < run && !arena->top_damaged;
+        uint64_t end = holds_top ? arena->top + arena->top_size : break_end(glibc, glibc->sbrk_base, run);
+        if (end) {
+            fine = add_extent(glibc, glibc->sbrk_base, end, 0, KARST_EXTENT_BRK);
+            found += end - glibc->sbrk_base;
+        }
+    }
     for (size_t i = 0; i < target->mapping_count && fine && found < arena->system_mem && budget; i++) {
         const struct karst_mapping *mapping = &target->mappings[i];
         if (!karst_mapping_is_anonymous(mapping)) {
@@ -183,16 +223,12 @@ static bool search_segments(struct glibc_heap *glibc) {
                 at = (behind + page - 1) & ~(page - 1);
                 continue;
             }
-            /* Segments begin with a page, but for the first one of a break that was in use before. */
-            uint64_t start = glibc->sbrk_base - at < page ? glibc->sbrk_base : at;
-            uint64_t end = segment_end(glibc, &window, start, limit, &budget);
+            uint64_t end = segment_end(glibc, &window, at, limit, &budget);
             if (!end) {
                 at += page;
                 continue;
             }
-            at = start;
-            bool brk = glibc->sbrk_base == at && mapping->name && strcmp(mapping->name, "[heap]") == 0;
-            fine = add_extent(glibc, at, end, 0, brk ? KARST_EXTENT_BRK : KARST_EXTENT_SEGMENT);
+            fine = add_extent(glibc, at, end, 0, KARST_EXTENT_SEGMENT);
             found += end - at;
             at = end;
         }

@@ -196,7 +196,7 @@ static bool root_by_symbol(struct karst_target *target, struct karst_module *mod
 
 /* ---- versions and layouts --------------------------------------------------------------------------- */
 
-static unsigned version_of(struct karst_target *target, struct karst_module *module, char *text,
+static unsigned version_in(struct karst_target *target, struct karst_module *module, char *text,
                            size_t size) {
     static const char *const banners[] = {"GNU C Library (", "stable release version 2.", "glibc 2."};
     for (size_t i = 0; i < sizeof banners / sizeof *banners; i++) {

@@ -16,7 +16,6 @@
 #define INNER_CHAIN   64u
 #define SCAN_WINDOW   (1u << 20)
 #define IN_REGISTER   UINT64_MAX /* the place of a pointer that is in no memory */
-#define STACK_SPAN    (8u << 20) /* how far above a stack pointer counts as its stack */
 
 struct swallowed {
     uint64_t outer, inner, end;
@@ -182,30 +181,10 @@ static bool scan_words(struct glibc_hunt *hunt, uint64_t start, uint64_t end) {
     return true;
 }
 
-/* Pointers from threads: registers, and their stacks from the stack pointer up. */
-static bool scan_threads(struct glibc_hunt *hunt) {
-    const struct karst_target *target = hunt->glibc->heap.target;
-    for (size_t t = 0; t < target->thread_count; t++) {
-        const struct karst_thread *thread = &target->threads[t];
-        for (uint32_t r = 0; r < thread->register_count; r++) {
-            note_pointer(hunt, IN_REGISTER, thread->registers[r]);
-        }
-        const struct karst_mapping *stack = karst_target_mapping(target, thread->stack_pointer);
-        if (stack) {
-            uint64_t left = stack->end - thread->stack_pointer;
-            uint64_t end = left > STACK_SPAN ? thread->stack_pointer + STACK_SPAN : stack->end;
-            if (!scan_words(hunt, thread->stack_pointer, end)) {
-                return false;
-            }
-        }
-    }
-    return true;
-}
-
-/* Pointers from roots: the modules' variables (their .bss included), stacks, registers. Not from other
- * blocks: what was never written in them since they were free is full of pointers at blocks that are gone. */
+/* Pointers from the modules' variables (their .bss included) and from registers. Not from stacks and other
+ * blocks: what was never written there since it was last used is full of pointers at blocks that are gone. */
 static bool scan_for_pointers(struct glibc_hunt *hunt) {
-    struct karst_target *target = hunt->glibc->heap.target;
+    const struct karst_target *target = hunt->glibc->heap.target;
     for (size_t i = 0; i < target->mapping_count; i++) {
         const struct karst_mapping *mapping = &target->mappings[i];
         uint32_t wanted = KARST_MAPPING_READ | KARST_MAPPING_WRITE;
@@ -218,7 +197,12 @@ static bool scan_for_pointers(struct glibc_hunt *hunt) {
             return false;
         }
     }
-    return scan_threads(hunt);
+    for (size_t t = 0; t < target->thread_count; t++) {
+        for (uint32_t r = 0; r < target->threads[t].register_count; r++) {
+            note_pointer(hunt, IN_REGISTER, target->threads[t].registers[r]);
+        }
+    }
+    return true;
 }
 
 static void report(const struct glibc_hunt *hunt, struct karst_findings *findings) {
