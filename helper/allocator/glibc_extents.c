@@ -186,6 +186,32 @@ static uint64_t break_end(struct glibc_heap *glibc, uint64_t start, uint64_t run
     return 0;
 }
 
+static bool count_foreign(void *context, const struct glibc_chunk *chunk) {
+    *(uint64_t *)context += chunk->flags & KARST_BLOCK_FOREIGN ? chunk->size : 0;
+    return true;
+}
+
+/* The main arena's part at the break, when it has others. *bytes: what of it is the arena's for sure (whether
+ * it counts foreign parts as its own depends on when they came). */
+static bool add_break(struct glibc_heap *glibc, uint64_t *bytes) {
+    const struct glibc_arena *arena = &glibc->arenas[0];
+    *bytes = 0;
+    if (!is_break(glibc)) {
+        return true;
+    }
+    uint64_t run = run_end(glibc->heap.target, glibc->sbrk_base);
+    bool holds_top = arena->top >= glibc->sbrk_base && arena->top < run && !arena->top_damaged;
+    uint64_t end = holds_top ? arena->top + arena->top_size : break_end(glibc, glibc->sbrk_base, run);
+    if (!end) {
+        return true;
+    }
+    struct karst_extent extent = {glibc->sbrk_base, end, 0, 0, KARST_EXTENT_BRK};
+    uint64_t foreign = 0;
+    glibc_walk_chunks(glibc, &extent, count_foreign, &foreign);
+    *bytes = end - glibc->sbrk_base - foreign;
+    return add_extent(glibc, extent.start, extent.end, 0, KARST_EXTENT_BRK);
+}
+
 /* Looks in anonymous memory for segments of a main arena that is in several pieces (no room at the break:
  * sysmalloc() maps them), until they make up what the arena says it has. */
 static bool search_segments(struct glibc_heap *glibc) {
@@ -201,17 +227,8 @@ static bool search_segments(struct glibc_heap *glibc) {
     uint64_t budget = 64 + bytes / GLIBC_MIN_CHUNK * 4;
     struct karst_window window;
     karst_window_open(&window, target, 1u << 16);
-    bool fine = true;
+    bool fine = add_break(glibc, &found);
     uint64_t page = target->page_size;
-    if (is_break(glibc)) {
-        uint64_t run = run_end(target, glibc->sbrk_base);
-        bool holds_top = arena->top >= glibc->sbrk_base && arena->top < run && !arena->top_damaged;
-        uint64_t end = holds_top ? arena->top + arena->top_size : break_end(glibc, glibc->sbrk_base, run);
-        if (end) {
-            fine = add_extent(glibc, glibc->sbrk_base, end, 0, KARST_EXTENT_BRK);
-            found += end - glibc->sbrk_base;
-        }
-    }
     for (size_t i = 0; i < target->mapping_count && fine && found < arena->system_mem && budget; i++) {
         const struct karst_mapping *mapping = &target->mappings[i];
         if (!karst_mapping_is_anonymous(mapping)) {
@@ -234,10 +251,10 @@ static bool search_segments(struct glibc_heap *glibc) {
         }
     }
     karst_window_close(&window);
-    if (fine && found != arena->system_mem) {
+    if (fine) {
         fine = karst_facts_add(&glibc->heap.facts, "segments", 0,
                                "the main arena is in pieces: %" PRIu64 " of its %" PRIu64 " bytes were found",
-                               found, arena->system_mem);
+                               found < arena->system_mem ? found : arena->system_mem, arena->system_mem);
     }
     return fine;
 }
