@@ -4,7 +4,9 @@
  * headers that lead, each marked as in use, exactly to the block's end, and something still points at what
  * the first of them would be. A block that was cut out of a bigger free one may hold old headers, too: those
  * of chunks that were merged have lost their flag or still carry the links of the bin they were in (malloc.c,
- * _int_free() and unlink_chunk()), so they are told apart. What is left is suspect, never proven. */
+ * _int_free() and unlink_chunk()), so they are told apart. A block that the program hands out in pieces of
+ * its own (perl's arenas of values) is pointed at all over, and is no suspect. What is left is suspect, never
+ * proven. */
 #include "glibc.h"
 
 #include <inttypes.h>
@@ -15,11 +17,13 @@
 #define SWALLOWED_MAX 65536u
 #define INNER_CHAIN   64u
 #define SCAN_WINDOW   (1u << 20)
+#define OTHERS_MAX    4u         /* pointers to elsewhere in a block that make it one handed out in pieces */
 #define IN_REGISTER   UINT64_MAX /* the place of a pointer that is in no memory */
 
 struct swallowed {
     uint64_t outer, inner, end;
     uint64_t pointer; /* where a pointer at inner was found; 0: nowhere */
+    unsigned others;  /* pointers found to other places inside, up to OTHERS_MAX */
 };
 
 struct glibc_hunt {
@@ -90,7 +94,7 @@ static void add_swallowed(struct glibc_hunt *hunt, uint64_t outer, uint64_t inne
         hunt->items = items;
         hunt->capacity = capacity;
     }
-    hunt->items[hunt->count++] = (struct swallowed){outer, inner, end, 0};
+    hunt->items[hunt->count++] = (struct swallowed){outer, inner, end, 0, 0};
 }
 
 static bool carries_bin_links(struct glibc_hunt *hunt, uint64_t chunk) {
@@ -139,27 +143,32 @@ static int compare_inner(const void *a, const void *b) {
     return x->inner < y->inner ? -1 : x->inner > y->inner;
 }
 
-/* Notes word, read at address, if it points at a swallowed block from outside it. */
+/* Notes word, read at address, if it points into a block that may have swallowed one, from outside it. */
 static void note_pointer(struct glibc_hunt *hunt, uint64_t address, uint64_t word) {
-    uint64_t inner = word - GLIBC_HEADER;
     size_t low = 0, high = hunt->count;
-    while (low < high) {
+    while (low < high) { /* the first one that ends behind word */
         size_t middle = low + (high - low) / 2;
-        if (hunt->items[middle].inner < inner) {
+        if (hunt->items[middle].end <= word) {
             low = middle + 1;
         } else {
             high = middle;
         }
     }
-    if (low < hunt->count && hunt->items[low].inner == inner && !hunt->items[low].pointer &&
-        (address < hunt->items[low].outer || address >= hunt->items[low].end)) {
-        hunt->items[low].pointer = address;
+    struct swallowed *item = &hunt->items[low];
+    if (low == hunt->count || word <= item->outer + GLIBC_HEADER ||
+        (address >= item->outer && address < item->end)) {
+        return;
+    }
+    if (word == item->inner + GLIBC_HEADER) {
+        item->pointer = item->pointer ? item->pointer : address;
+    } else if (item->others < OTHERS_MAX) {
+        item->others++;
     }
 }
 
 static bool scan_words(struct glibc_hunt *hunt, uint64_t start, uint64_t end) {
-    uint64_t first = hunt->items[0].inner + GLIBC_HEADER;
-    uint64_t span = hunt->items[hunt->count - 1].inner + GLIBC_HEADER - first;
+    uint64_t first = hunt->items[0].outer;
+    uint64_t span = hunt->items[hunt->count - 1].end - first;
     for (uint64_t at = (start + 7) & ~7ull; at + 8 <= end;) {
         const uint8_t *bytes = karst_window_at(&hunt->window, at, 8);
         if (!bytes) {
@@ -208,7 +217,7 @@ static bool scan_for_pointers(struct glibc_hunt *hunt) {
 static void report(const struct glibc_hunt *hunt, struct karst_findings *findings) {
     for (size_t i = 0; i < hunt->count; i++) {
         const struct swallowed *item = &hunt->items[i];
-        if (!item->pointer) {
+        if (!item->pointer || item->others >= OTHERS_MAX) {
             continue;
         }
         char holder[32] = "a register";
