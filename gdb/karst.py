@@ -23,4 +23,7 @@ def _load() -> None:
     karst_gdb.load.register()
 
 
-_load()
+try:
+    _load()
+except gdb.GdbError as error:  # GDB would show a traceback of an error in a script
+    gdb.write(f"{error}\n", gdb.STDERR)

@@ -1,9 +1,10 @@
 # Building and running the tests; included by the Makefile.
-TEST_PACKAGES := libc6-dbg gdb python3-pytest git perl xz-utils sqlite3
+TEST_PACKAGES := g++ gdbserver libc6-dbg gdb python3-pytest git perl xz-utils sqlite3
 
 TEST_BUILD    := $(BUILD)/tests
 TEST_CFLAGS   := -std=gnu11 -O1 -g -Wall -Wextra -Werror -Wshadow -D_GNU_SOURCE -pthread
 TEST_PROGRAMS := $(patsubst tests/programs/%.c,$(TEST_BUILD)/%,$(wildcard tests/programs/*.c)) \
+                 $(patsubst tests/programs/%.cc,$(TEST_BUILD)/%,$(wildcard tests/programs/*.cc)) \
                  $(TEST_BUILD)/ledger-static $(TEST_BUILD)/catalogue
 UNIT_TESTS    := $(patsubst tests/unit/%.c,$(TEST_BUILD)/unit/%,$(wildcard tests/unit/*.c))
 
@@ -25,12 +26,16 @@ run-tests:
 	    echo "$$unit"; timeout 600 "$$unit" || status=1; \
 	done; \
 	KARST_BUILD=$(abspath $(BUILD)) $(PYTHON) -m pytest -p no:cacheprovider $(PYTEST_ARGUMENTS) \
-	    tests/integration tests/corruption tests/python || status=1; \
+	    tests/integration tests/corruption tests/python tests/gdb || status=1; \
 	exit $$status
 
 $(TEST_BUILD)/%: tests/programs/%.c
 	@mkdir -p $(@D)
 	$(CC) $(TEST_CFLAGS) $< -o $@
+
+$(TEST_BUILD)/%: tests/programs/%.cc
+	@mkdir -p $(@D)
+	$(CXX) -std=gnu++17 -O0 -g -Wall -Wextra -Werror $< -o $@
 
 $(TEST_BUILD)/ledger-static: tests/programs/ledger.c
 	@mkdir -p $(@D)

@@ -10,12 +10,13 @@ import hashlib
 import os
 import sys
 import time
+from array import array
 from collections import deque
 
 FILES = 100_000
-REVISIONS = 100
-CACHED = 32
-INDEX_ENTRIES, INDEX_BYTES = 40, 400
+REVISIONS = 32
+HUNKS = 250
+ADDED = 200
 
 
 def line(path: int, revision: int) -> str:
@@ -24,38 +25,47 @@ def line(path: int, revision: int) -> str:
 
 
 def patch(data: str, revision: int) -> str:
-    """The next manifest: twenty lines replaced, forty added at the end."""
+    """The next manifest: a line replaced in each hunk, ADDED at the end."""
     new = ""
     start = 0
-    for number in range(1, 21):
-        end = data.find("\n", number * len(data) // 21) + 1
+    for number in range(1, HUNKS + 1):
+        end = data.find("\n", number * len(data) // (HUNKS + 1)) + 1
         new += data[start:end]
-        new += line(number * FILES // 21, revision)
+        new += line(number * FILES // (HUNKS + 1), revision)
         start = data.find("\n", end) + 1
     new += data[start:]
-    for added in range(40):
-        new += line(FILES + 40 * revision + added, revision)
+    for added in range(ADDED):
+        new += line(FILES + ADDED * revision + added, revision)
     return new
 
 
-def index(text: str) -> list[str]:
-    step = len(text) // INDEX_ENTRIES
-    return [text[at:at + INDEX_BYTES] for at in range(0, step * INDEX_ENTRIES, step)]
+def index(text: str) -> bytes:
+    """Where every 20th line begins, as 64-bit numbers."""
+    starts = array("Q")
+    start = 0
+    for number in range(text.count("\n")):
+        if number % 20 == 0:
+            starts.append(start)
+        start = text.find("\n", start) + 1
+    return starts.tobytes()
 
 
 def main() -> None:
-    text = "".join(line(path, 0) for path in range(FILES))
-    cache: deque[str] = deque(maxlen=CACHED)
-    indexes: list[list[str]] = []
+    text = ""
+    for path in range(FILES):
+        text += line(path, 0)
+    cache: deque[str] = deque()
+    indexes: list[bytes] = []
     for revision in range(1, REVISIONS + 1):
         text = patch(text, revision)
         cache.append(text)
         indexes.append(index(text))
     while len(cache) > 1:
         cache.popleft()
-    held = len(text) + sum(len(entry) for entries in indexes for entry in entries)
-    print(f"{os.getpid()}: revision {REVISIONS}, {len(text):,} bytes in the newest manifest, "
-          f"{held:,} bytes of text held in all", flush=True)
+    indexed = sum(map(len, indexes))
+    longer = len(text) + ADDED * len(line(FILES, 0))
+    print(f"{os.getpid()}: revision {REVISIONS}: {len(text):,} bytes of text and {indexed:,} bytes of indexes are held; "
+          f"the next text will have {longer:,} bytes", flush=True)
     if "--once" not in sys.argv:
         time.sleep(600)
 

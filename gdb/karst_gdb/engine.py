@@ -105,10 +105,14 @@ class _Remote(_Lent):
 
 
 def _sysroot() -> Optional[str]:
-    """GDB's, as the engine takes it: GDB says "target:" for what it reads through the target."""
-    path = str(gdb.parameter("sysroot") or "")
-    path = path[len("target:"):] if path.startswith("target:") else path
-    return path if path.strip("/") else None
+    """GDB's, as the engine takes it."""
+    path = _without_target(str(gdb.parameter("sysroot") or ""))
+    return path if path and path.strip("/") else None
+
+
+def _without_target(path: str) -> Optional[str]:
+    """GDB writes "target:" before a path of the remote machine."""
+    return (path[len("target:"):] if path.startswith("target:") else path) or None
 
 
 def _unicode() -> bool:
@@ -158,7 +162,7 @@ class Session:
                                    "no_stop": target.partly_running, "poll": self._progress.poll}
         try:
             if target.kind == CORE:
-                executable = target.executable or None
+                executable = target.executable if os.access(target.executable, os.R_OK) else None
                 with _interrupts_wait():
                     return karst_engine.Session.open_core(target.core, executable=executable, lent=_Lent(known),
                                                           **options)
@@ -169,7 +173,8 @@ class Session:
                                                              **options)
             remote = _Remote(target, known)
             with _interrupts_wait():
-                return karst_engine.Session.open_callbacks(remote, **options)
+                return karst_engine.Session.open_callbacks(remote, executable=_without_target(target.executable),
+                                                           **options)
         except KarstError as error:
             raise gdb.GdbError(str(error)) from None
         finally:

@@ -107,7 +107,7 @@ struct karst_callbacks {
 struct karst; /* a session */
 
 struct karst_options {
-    const char *executable;      /* for a core whose executable is elsewhere; NULL: as the core says */
+    const char *executable;      /* a core: where it is now, NULL: as the core says; callbacks: which it is */
     const char *sysroot;         /* prefix for the paths a core names; NULL: none */
     const char *debug_directory; /* where separate debug files are, ':' separated; NULL: /usr/lib/debug */
     bool no_stop;                /* live process: read it while it runs */

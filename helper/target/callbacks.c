@@ -64,8 +64,7 @@ static bool take_mappings(struct lent *lent) {
     return true;
 }
 
-/* A lent program has no name for its executable: it is the module that is lowest and not in a library
- * folder's place; the debugger's own symbols serve it anyway, so the first module will do. */
+/* A lent program's executable is the one that the options name, as the mappings call it. */
 static bool open_lent(struct lent *lent, const struct karst_options *options, struct karst_error *error) {
     struct karst_target *target = &lent->target;
     const struct karst_callbacks *callbacks = &lent->callbacks;
@@ -79,6 +78,9 @@ static bool open_lent(struct lent *lent, const struct karst_options *options, st
     }
     target->page_size = page_size;
     target->pid = callbacks->pid;
+    if (options && options->executable && !(target->executable = strdup(options->executable))) {
+        return karst_fail_memory(error);
+    }
     target->callbacks = callbacks;
     target->stopped = !options || !options->no_stop;
     bool taken =
