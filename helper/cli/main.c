@@ -24,14 +24,15 @@ static const char usage[] =
     "usage: karst -p PID VERB [ARGUMENTS]\n"
     "       karst -c CORE [-e EXECUTABLE] VERB [ARGUMENTS]\n"
     "\n"
-    "Walks the heap of a process or a core dump: what is live, free or cached, where the holes are and\n"
-    "what pins them, what is corrupt. `karst VERB --help` tells more of one verb.\n\n";
+    "Walks the heap of a process or a core dump: what is live, free or cached, where\n"
+    "the holes are and what pins them, what is corrupt. `karst VERB --help` tells more\n"
+    "of one verb.\n\n";
 
 static const char target_help[] =
-    "  -p, --pid PID         a live process; it is stopped while it is read, and goes on unharmed\n"
+    "  -p, --pid PID         a live process; stopped while it is read, and left unharmed\n"
     "  -c, --core FILE       a core dump\n"
     "  -e, --exe FILE        the core's executable, if it is not where it was\n"
-    "      --sysroot DIR     where the libraries are that a core from another system names\n"
+    "      --sysroot DIR     where the files are that a core from elsewhere names\n"
     "      --debug-dir DIRS  where separate debug files are (default /usr/lib/debug)\n"
     "      --no-stop         read the process while it runs: what is told may be torn\n"
     "      --no-symbols      find everything by structure, as on a stripped system\n"
@@ -40,7 +41,7 @@ static const char target_help[] =
 
 static const char status_help[] =
     "Every verb has --json, --bytes (exact sizes) and --help. Options may stand before or after the verb.\n"
-    "Exit status: 0 done and healthy, 1 check found something, 2 not answered (standard error says why).\n";
+    "Exit status: 0 done and healthy, 1 check found something, 2 not answered (standard error says why).";
 
 static struct karst_writer writer; /* too large for some stacks */
 
@@ -50,7 +51,7 @@ static void write_help(struct terminal *terminal) {
     karst_print_title(&writer, "Target");
     karst_print(&writer, "%s", target_help);
     karst_verb_write_list(&writer);
-    karst_print(&writer, "%s", status_help);
+    karst_print_wrapped(&writer, 0, 0, status_help);
 }
 
 static void write_verb_help(struct terminal *terminal, const struct karst_verb *verb) {

@@ -147,6 +147,10 @@ const struct karst_verb karst_verb_arenas = {
             "\n"
             "Where --arena is asked for, an arena is named by its name, its index from 0 on in this list, "
             "or its address.",
+    .json = "{\"arenas\": [...], \"total\", \"target\"}. Each arena has name, allocator, index and address "
+            "(null for "
+            "mapped), threads, locked, claimed_bytes (by its own account), claimed_bytes_most and, as has "
+            "total, the keys of `summary`.",
     .needs = KARST_NEEDS_HEAPS,
     .run = run,
 };

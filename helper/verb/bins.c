@@ -144,6 +144,10 @@ const struct karst_verb karst_verb_bins = {
             "takes, headers included; `owner` is the thread a cache belongs to. `damaged` marks a list that "
             "could not be followed to its end: blocks and bytes are what was met until there, and `karst "
             "check` says what is wrong.",
+    .json = "{\"bins\": [...], \"target\"}. Each bin has name (unique in its allocator), kind, allocator, "
+            "arena (null: of "
+            "none), owner (a thread's id, or null), owner_gone, smallest, largest (null: any), state (of its "
+            "blocks: free or cached), blocks, bytes, damaged.",
     .arguments = arguments,
     .options = options,
     .needs = KARST_NEEDS_BINS,

@@ -328,6 +328,12 @@ const struct karst_verb karst_verb_block = {
         "\n"
         "An address in no heap is no answer (exit status 2); the error says what it is in instead: a "
         "stack, a module's data, a mapping.",
+    .json =
+        "{\"asked\", \"offset\" (from the block's address; below zero in its header), \"block\" (as in "
+        "`blocks`, "
+        "and start, mapped), \"before\", \"after\" (blocks or null), \"extent\": {\"start\", \"end\", "
+        "\"kind\"}, \"facts\": [{\"name\", \"address\", \"text\"}], \"content\" (or null), \"bytes\" (hex), "
+        "\"target\"}.",
     .arguments = arguments,
     .options = options,
     .needs = KARST_NEEDS_BINS,

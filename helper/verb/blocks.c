@@ -249,6 +249,10 @@ const struct karst_verb karst_verb_blocks = {
             "--json --all writes one object a line, {\"address\", \"size\", \"usable\", \"state\", "
             "\"allocator\", \"arena\", \"bin\"}, for millions of blocks; --json alone one object with a "
             "bounded list.",
+    .json = "{\"blocks\": [...], \"shown\", \"skipped\", \"matched\", \"matched_bytes\", \"target\"}; with "
+            "--all one "
+            "block a line and nothing else. A block: {\"address\", \"size\", \"usable\", \"state\", "
+            "\"allocator\", \"arena\", \"bin\"}; arena and bin are null where it has none.",
     .options = options,
     .needs = KARST_NEEDS_BINS,
     .run = run,

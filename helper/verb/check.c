@@ -220,6 +220,11 @@ const struct karst_verb karst_verb_check = {
             "\n"
             "After damage the walk finds its way back and goes on, so that one broken header does not hide "
             "the rest. Exit status: 0 nothing found, 1 something found, 2 not answered.",
+    .json = "{\"healthy\", \"blocks_checked\", \"findings\": [{\"code\", \"severity\", \"allocator\", "
+            "\"address\", "
+            "\"size\", \"text\", \"evidence\"}], \"counts\" (by code, those not kept too), \"dropped\" (how "
+            "many were "
+            "not kept), \"reservation\" (what limits the answer, or null), \"target\"}. size 0: not told.",
     .options = options,
     .needs = KARST_NEEDS_HEAPS,
     .run = run,

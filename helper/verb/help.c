@@ -76,6 +76,11 @@ void karst_verb_write_help(const struct karst_verb *verb, const char *program, s
     for (size_t i = 0; karst_common_options[i].name; i++) {
         write_option(writer, &karst_common_options[i]);
     }
+    if (verb->json) {
+        karst_print(writer, "\n");
+        karst_print_title(writer, "JSON");
+        karst_print_wrapped(writer, 0, 0, verb->json);
+    }
 }
 
 void karst_verb_write_list(struct karst_writer *writer) {
@@ -123,6 +128,7 @@ static json_t *verb_json(struct karst_writer *writer, const struct karst_verb *v
     karst_json_set_text(writer, root, "group", group_titles[verb->group]);
     karst_json_set_text(writer, root, "summary", verb->summary);
     karst_json_set_text(writer, root, "help", verb->help);
+    karst_json_set_text(writer, root, "json", verb->json);
     for (size_t i = 0; verb->arguments && verb->arguments[i].name; i++) {
         const struct karst_verb_argument *argument = &verb->arguments[i];
         json_t *one = karst_json_object(writer);

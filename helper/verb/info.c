@@ -148,6 +148,13 @@ const struct karst_verb karst_verb_info = {
             "(debug info, symbols, a table by version, a search by structure), and what can't be told.\n"
             "\n"
             "Read it when an answer surprises you.",
+    .json = "{\"allocators\": [{\"name\", \"allocator\", \"version\", \"arenas\", \"bins\", \"extents\", "
+            "\"in_flux\", "
+            "\"facts\": [{\"name\", \"address\", \"text\"}]}], \"modules\": [{\"path\", \"start\", "
+            "\"build_id\", \"problem\"}], \"target\"}.\n"
+            "\n"
+            "Every verb's JSON has target: {\"kind\" (core, process or callbacks), \"name\", \"pid\", "
+            "\"executable\", \"signal\", \"threads\", \"stopped\", \"missing_memory\", \"remarks\"}.",
     .needs = KARST_NEEDS_TARGET,
     .run = run,
 };

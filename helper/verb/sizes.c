@@ -158,6 +158,9 @@ const struct karst_verb karst_verb_sizes = {
     .help = "How many live blocks there are from 16 to 31 bytes, from 32 to 63, and so on; with --exact, of "
             "each size by itself. Sizes are those of the blocks, header and rounding included: a program "
             "that asks glibc for 24 bytes gets a block of 32.",
+    .json = "{\"state\", \"sizes\": [{\"min\", \"max\", \"blocks\", \"bytes\"}], \"shown\", \"matched\" (of "
+            "sizes), "
+            "\"blocks\", \"bytes\" (of all that match), \"target\"}. min and max are both included.",
     .options = options,
     .needs = KARST_NEEDS_HEAPS,
     .run = run,

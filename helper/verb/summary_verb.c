@@ -172,6 +172,14 @@ const struct karst_verb karst_verb_summary = {
             "\n"
             "A hole is a stretch of bytes that are not live between two live blocks. What it offers is its "
             "largest free part in one piece. `karst holes` tells more of them.",
+    .json = "{\"allocators\": [...], \"total\", \"target\"}. Each of allocators has name, version, arenas, "
+            "threads, in_flux "
+            "(somebody was inside) and, as has total: "
+            "extents, system_bytes; live, cached, free, top, metadata, unknown, mapped: {\"blocks\", "
+            "\"bytes\"} (mapped counts in live too); metadata_bytes, unknown_bytes; holes, hole_bytes, "
+            "largest_hole: {\"address\", \"size\", \"usable_bytes\", \"usable_address\", "
+            "\"free_bytes\", \"cached_bytes\"} or null; resident_bytes, live_resident_bytes, "
+            "free_resident_bytes, cached_resident_bytes, top_resident_bytes: null where it can't be told.",
     .needs = KARST_NEEDS_HEAPS,
     .run = run,
 };

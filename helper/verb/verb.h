@@ -80,6 +80,7 @@ struct karst_verb {
     enum karst_verb_group group;
     const char *summary; /* one line, no full stop */
     const char *help;    /* paragraphs, an empty line between them; lines are broken when shown */
+    const char *json;    /* the keys of its JSON, paragraphs; NULL: nothing to say */
     const struct karst_verb_argument *arguments; /* may be NULL */
     const struct karst_verb_option *options;     /* may be NULL */
     enum karst_needs needs;
