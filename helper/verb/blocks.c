@@ -51,7 +51,8 @@ static const struct karst_verb_option options[] = {
 };
 
 #define DEFAULT_LIMIT 20
-#define SORT_MAX      10000000 /* blocks that --sort size keeps */
+#define SORT_MAX      1000000 /* blocks that --sort size keeps */
+#define LIST_MAX      100000  /* blocks in one JSON object */
 #define FLUSH_ROWS    1000
 
 struct listing {
@@ -146,6 +147,11 @@ static bool check_options(struct karst_call *call) {
     if (by_size && (values[OPTION_LIMIT].number > SORT_MAX || values[OPTION_SKIP].number > SORT_MAX)) {
         return karst_fail(call->error, KARST_ERROR_USAGE, "--sort size keeps %s blocks at most",
                           karst_count_text(SORT_MAX).text);
+    }
+    if (call->json && values[OPTION_LIMIT].number > LIST_MAX) {
+        return karst_fail(call->error, KARST_ERROR_USAGE,
+                          "--json lists %s blocks at most; --json --all writes them line by line",
+                          karst_count_text(LIST_MAX).text);
     }
     if (values[OPTION_FROM].given && values[OPTION_TO].given &&
         values[OPTION_FROM].number >= values[OPTION_TO].number) {

@@ -35,7 +35,7 @@ static void add_option(struct getopt_tables *tables, size_t *count, const struct
 }
 
 static void make_tables(struct getopt_tables *tables, const struct karst_verb *verb) {
-    *tables = (struct getopt_tables){.letters = ":"};
+    *tables = (struct getopt_tables){.letters = "-:"};
     size_t count = 0;
     for (int i = 0; verb->options && verb->options[i].name && i < KARST_OPTIONS_MAX; i++) {
         add_option(tables, &count, &verb->options[i], FIRST_LONG + i);
@@ -137,7 +137,9 @@ static bool take_option(struct karst_call *call, int index, const char *text) {
            blame(call->error, "--", option->name);
 }
 
-static bool parse_options(struct karst_call *call, int argc, char **argv) {
+/* Arguments are moved to the front of argv as they are met, so that options may stand before, between and
+ * behind them whatever the environment says; *count is how many. */
+static bool parse_options(struct karst_call *call, int argc, char **argv, int *count) {
     struct getopt_tables tables;
     make_tables(&tables, call->verb);
     opterr = 0;
@@ -145,7 +147,14 @@ static bool parse_options(struct karst_call *call, int argc, char **argv) {
     for (;;) {
         int got = getopt_long(argc, argv, tables.letters, tables.longs, NULL);
         if (got == -1) {
+            while (optind < argc) { /* behind -- */
+                argv[(*count)++] = argv[optind++];
+            }
             return true;
+        }
+        if (got == 1) {
+            argv[(*count)++] = optarg;
+            continue;
         }
         if (got == '?' && optopt && optopt < FIRST_LONG) {
             return karst_fail(call->error, KARST_ERROR_USAGE, "%s has no option -%c; see `karst %s --help`",
@@ -190,7 +199,7 @@ static bool take_arguments(struct karst_call *call, int argc, char *const *argv)
 }
 
 bool karst_call_parse(struct karst_call *call, int argc, const char *const *argv) {
-    char **copy = calloc((size_t)argc + 1, sizeof *copy); /* getopt_long() sorts it */
+    char **copy = calloc((size_t)argc + 1, sizeof *copy);
     if (!copy) {
         return karst_fail_memory(call->error);
     }
@@ -198,11 +207,11 @@ bool karst_call_parse(struct karst_call *call, int argc, const char *const *argv
         copy[i] = (char *)argv[i];
     }
     pthread_mutex_lock(&getopt_lock);
-    bool parsed = parse_options(call, argc, copy);
-    int first = optind;
+    int count = 0;
+    bool parsed = parse_options(call, argc, copy, &count);
     pthread_mutex_unlock(&getopt_lock);
     if (parsed && !call->help) {
-        parsed = take_arguments(call, argc - first, copy + first);
+        parsed = take_arguments(call, count, copy);
     }
     free(copy);
     return parsed;

@@ -299,6 +299,7 @@ static void test_mistakes(void) {
         {"blocks --bin fast", "kinds: unsorted, tcache, small"},
         {"blocks --from 0x20 --to 0x10", "below"},
         {"blocks --all --sort size", "--limit"},
+        {"blocks --json --limit 1000000", "--all writes them line by line"},
         {"block", "block needs ADDRESS"},
         {"block 0x10 0x20", "what is '0x20'?"},
         {"block 0x10", "0x10 is in no heap"},
@@ -319,7 +320,9 @@ static void test_options_anywhere(void) {
     CHECK(run("blocks --sta=live --lim 1") == 0);
     CHECK_HAS(collected.text, "1 of 4 blocks shown");
     CHECK(run("block -d 16 -- 0x10010") == 0);
+    setenv("POSIXLY_CORRECT", "1", 1);
     CHECK(run("block 0x10010 --dump=0x10") == 0);
+    unsetenv("POSIXLY_CORRECT");
     CHECK(last_address == 0x10010);
 }
 
