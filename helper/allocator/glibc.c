@@ -410,13 +410,12 @@ static uint64_t resync(struct walk *walk, uint64_t bad, uint64_t from) {
     for (uint64_t at = from; at < limit; at += GLIBC_ALIGN) {
         const uint8_t *bytes = karst_window_at(&walk->window, at, GLIBC_HEADER);
         if (!bytes) {
-            const struct karst_mapping *mapping = karst_target_mapping(walk->glibc->heap.target, at);
-            if (!mapping) {
+            uint64_t missing =
+                karst_target_missing(walk->glibc->heap.target, at) & ~(uint64_t)(GLIBC_ALIGN - 1);
+            if (missing >= limit - at) {
                 break;
             }
-            /* A page that is missing: go on behind it. */
-            uint64_t page = walk->glibc->heap.target->page_size;
-            at = (at / page + 1) * page - GLIBC_ALIGN;
+            at += missing ? missing - GLIBC_ALIGN : 0;
             continue;
         }
         uint64_t word = glibc_word(bytes + 8);

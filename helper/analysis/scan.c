@@ -56,13 +56,14 @@ static bool is_absent(const struct karst_scan *scan, uint64_t start, uint64_t en
            karst_target_resident(scan->session->target, start, end) == 0;
 }
 
-/* Where to go on behind what can't be read at address: the next page. */
+/* Where to go on behind what can't be read at address. */
 static uint64_t step_over(struct karst_scan *scan, uint64_t address, uint64_t end) {
-    uint64_t page = scan->session->target->page_size ? scan->session->target->page_size : 4096;
-    uint64_t left = page - address % page;
-    left = left < end - address ? left : end - address;
-    scan->unreadable += left;
-    return address + left;
+    uint64_t missing = karst_target_missing(scan->session->target, address);
+    missing = missing < end - address ? missing : end - address;
+    if (!is_absent(scan, address, address + missing)) {
+        scan->unreadable += missing;
+    }
+    return address + missing;
 }
 
 bool karst_scan_range(struct karst_scan *scan, uint64_t start, uint64_t end, bool progress,
@@ -74,19 +75,18 @@ bool karst_scan_range(struct karst_scan *scan, uint64_t start, uint64_t end, boo
     while (address <= end - sizeof(uint64_t)) {
         uint64_t before = address, piece = end - address;
         piece = piece < PIECE_WORDS * sizeof(uint64_t) ? piece : PIECE_WORDS * sizeof(uint64_t);
-        bool absent = is_absent(scan, address, address + piece);
-        const uint8_t *bytes = absent ? NULL : karst_window_at(&scan->window, address, sizeof(uint64_t));
-        if (bytes) {
+        const uint8_t *bytes = karst_window_at(&scan->window, address, sizeof(uint64_t));
+        if (bytes && is_absent(scan, address, address + piece)) {
+            address += piece;
+        } else if (bytes) {
             uint64_t there = scan->window.end - address;
             size_t words = (size_t)((there < piece ? there : piece) / sizeof(uint64_t));
             if (!scan_bytes(scan, bytes, words, address)) {
                 return true;
             }
             address += words * sizeof(uint64_t);
-        } else if (absent) {
-            address += piece;
         } else {
-            address = step_over(scan, address, address + piece);
+            address = step_over(scan, address, end);
         }
         if (progress && !karst_session_progress(scan->session, address - before, error)) {
             return false;

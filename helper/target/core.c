@@ -90,6 +90,20 @@ static size_t core_read(struct karst_target *target, uint64_t address, void *buf
     return done;
 }
 
+/* To the end of the region, or of the gap between two. */
+static uint64_t core_missing(struct karst_target *target, uint64_t address) {
+    struct core *core = (struct core *)target;
+    size_t size, next = region_after(core, address);
+    if (core_view(target, address, &size)) {
+        return 0;
+    }
+    if (next >= core->region_count) {
+        return UINT64_MAX - address;
+    }
+    const struct core_region *region = &core->regions[next];
+    return (region->start > address ? region->start : region->end) - address;
+}
+
 /* Moves the cached extent to the one that holds offset of the file; false: can't be told. */
 static bool seek_extent(struct core *core, uint64_t offset) {
     if (offset >= core->extent_start && offset < core->extent_end) {
@@ -165,8 +179,11 @@ static void core_close(struct karst_target *target) {
     free(core);
 }
 
-static const struct karst_target_ops core_ops = {
-    .read = core_read, .view = core_view, .resident = core_resident, .close = core_close};
+static const struct karst_target_ops core_ops = {.read = core_read,
+                                                 .view = core_view,
+                                                 .resident = core_resident,
+                                                 .missing = core_missing,
+                                                 .close = core_close};
 
 /* ---- opening: is it a core? -------------------------------------------------------------------- */
 

@@ -258,6 +258,13 @@ bool karst_target_read_u32(struct karst_target *target, uint64_t address, uint32
     return karst_target_read_all(target, address, value, sizeof *value);
 }
 
+uint64_t karst_target_missing(struct karst_target *target, uint64_t address) {
+    uint64_t page = target->page_size ? target->page_size : 4096, left = page - address % page;
+    uint64_t missing = target->ops->missing ? target->ops->missing(target, address) : 0;
+    missing = missing > left ? missing : left;
+    return missing <= UINT64_MAX - address ? missing : UINT64_MAX - address;
+}
+
 const struct karst_mapping *karst_target_mapping_after(const struct karst_target *target, uint64_t address) {
     size_t low = 0, high = target->mapping_count;
     while (low < high) {

@@ -148,7 +148,7 @@ static bool take(void *context, enum karst_style style, const char *text, size_t
         memcpy(taken->json_text + taken->kept, text, size);
         taken->kept += size;
     }
-    if (run.verbose) {
+    if (run.verbose && run.progress->next != NO_CASE) {
         fwrite(text, 1, size, stdout);
     }
     return taken->size <= OUTPUT_MAX;
@@ -261,7 +261,7 @@ static int run_verb(struct karst *session, const struct core_image *image, size_
     limit_time(SECONDS_MAX);
     int status = karst_run(session, count, words, &output, &last, error);
     limit_time(0);
-    if (run.verbose) {
+    if (run.verbose && run.progress->next != NO_CASE) {
         printf("== %s: %d %s\n", run.progress->doing, status, status == 2 ? error->text : "");
     }
     return status;
@@ -423,6 +423,7 @@ static pid_t start(struct progress *progress, uint64_t end, uint64_t step) {
         }
         run_share(end, step);
         close_images();
+        fflush(stdout);
         if (__lsan_do_recoverable_leak_check() != 0) {
             complain("leaks");
         }
