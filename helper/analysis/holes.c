@@ -1,12 +1,7 @@
 #include "holes.h"
 
-struct finder {
-    struct karst_run_consumer consumer; /* first */
-    struct karst_holes *holes;
-};
-
 static void take_part(struct karst_run_consumer *consumer, const struct karst_part *part) {
-    struct karst_holes *holes = ((struct finder *)consumer)->holes;
+    struct karst_holes *holes = ((struct karst_holes_finder *)consumer)->holes;
     karst_pins_part(&holes->pins, part);
     if (holes->has_fit) {
         karst_fit_part(&holes->fit, part);
@@ -31,7 +26,7 @@ static void keep_if_big(struct karst_holes *holes, const struct karst_run *run, 
 }
 
 static void take_run(struct karst_run_consumer *consumer, const struct karst_run *run) {
-    struct karst_holes *holes = ((struct finder *)consumer)->holes;
+    struct karst_holes *holes = ((struct karst_holes_finder *)consumer)->holes;
     const struct karst_hole *hole = &run->hole;
     uint64_t size = hole->end - hole->start;
     if (!karst_run_is_hole(run)) {
@@ -63,35 +58,49 @@ static bool lost_some(const struct karst_holes *holes) {
            (holes->has_fit && holes->fit.nearest.out_of_memory);
 }
 
-bool karst_holes_find(struct karst *session, const struct karst_holes_options *options,
-                      struct karst_holes *holes, struct karst_error *error) {
+struct karst_sink *karst_holes_begin(struct karst_holes_finder *finder, struct karst *session,
+                                     const struct karst_holes_options *options, struct karst_holes *holes) {
     *holes = (struct karst_holes){.session = session};
-    if (options->fit && !karst_fit_open(&holes->fit, session, options->request, options->count, error)) {
-        return false;
-    }
-    holes->has_fit = options->fit;
     karst_best_open(&holes->biggest, sizeof(struct karst_listed_hole), options->count);
     karst_pins_open(&holes->pins, session, options->pins, options->tops);
-    struct finder finder = {{take_part, take_run}, holes};
-    struct karst_run_reader reader;
-    karst_run_reader_open(&reader, session, &finder.consumer);
-    reader.wanted = options->wanted;
-    reader.wanted_context = options->wanted_context;
-    bool walked = karst_run_reader_walk(&reader, "walking the heap", error);
-    if (walked && lost_some(holes)) {
-        walked = karst_fail_memory(error);
+    finder->consumer = (struct karst_run_consumer){take_part, take_run};
+    finder->holes = holes;
+    karst_run_reader_open(&finder->reader, session, &finder->consumer);
+    finder->reader.wanted = options->wanted;
+    finder->reader.wanted_context = options->wanted_context;
+    return &finder->reader.sink;
+}
+
+bool karst_holes_finish(struct karst_holes_finder *finder, struct karst_error *error) {
+    struct karst_holes *holes = finder->holes;
+    karst_run_reader_finish(&finder->reader);
+    if (lost_some(holes)) {
+        return karst_fail_memory(error);
     }
-    if (!walked) {
-        karst_holes_close(holes);
-        return false;
-    }
-    holes->totals = reader.totals;
+    holes->totals = finder->reader.totals;
     karst_best_sort(&holes->biggest);
     karst_pins_finish(&holes->pins);
     if (holes->has_fit) {
         karst_fit_finish(&holes->fit);
     }
     return true;
+}
+
+bool karst_holes_find(struct karst *session, const struct karst_holes_options *options,
+                      struct karst_holes *holes, struct karst_error *error) {
+    struct karst_holes_finder finder;
+    struct karst_sink *sink = karst_holes_begin(&finder, session, options, holes);
+    bool done = true;
+    if (options->fit) {
+        done = holes->has_fit = karst_fit_open(&holes->fit, session, options->request, options->count, error);
+    }
+    karst_session_begin(session, "walking the heap", karst_session_bytes(session));
+    done =
+        done && karst_session_walk(session, 0, UINT64_MAX, sink, error) && karst_holes_finish(&finder, error);
+    if (!done) {
+        karst_holes_close(holes);
+    }
+    return done;
 }
 
 void karst_holes_close(struct karst_holes *holes) {

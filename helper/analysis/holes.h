@@ -57,4 +57,17 @@ bool karst_holes_find(struct karst *session, const struct karst_holes_options *o
                       struct karst_holes *holes, struct karst_error *error);
 void karst_holes_close(struct karst_holes *holes);
 
+/* The same as a sink, for a walk with others. */
+struct karst_holes_finder {
+    struct karst_run_consumer consumer; /* first */
+    struct karst_run_reader reader;
+    struct karst_holes *holes;
+};
+
+/* The sink to be fed; options->fit is ignored. holes is to be closed whatever happens. */
+struct karst_sink *karst_holes_begin(struct karst_holes_finder *finder, struct karst *session,
+                                     const struct karst_holes_options *options, struct karst_holes *holes);
+/* After the walk: puts what was found in order. False: some was lost for lack of memory. */
+bool karst_holes_finish(struct karst_holes_finder *finder, struct karst_error *error);
+
 #endif

@@ -187,12 +187,3 @@ void karst_run_reader_finish(struct karst_run_reader *reader) {
     reader->extent = NULL;
     reader->has_last = reader->run_open = reader->part_open = false;
 }
-
-bool karst_run_reader_walk(struct karst_run_reader *reader, const char *what, struct karst_error *error) {
-    karst_session_begin(reader->session, what, karst_session_bytes(reader->session));
-    if (!karst_session_walk(reader->session, 0, UINT64_MAX, &reader->sink, error)) {
-        return false;
-    }
-    karst_run_reader_finish(reader);
-    return true;
-}

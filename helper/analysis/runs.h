@@ -78,7 +78,5 @@ void karst_run_reader_open(struct karst_run_reader *reader, struct karst *sessio
                            struct karst_run_consumer *consumer);
 /* Hands on what the end of the last extent bounds; to be called after the walk. */
 void karst_run_reader_finish(struct karst_run_reader *reader);
-/* Walks all heaps: the whole of it, begin to finish. what: for progress. */
-bool karst_run_reader_walk(struct karst_run_reader *reader, const char *what, struct karst_error *error);
 
 #endif

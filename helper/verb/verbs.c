@@ -16,6 +16,7 @@ const struct karst_verb *const karst_verbs[] = {
     &karst_verb_refs,
     &karst_verb_holes,
     &karst_verb_pins,
+    &karst_verb_map,
     &karst_verb_check,
     NULL,
 };

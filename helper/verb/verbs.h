@@ -15,6 +15,7 @@ extern const struct karst_verb karst_verb_check;
 extern const struct karst_verb karst_verb_holes;
 extern const struct karst_verb karst_verb_pins;
 extern const struct karst_verb karst_verb_refs;
+extern const struct karst_verb karst_verb_map;
 extern const struct karst_verb karst_verb_maps;
 
 #endif

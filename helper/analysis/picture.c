@@ -1,0 +1,270 @@
+#include "picture.h"
+
+#include <stdlib.h>
+
+#define SMALLEST_CELL 16u
+#define LARGEST_CELL  (UINT64_C(1) << 31) /* the counts of a cell are 32 bits wide */
+
+/* ---- layout ------------------------------------------------------------------------------------------ */
+
+static uint64_t rows_of(const struct karst_picture *picture, const struct karst_picture_extent *of,
+                        uint64_t cell_size) {
+    uint64_t cells = (of->end - 1) / cell_size - of->start / cell_size + 1;
+    return (cells + picture->columns - 1) / picture->columns;
+}
+
+static uint64_t rows_of_all(const struct karst_picture *picture, uint64_t cell_size) {
+    uint64_t rows = 0;
+    for (size_t i = 0; i < picture->extent_count; i++) {
+        rows += rows_of(picture, &picture->extents[i], cell_size);
+    }
+    return rows;
+}
+
+static bool is_drawn(const struct karst_picture_options *options, const struct karst_extent *extent) {
+    return extent->kind != KARST_EXTENT_MAPPED && extent->end > options->from &&
+           extent->start < options->to && extent->end > extent->start &&
+           (!options->wanted || options->wanted(options->wanted_context, extent));
+}
+
+static int compare_addresses(const void *a, const void *b) {
+    const struct karst_picture_extent *x = a, *y = b;
+    return x->start < y->start ? -1 : x->start > y->start;
+}
+
+/* The extents to draw: the largest, as many as there can be rows for. */
+static bool choose_extents(struct karst_picture *picture, const struct karst_picture_options *options) {
+    const struct karst *session = picture->session;
+    struct karst_best best;
+    uint64_t seen = 0, seen_bytes = 0, kept_bytes = 0;
+    karst_best_open(&best, sizeof(struct karst_picture_extent), options->rows);
+    for (size_t i = 0; i < session->extent_count; i++) {
+        const struct karst_extent *extent = &session->extents[i];
+        if (extent->kind == KARST_EXTENT_MAPPED && extent->end > options->from &&
+            extent->start < options->to) {
+            picture->mapped++;
+            picture->mapped_bytes += extent->end - extent->start;
+        }
+        if (!is_drawn(options, extent)) {
+            continue;
+        }
+        uint64_t start = extent->start > options->from ? extent->start : options->from;
+        uint64_t end = extent->end < options->to ? extent->end : options->to;
+        struct karst_picture_extent *kept = karst_best_offer(&best, end - start);
+        seen++;
+        seen_bytes += end - start;
+        if (kept) {
+            *kept = (struct karst_picture_extent){.extent = extent, .start = start, .end = end};
+        }
+    }
+    picture->extents = calloc(best.count + 1, sizeof *picture->extents);
+    bool enough = picture->extents && !best.out_of_memory;
+    for (size_t i = 0; enough && i < best.count; i++) {
+        const struct karst_picture_extent *kept = karst_best_item(&best, i);
+        picture->extents[picture->extent_count++] = *kept;
+        kept_bytes += kept->end - kept->start;
+    }
+    picture->left_out = seen - best.count;
+    picture->left_out_bytes = seen_bytes - kept_bytes;
+    karst_best_close(&best);
+    if (enough) {
+        qsort(picture->extents, picture->extent_count, sizeof *picture->extents, compare_addresses);
+    }
+    return enough;
+}
+
+/* Cells as small as the rows allow. */
+static bool lay_out(struct karst_picture *picture, const struct karst_picture_options *options) {
+    picture->cell_size = SMALLEST_CELL;
+    while (picture->cell_size < LARGEST_CELL && rows_of_all(picture, picture->cell_size) > options->rows) {
+        picture->cell_size *= 2;
+    }
+    for (size_t i = 0; i < picture->extent_count; i++) {
+        struct karst_picture_extent *of = &picture->extents[i];
+        of->base = of->start & ~(picture->cell_size - 1);
+        of->first_row = picture->rows;
+        of->rows = rows_of(picture, of, picture->cell_size);
+        /* Even the largest cells do not suffice: a damaged target may claim extents of any size. */
+        if (of->rows > options->rows - picture->rows) {
+            picture->left_out += picture->extent_count - i;
+            for (size_t k = i; k < picture->extent_count; k++) {
+                picture->left_out_bytes += picture->extents[k].end - picture->extents[k].start;
+            }
+            picture->extent_count = i;
+            break;
+        }
+        picture->rows += of->rows;
+    }
+    picture->cells = calloc(picture->rows * picture->columns + 1, sizeof *picture->cells);
+    return picture->cells != NULL;
+}
+
+/* ---- the walk ---------------------------------------------------------------------------------------- */
+
+struct painter {
+    struct karst_sink sink; /* first */
+    struct karst_picture *picture;
+    struct karst_sink *holes;            /* sees the same blocks */
+    struct karst_picture_extent *extent; /* under way; NULL: not drawn */
+    struct karst_picture_cell *cells;    /* its first */
+    unsigned shift;                      /* cell_size is 1 << shift */
+    uint64_t page_size;
+    bool resident_known; /* of the extent under way */
+};
+
+/* [start, end) lies in what is drawn of the extent. */
+static void paint(struct painter *painter, uint64_t start, uint64_t end, unsigned state) {
+    const uint64_t base = painter->extent->base, cell_size = UINT64_C(1) << painter->shift;
+    uint64_t cell = (start - base) >> painter->shift;
+    painter->extent->bytes[state] += end - start;
+    while (start < end) {
+        uint64_t reach = base + (cell + 1) * cell_size;
+        reach = reach < end ? reach : end;
+        painter->cells[cell].bytes[state] += (uint32_t)(reach - start);
+        start = reach;
+        cell++;
+    }
+}
+
+/* Free memory: resident or not, page by page where it covers whole pages, in pieces of at most a cell. */
+static void paint_free(struct painter *painter, uint64_t start, uint64_t end) {
+    const uint64_t page = painter->page_size, size = UINT64_C(1) << painter->shift;
+    uint64_t first = (start + page - 1) & ~(page - 1), last = end & ~(page - 1);
+    if (!painter->resident_known || first >= last || first < start) {
+        paint(painter, start, end, KARST_STATE_FREE);
+        return;
+    }
+    paint(painter, start, first, KARST_STATE_FREE);
+    uint64_t step = size > page ? size : page;
+    for (uint64_t at = first; at < last;) {
+        uint64_t reach = (at & ~(step - 1)) + step;
+        reach = reach < last ? reach : last;
+        uint64_t resident = karst_target_resident(painter->picture->session->target, at, reach);
+        resident = resident < reach - at ? resident : reach - at;
+        paint(painter, at, at + resident, KARST_STATE_FREE);
+        paint(painter, at + resident, reach, KARST_PICTURE_ABSENT);
+        at = reach;
+    }
+    paint(painter, last, end, KARST_STATE_FREE);
+}
+
+static void paint_block(struct painter *painter, const struct karst_block *block) {
+    const struct karst_picture_extent *extent = painter->extent;
+    uint64_t start = block->start > extent->start ? block->start : extent->start;
+    uint64_t end = block->start + block->size;
+    end = end < extent->end ? end : extent->end;
+    if (start >= end) {
+        return;
+    }
+    if (block->state == KARST_STATE_FREE && block->size >= painter->page_size) {
+        paint_free(painter, start, end);
+    } else {
+        paint(painter, start, end, block->state < KARST_STATES ? block->state : KARST_STATE_UNKNOWN);
+    }
+}
+
+static bool take_extent(struct karst_sink *sink, const struct karst_extent *extent) {
+    struct painter *painter = (struct painter *)sink;
+    struct karst_picture *picture = painter->picture;
+    painter->holes->extent(painter->holes, extent);
+    painter->extent = NULL;
+    for (size_t i = 0; i < picture->extent_count; i++) {
+        if (picture->extents[i].extent == extent) {
+            painter->extent = &picture->extents[i];
+            painter->cells = picture->cells + painter->extent->first_row * picture->columns;
+        }
+    }
+    painter->resident_known =
+        painter->extent &&
+        karst_target_resident(picture->session->target, extent->start, extent->end) != UINT64_MAX;
+    picture->residency_known |= painter->resident_known;
+    return true;
+}
+
+static bool take_blocks(struct karst_sink *sink, const struct karst_block *blocks, size_t count) {
+    struct painter *painter = (struct painter *)sink;
+    for (size_t i = 0; painter->extent && i < count; i++) {
+        paint_block(painter, &blocks[i]);
+    }
+    return painter->holes->blocks(painter->holes, blocks, count);
+}
+
+static bool walk(struct karst_picture *picture, const struct karst_picture_options *options,
+                 struct karst_error *error) {
+    uint64_t page = picture->session->target->page_size;
+    struct karst_holes_options wanted = {.count = options->marks,
+                                         .pins = options->marks,
+                                         .tops = options->marks,
+                                         .wanted = options->wanted,
+                                         .wanted_context = options->wanted_context};
+    struct painter painter = {.sink = {.extent = take_extent, .blocks = take_blocks},
+                              .picture = picture,
+                              .shift = (unsigned)__builtin_ctzll(picture->cell_size),
+                              .page_size = page ? page : 4096};
+    struct karst_holes_finder finder;
+    painter.holes = karst_holes_begin(&finder, picture->session, &wanted, &picture->holes);
+    karst_session_begin(picture->session, "walking the heap", karst_session_bytes(picture->session));
+    if (!karst_session_walk(picture->session, 0, UINT64_MAX, &painter.sink, error)) {
+        return false;
+    }
+    return karst_holes_finish(&finder, error);
+}
+
+bool karst_picture_make(struct karst *session, const struct karst_picture_options *options,
+                        struct karst_picture *picture, struct karst_error *error) {
+    *picture = (struct karst_picture){.session = session, .columns = options->columns ? options->columns : 1};
+    if (!choose_extents(picture, options) || !lay_out(picture, options)) {
+        karst_picture_close(picture);
+        return karst_fail_memory(error);
+    }
+    if (picture->extent_count == 0) {
+        karst_picture_close(picture);
+        return karst_fail(error, KARST_ERROR_NOT_FOUND,
+                          "there is nothing to draw: no part of a heap lies in this range");
+    }
+    if (!walk(picture, options, error)) {
+        karst_picture_close(picture);
+        return false;
+    }
+    for (size_t i = 0; i < picture->extent_count; i++) {
+        for (size_t state = 0; state < KARST_PICTURE_STATES; state++) {
+            picture->bytes[state] += picture->extents[i].bytes[state];
+        }
+    }
+    return true;
+}
+
+void karst_picture_close(struct karst_picture *picture) {
+    free(picture->extents);
+    free(picture->cells);
+    karst_holes_close(&picture->holes);
+    picture->extents = NULL;
+    picture->cells = NULL;
+}
+
+const struct karst_picture_cell *karst_picture_cell(const struct karst_picture *picture, size_t row,
+                                                    size_t column) {
+    return &picture->cells[row * picture->columns + column];
+}
+
+uint64_t karst_picture_cell_bytes(const struct karst_picture_cell *cell) {
+    uint64_t sum = 0;
+    for (size_t state = 0; state < KARST_PICTURE_STATES; state++) {
+        sum += cell->bytes[state];
+    }
+    return sum;
+}
+
+bool karst_picture_locate(const struct karst_picture *picture, uint64_t address, size_t *row,
+                          size_t *column) {
+    for (size_t i = 0; i < picture->extent_count; i++) {
+        const struct karst_picture_extent *of = &picture->extents[i];
+        if (address >= of->start && address < of->end) {
+            uint64_t cell = (address - of->base) / picture->cell_size;
+            *row = of->first_row + (size_t)(cell / picture->columns);
+            *column = (size_t)(cell % picture->columns);
+            return true;
+        }
+    }
+    return false;
+}
