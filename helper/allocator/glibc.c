@@ -653,23 +653,12 @@ static inline bool stream_chunk(void *context, const struct glibc_chunk *chunk) 
 /* A block with a mapping of its own: one block over the whole extent. */
 static bool stream_mapped(struct glibc_heap *glibc, const struct karst_extent *extent,
                           struct karst_batch *batch) {
-    /* The real header stands where glibc_find.c found it: at the start, or further in when aligned. */
-    uint64_t chunk = extent->start;
-    uint64_t total = extent->end - extent->start;
-    uint64_t header = glibc->layout.mapped_size_excludes_header ? GLIBC_HEADER : 0;
-    for (unsigned power = 5; power < 48; power++) {
-        uint64_t alignment = 1ull << power;
-        uint64_t offset = ((extent->start + GLIBC_HEADER + alignment - 1) & ~(alignment - 1)) - GLIBC_HEADER -
-                          extent->start;
-        uint64_t prev, size;
-        if (offset >= total || total - offset < GLIBC_MIN_CHUNK) {
-            break;
-        }
-        if (offset && glibc_read(glibc, extent->start + offset, &prev) &&
-            glibc_read(glibc, extent->start + offset + 8, &size) && (prev & ~(header ? 1ull : 0)) == offset &&
-            size == ((total - offset - header) | GLIBC_IS_MMAPPED)) {
-            chunk = extent->start + offset;
-        }
+    uint64_t total, chunk = glibc_mapped_chunk(glibc, extent->start, extent->end, false, &total);
+    if (chunk && extent->start + total != extent->end) {
+        chunk = glibc_mapped_chunk(glibc, extent->start, extent->end, true, &total);
+    }
+    if (!chunk) {
+        chunk = extent->start; /* a running process overwrote it since it was found */
     }
     struct karst_block *block = karst_batch_next(batch);
     if (!block) {
@@ -679,7 +668,7 @@ static bool stream_mapped(struct glibc_heap *glibc, const struct karst_extent *e
     bool is_cached = cached < glibc->cached_count && glibc->cached[cached].chunk == chunk &&
                      glibc->cached[cached].bin != KARST_NONE;
     *block = (struct karst_block){.start = extent->start,
-                                  .size = total,
+                                  .size = extent->end - extent->start,
                                   .address = chunk + GLIBC_HEADER,
                                   .usable = extent->end - chunk - GLIBC_HEADER,
                                   .arena = KARST_NONE,

@@ -187,6 +187,10 @@ bool glibc_add_main_extents(struct glibc_heap *glibc);
 bool glibc_add_thread_heaps(struct glibc_heap *glibc, uint32_t index);
 /* Blocks with a mapping of their own; needs the arenas' extents. */
 bool glibc_add_mapped_extents(struct glibc_heap *glibc);
+/* The chunk of the block that is mapped from start on and ends at or before limit, 0: there is none; *total:
+ * its bytes from start on. thorough: also where no alignment explains it, at a look into each page. */
+uint64_t glibc_mapped_chunk(struct glibc_heap *glibc, uint64_t start, uint64_t limit, bool thorough,
+                            uint64_t *total);
 void glibc_sort_extents(struct glibc_heap *glibc);
 /* Does any extent touch [start, end)? *behind: where the one that does ends. */
 bool glibc_overlaps_extent(const struct glibc_heap *glibc, uint64_t start, uint64_t end, uint64_t *behind);

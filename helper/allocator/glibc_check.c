@@ -35,6 +35,7 @@ struct check {
     const struct karst_extent *extent;
     uint64_t last_free; /* the chunk before, if it is free */
     uint64_t bytes;     /* since progress was last told */
+    uint64_t foreign;   /* bytes in extents that are not malloc's */
     struct glibc_hunt *hunt;
 };
 
@@ -511,7 +512,11 @@ static bool runs_over(struct check *check, uint64_t chunk) {
 }
 
 static void check_damage(struct check *check, const struct glibc_chunk *chunk) {
-    if (!chunk->damage_at || (chunk->flags & KARST_BLOCK_FOREIGN)) {
+    if (chunk->flags & KARST_BLOCK_FOREIGN) {
+        check->foreign += chunk->size;
+        return;
+    }
+    if (!chunk->damage_at) {
         return;
     }
     bool over = runs_over(check, chunk->address);
@@ -657,7 +662,9 @@ static void check_arena(struct check *check, uint32_t index) {
                "the size of arena %s is impossible: the arena was overwritten\tsystem_mem %" PRIu64
                ", max_system_mem %" PRIu64,
                row->name, arena->system_mem, row->max_system_bytes);
-    } else if (!arena->top_damaged && bytes != arena->system_mem && !glibc->heap.target->missing_memory) {
+    } else if (!arena->top_damaged &&
+               (arena->system_mem > bytes || arena->system_mem < bytes - (index == 0 ? check->foreign : 0)) &&
+               !glibc->heap.target->missing_memory) {
         REPORT(
             check, BAD_ROOT, SUSPECT, arena->address + glibc->layout.state_system_mem, 0,
             "arena %s says it has %" PRIu64 " bytes, but %" PRIu64

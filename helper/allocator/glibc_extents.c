@@ -8,7 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define HEAPS_MAX 65536u
+#define HEAPS_MAX   65536u
+#define MAPPED_HUGE 1u /* in prev_size of a mapped chunk, glibc 2.43: it is of huge pages */
 
 /* ---- extents ---------------------------------------------------------------------------------------- */
 
@@ -134,7 +135,7 @@ static uint64_t segment_end(struct glibc_heap *glibc, struct karst_window *windo
         if (post && post_before && (at + GLIBC_FENCEPOST) % glibc->heap.target->page_size == 0) {
             return at + GLIBC_FENCEPOST;
         }
-        if (!post && (size < GLIBC_MIN_CHUNK || size % GLIBC_ALIGN || post_before ||
+        if (!post && (size < GLIBC_MIN_CHUNK || size % GLIBC_ALIGN || post_before || size > limit - at ||
                       (word & (GLIBC_IS_MMAPPED | GLIBC_NON_MAIN_ARENA)))) {
             return 0;
         }
@@ -154,6 +155,63 @@ bool glibc_overlaps_extent(const struct glibc_heap *glibc, uint64_t start, uint6
     return false;
 }
 
+#define BRK_DISTANCE (1ull << 30) /* how far behind the executable the kernel may put the break at first */
+
+/* Is what sbrk_base points at really the break, and not (no room there) a mapping that took its place? */
+static bool is_break(const struct glibc_heap *glibc) {
+    const struct karst_target *target = glibc->heap.target;
+    const struct karst_mapping *mapping = karst_target_mapping(target, glibc->sbrk_base);
+    if (!mapping || (mapping->name && strcmp(mapping->name, "[heap]") == 0)) {
+        return mapping != NULL;
+    }
+    const struct karst_module *below = NULL;
+    for (size_t i = 0; i < target->module_count; i++) {
+        below = target->modules[i].start < glibc->sbrk_base ? &target->modules[i] : below;
+    }
+    return below == &target->modules[0] && glibc->sbrk_base - below->end < BRK_DISTANCE;
+}
+
+/* Where the main arena's part at the break ends, when its top is elsewhere: behind the last two fenceposts
+ * that end with a page. Between its start and there may be parts that are not malloc's (a foreign sbrk); the
+ * walk tells them apart. 0: there are none. */
+static uint64_t break_end(struct glibc_heap *glibc, uint64_t start, uint64_t run) {
+    const uint64_t page = glibc->heap.target->page_size;
+    for (uint64_t end = run & ~(page - 1); end > start + page; end -= page) {
+        const uint8_t *bytes = karst_window_at(&glibc->lists, end - 2 * GLIBC_HEADER, 2 * GLIBC_HEADER);
+        if (bytes && (glibc_word(bytes + 8) & ~(uint64_t)GLIBC_PREV_INUSE) == GLIBC_FENCEPOST &&
+            glibc_word(bytes + 24) == (GLIBC_FENCEPOST | GLIBC_PREV_INUSE)) {
+            return end;
+        }
+    }
+    return 0;
+}
+
+static bool count_foreign(void *context, const struct glibc_chunk *chunk) {
+    *(uint64_t *)context += chunk->flags & KARST_BLOCK_FOREIGN ? chunk->size : 0;
+    return true;
+}
+
+/* The main arena's part at the break, when it has others. *bytes: what of it is the arena's for sure (whether
+ * it counts foreign parts as its own depends on when they came). */
+static bool add_break(struct glibc_heap *glibc, uint64_t *bytes) {
+    const struct glibc_arena *arena = &glibc->arenas[0];
+    *bytes = 0;
+    if (!is_break(glibc)) {
+        return true;
+    }
+    uint64_t run = run_end(glibc->heap.target, glibc->sbrk_base);
+    bool holds_top = arena->top >= glibc->sbrk_base && arena->top < run && !arena->top_damaged;
+    uint64_t end = holds_top ? arena->top + arena->top_size : break_end(glibc, glibc->sbrk_base, run);
+    if (!end) {
+        return true;
+    }
+    struct karst_extent extent = {glibc->sbrk_base, end, 0, 0, KARST_EXTENT_BRK};
+    uint64_t foreign = 0;
+    glibc_walk_chunks(glibc, &extent, count_foreign, &foreign);
+    *bytes = end - glibc->sbrk_base - foreign;
+    return add_extent(glibc, extent.start, extent.end, 0, KARST_EXTENT_BRK);
+}
+
 /* Looks in anonymous memory for segments of a main arena that is in several pieces (no room at the break:
  * sysmalloc() maps them), until they make up what the arena says it has. */
 static bool search_segments(struct glibc_heap *glibc) {
@@ -169,7 +227,7 @@ static bool search_segments(struct glibc_heap *glibc) {
     uint64_t budget = 64 + bytes / GLIBC_MIN_CHUNK * 4;
     struct karst_window window;
     karst_window_open(&window, target, 1u << 16);
-    bool fine = true;
+    bool fine = add_break(glibc, &found);
     uint64_t page = target->page_size;
     for (size_t i = 0; i < target->mapping_count && fine && found < arena->system_mem && budget; i++) {
         const struct karst_mapping *mapping = &target->mappings[i];
@@ -182,25 +240,21 @@ static bool search_segments(struct glibc_heap *glibc) {
                 at = (behind + page - 1) & ~(page - 1);
                 continue;
             }
-            /* Segments begin with a page, but for the first one of a break that was in use before. */
-            uint64_t start = glibc->sbrk_base - at < page ? glibc->sbrk_base : at;
-            uint64_t end = segment_end(glibc, &window, start, limit, &budget);
+            uint64_t end = segment_end(glibc, &window, at, limit, &budget);
             if (!end) {
                 at += page;
                 continue;
             }
-            at = start;
-            bool brk = glibc->sbrk_base == at && mapping->name && strcmp(mapping->name, "[heap]") == 0;
-            fine = add_extent(glibc, at, end, 0, brk ? KARST_EXTENT_BRK : KARST_EXTENT_SEGMENT);
+            fine = add_extent(glibc, at, end, 0, KARST_EXTENT_SEGMENT);
             found += end - at;
             at = end;
         }
     }
     karst_window_close(&window);
-    if (fine && found != arena->system_mem) {
+    if (fine) {
         fine = karst_facts_add(&glibc->heap.facts, "segments", 0,
                                "the main arena is in pieces: %" PRIu64 " of its %" PRIu64 " bytes were found",
-                               found, arena->system_mem);
+                               found < arena->system_mem ? found : arena->system_mem, arena->system_mem);
     }
     return fine;
 }
@@ -263,23 +317,60 @@ static bool add_mapped(struct mapped_list *list, uint64_t start, uint64_t end, b
     return true;
 }
 
-/* The bytes of the mapped chunk whose header is at the page start, 0: there is none. */
-static uint64_t mapped_total(struct glibc_heap *glibc, uint64_t at, uint64_t limit) {
-    const uint8_t *bytes = karst_window_at(&glibc->lists, at, GLIBC_HEADER);
+/* Is the header at chunk that of a block mapped from start on? Its bytes from start to its end, 0: no. */
+static uint64_t mapped_size(struct glibc_heap *glibc, uint64_t start, uint64_t chunk, uint64_t limit) {
+    const uint8_t *bytes = karst_window_at(&glibc->lists, chunk, GLIBC_HEADER);
     if (!bytes) {
         return 0;
     }
-    uint64_t previous = glibc_word(bytes), word = glibc_word(bytes + 8);
-    bool excludes = glibc->layout.mapped_size_excludes_header;
-    uint64_t total = (word & ~(uint64_t)GLIBC_FLAGS) + (excludes ? GLIBC_HEADER : 0);
-    if ((word & GLIBC_FLAGS) != GLIBC_IS_MMAPPED || previous > (excludes ? 1 : 0) ||
-        total < GLIBC_MIN_CHUNK || total % glibc->heap.target->page_size != 0 || total > limit - at) {
+    uint64_t offset = glibc_word(bytes), word = glibc_word(bytes + 8);
+    uint64_t left_out = 0;
+    if (glibc->layout.mapped_size_excludes_header) {
+        offset &= ~(uint64_t)MAPPED_HUGE;
+        left_out = GLIBC_HEADER;
+    }
+    uint64_t size = (word & ~(uint64_t)GLIBC_FLAGS) + left_out;
+    if (offset != chunk - start || (word & GLIBC_FLAGS) != GLIBC_IS_MMAPPED || size < GLIBC_MIN_CHUNK ||
+        size > limit - chunk || (offset + size) % glibc->heap.target->page_size != 0) {
         return 0;
     }
-    return total;
+    return offset + size;
 }
 
-/* Looks at the start of each mapping and behind each block found; everywhere: at every page. */
+uint64_t glibc_mapped_chunk(struct glibc_heap *glibc, uint64_t start, uint64_t limit, bool thorough,
+                            uint64_t *total) {
+    const uint8_t *bytes = karst_window_at(&glibc->lists, start, GLIBC_HEADER);
+    if (!bytes || (glibc_word(bytes) & ~(uint64_t)MAPPED_HUGE) != 0 ||
+        (glibc_word(bytes + 8) & (GLIBC_FLAGS | 8)) != GLIBC_IS_MMAPPED) {
+        return 0;
+    }
+    /* An aligned block has its header further in, and leaves the first one behind as it was at first. */
+    uint64_t first_total = (glibc_word(bytes + 8) & ~(uint64_t)GLIBC_FLAGS) + GLIBC_HEADER;
+    for (unsigned power = 5; power < 48; power++) {
+        uint64_t alignment = 1ull << power;
+        uint64_t chunk = ((start + GLIBC_HEADER + alignment - 1) & ~(alignment - 1)) - GLIBC_HEADER;
+        if (chunk >= limit || limit - chunk < GLIBC_MIN_CHUNK) {
+            break;
+        }
+        if (chunk > start && (*total = mapped_size(glibc, start, chunk, limit)) != 0) {
+            return chunk;
+        }
+    }
+    /* One that realloc moved elsewhere is no longer aligned as it was: it may begin before any page. */
+    const uint64_t page = glibc->heap.target->page_size;
+    uint64_t last = limit - start < first_total ? limit : start + first_total;
+    for (uint64_t chunk = start + page - GLIBC_HEADER; thorough && chunk + GLIBC_MIN_CHUNK <= last;
+         chunk += page) {
+        if ((*total = mapped_size(glibc, start, chunk, limit)) != 0) {
+            return chunk;
+        }
+    }
+    *total = mapped_size(glibc, start, start, limit);
+    return *total ? start : 0;
+}
+
+/* Looks at the start of each mapping and behind each block found; everywhere: at every page, and for headers
+ * at every place. */
 static bool scan_mapped(struct glibc_heap *glibc, bool everywhere, struct mapped_list *list) {
     struct karst_target *target = glibc->heap.target;
     const uint64_t page = target->page_size, stretch = 2ull << 20;
@@ -303,8 +394,8 @@ static bool scan_mapped(struct glibc_heap *glibc, bool everywhere, struct mapped
                 at += stretch; /* never touched: no header there */
                 continue;
             }
-            uint64_t total = mapped_total(glibc, at, limit);
-            if (total) {
+            uint64_t total;
+            if (glibc_mapped_chunk(glibc, at, limit, everywhere, &total)) {
                 if (!add_mapped(list, at, at + total, sure)) {
                     return false;
                 }

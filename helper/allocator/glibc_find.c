@@ -155,9 +155,14 @@ static bool is_libc(const struct karst_module *module) {
     return strncmp(name, "libc.so", 7) == 0 || strncmp(name, "libc-2.", 7) == 0;
 }
 
+/* glibc's checking malloc (mtrace, MALLOC_CHECK_): a whole malloc of its own. */
+static bool is_debug_malloc(const struct karst_module *module) {
+    return strncmp(base_name(module->path), "libc_malloc_debug", 17) == 0;
+}
+
 /* The executable of a program without a libc of its own, or a libc: where symbols are worth opening. */
 static bool symbols_worth(const struct karst_target *target, const struct karst_module *module) {
-    if (is_libc(module) || strncmp(base_name(module->path), "libc_malloc_debug", 17) == 0) {
+    if (is_libc(module) || is_debug_malloc(module)) {
         return true;
     }
     for (size_t i = 0; i < target->module_count; i++) {
@@ -191,7 +196,7 @@ static bool root_by_symbol(struct karst_target *target, struct karst_module *mod
 
 /* ---- versions and layouts --------------------------------------------------------------------------- */
 
-static unsigned version_of(struct karst_target *target, struct karst_module *module, char *text,
+static unsigned version_in(struct karst_target *target, struct karst_module *module, char *text,
                            size_t size) {
     static const char *const banners[] = {"GNU C Library (", "stable release version 2.", "glibc 2."};
     for (size_t i = 0; i < sizeof banners / sizeof *banners; i++) {
@@ -206,6 +211,18 @@ static unsigned version_of(struct karst_target *target, struct karst_module *mod
         }
     }
     return 0;
+}
+
+/* The minor version that the module names, or, for what comes with a libc, the libc's. 0: not told. */
+static unsigned version_of(struct karst_target *target, struct karst_module *module) {
+    char text[160];
+    unsigned minor = version_in(target, module, text, sizeof text);
+    for (size_t i = 0; i < target->module_count && !minor && is_debug_malloc(module); i++) {
+        if (is_libc(&target->modules[i])) {
+            minor = version_in(target, &target->modules[i], text, sizeof text);
+        }
+    }
+    return minor;
 }
 
 /* How well a malloc_par at address fits, by its defaults and sums; 0: not at all. */
@@ -263,8 +280,7 @@ static uint64_t search_par(struct glibc_heap *glibc, const struct glibc_layout *
 /* Chooses the layout by the version the module tells, else by what fits best; finds mp_. */
 static bool choose_layout(struct glibc_heap *glibc, const struct root *root) {
     struct karst_target *target = glibc->heap.target;
-    char text[160];
-    unsigned minor = version_of(target, glibc->module, text, sizeof text);
+    unsigned minor = version_of(target, glibc->module);
     const struct glibc_layout *layout = minor ? glibc_layout_for(minor) : NULL;
     unsigned score = 0;
     const char *how = "table, by the version the library names";

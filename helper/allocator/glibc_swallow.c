@@ -4,7 +4,9 @@
  * headers that lead, each marked as in use, exactly to the block's end, and something still points at what
  * the first of them would be. A block that was cut out of a bigger free one may hold old headers, too: those
  * of chunks that were merged have lost their flag or still carry the links of the bin they were in (malloc.c,
- * _int_free() and unlink_chunk()), so they are told apart. What is left is suspect, never proven. */
+ * _int_free() and unlink_chunk()), so they are told apart. A block that the program hands out in pieces of
+ * its own (perl's arenas of values) is pointed at all over, and is no suspect. What is left is suspect, never
+ * proven. */
 #include "glibc.h"
 
 #include <inttypes.h>
@@ -15,12 +17,13 @@
 #define SWALLOWED_MAX 65536u
 #define INNER_CHAIN   64u
 #define SCAN_WINDOW   (1u << 20)
+#define OTHERS_MAX    4u         /* pointers to elsewhere in a block that make it one handed out in pieces */
 #define IN_REGISTER   UINT64_MAX /* the place of a pointer that is in no memory */
-#define STACK_SPAN    (8u << 20) /* how far above a stack pointer counts as its stack */
 
 struct swallowed {
     uint64_t outer, inner, end;
     uint64_t pointer; /* where a pointer at inner was found; 0: nowhere */
+    unsigned others;  /* pointers found to other places inside, up to OTHERS_MAX */
 };
 
 struct glibc_hunt {
@@ -43,8 +46,9 @@ static bool tell_progress(struct glibc_hunt *hunt, uint64_t bytes) {
     return karst_session_progress(hunt->glibc->heap.session, bytes, hunt->error);
 }
 
-/* A link as bins leave it: to a chunk of the heap or into an arena. */
-static bool is_bin_link(const struct glibc_heap *glibc, uint64_t word) {
+/* A link as bins leave it: into an arena, or to a chunk of the heap. (A pointer that the program has leads 16
+ * bytes further, where no size word is expected.) */
+static bool is_bin_link(struct glibc_heap *glibc, uint64_t word) {
     if (word % GLIBC_ALIGN != 0) {
         return false;
     }
@@ -53,7 +57,13 @@ static bool is_bin_link(const struct glibc_heap *glibc, uint64_t word) {
             return true;
         }
     }
-    return glibc_chunk_extent(glibc, word) != NULL;
+    const struct karst_extent *extent = glibc_chunk_extent(glibc, word);
+    uint64_t size_word;
+    if (!extent || !glibc_read(glibc, word + 8, &size_word)) {
+        return false;
+    }
+    uint64_t size = size_word & ~(uint64_t)GLIBC_FLAGS;
+    return size >= GLIBC_MIN_CHUNK && size % GLIBC_ALIGN == 0 && size <= extent->end - word;
 }
 
 /* Do chunks in use tile [at, end) exactly? */
@@ -84,13 +94,13 @@ static void add_swallowed(struct glibc_hunt *hunt, uint64_t outer, uint64_t inne
         hunt->items = items;
         hunt->capacity = capacity;
     }
-    hunt->items[hunt->count++] = (struct swallowed){outer, inner, end, 0};
+    hunt->items[hunt->count++] = (struct swallowed){outer, inner, end, 0, 0};
 }
 
 static bool carries_bin_links(struct glibc_hunt *hunt, uint64_t chunk) {
     const uint8_t *bytes = karst_window_at(&hunt->window, chunk + GLIBC_HEADER, 16);
-    return bytes && is_bin_link(hunt->glibc, glibc_word(bytes)) &&
-           is_bin_link(hunt->glibc, glibc_word(bytes + 8));
+    return bytes &&
+           (is_bin_link(hunt->glibc, glibc_word(bytes)) || is_bin_link(hunt->glibc, glibc_word(bytes + 8)));
 }
 
 /* Looks for the first header inside a live chunk from which chunks in use lead to its end. */
@@ -133,27 +143,32 @@ static int compare_inner(const void *a, const void *b) {
     return x->inner < y->inner ? -1 : x->inner > y->inner;
 }
 
-/* Notes word, read at address, if it points at a swallowed block from outside it. */
+/* Notes word, read at address, if it points into a block that may have swallowed one, from outside it. */
 static void note_pointer(struct glibc_hunt *hunt, uint64_t address, uint64_t word) {
-    uint64_t inner = word - GLIBC_HEADER;
     size_t low = 0, high = hunt->count;
-    while (low < high) {
+    while (low < high) { /* the first one that ends behind word */
         size_t middle = low + (high - low) / 2;
-        if (hunt->items[middle].inner < inner) {
+        if (hunt->items[middle].end <= word) {
             low = middle + 1;
         } else {
             high = middle;
         }
     }
-    if (low < hunt->count && hunt->items[low].inner == inner && !hunt->items[low].pointer &&
-        (address < hunt->items[low].outer || address >= hunt->items[low].end)) {
-        hunt->items[low].pointer = address;
+    struct swallowed *item = &hunt->items[low];
+    if (low == hunt->count || word <= item->outer + GLIBC_HEADER ||
+        (address >= item->outer && address < item->end)) {
+        return;
+    }
+    if (word == item->inner + GLIBC_HEADER) {
+        item->pointer = item->pointer ? item->pointer : address;
+    } else if (item->others < OTHERS_MAX) {
+        item->others++;
     }
 }
 
 static bool scan_words(struct glibc_hunt *hunt, uint64_t start, uint64_t end) {
-    uint64_t first = hunt->items[0].inner + GLIBC_HEADER;
-    uint64_t span = hunt->items[hunt->count - 1].inner + GLIBC_HEADER - first;
+    uint64_t first = hunt->items[0].outer;
+    uint64_t span = hunt->items[hunt->count - 1].end - first;
     for (uint64_t at = (start + 7) & ~7ull; at + 8 <= end;) {
         const uint8_t *bytes = karst_window_at(&hunt->window, at, 8);
         if (!bytes) {
@@ -175,34 +190,10 @@ static bool scan_words(struct glibc_hunt *hunt, uint64_t start, uint64_t end) {
     return true;
 }
 
-static bool scan_live(void *context, const struct glibc_chunk *chunk) {
-    return chunk->state != KARST_STATE_LIVE ||
-           scan_words(context, chunk->address + GLIBC_HEADER, chunk->address + chunk->size + 8);
-}
-
-/* Pointers from threads: registers, and their stacks from the stack pointer up. */
-static bool scan_threads(struct glibc_hunt *hunt) {
-    const struct karst_target *target = hunt->glibc->heap.target;
-    for (size_t t = 0; t < target->thread_count; t++) {
-        const struct karst_thread *thread = &target->threads[t];
-        for (uint32_t r = 0; r < thread->register_count; r++) {
-            note_pointer(hunt, IN_REGISTER, thread->registers[r]);
-        }
-        const struct karst_mapping *stack = karst_target_mapping(target, thread->stack_pointer);
-        if (stack) {
-            uint64_t left = stack->end - thread->stack_pointer;
-            uint64_t end = left > STACK_SPAN ? thread->stack_pointer + STACK_SPAN : stack->end;
-            if (!scan_words(hunt, thread->stack_pointer, end)) {
-                return false;
-            }
-        }
-    }
-    return true;
-}
-
-/* Pointers from the modules' variables (their .bss included) and from live blocks. */
+/* Pointers from the modules' variables (their .bss included) and from registers. Not from stacks and other
+ * blocks: what was never written there since it was last used is full of pointers at blocks that are gone. */
 static bool scan_for_pointers(struct glibc_hunt *hunt) {
-    struct karst_target *target = hunt->glibc->heap.target;
+    const struct karst_target *target = hunt->glibc->heap.target;
     for (size_t i = 0; i < target->mapping_count; i++) {
         const struct karst_mapping *mapping = &target->mappings[i];
         uint32_t wanted = KARST_MAPPING_READ | KARST_MAPPING_WRITE;
@@ -215,22 +206,18 @@ static bool scan_for_pointers(struct glibc_hunt *hunt) {
             return false;
         }
     }
-    for (size_t i = 0; i < hunt->glibc->heap.extent_count; i++) {
-        const struct karst_extent *extent = &hunt->glibc->heap.extents[i];
-        bool fine = extent->kind == KARST_EXTENT_MAPPED
-                        ? scan_words(hunt, extent->start, extent->end)
-                        : glibc_walk_chunks(hunt->glibc, extent, scan_live, hunt);
-        if (!fine) {
-            return false;
+    for (size_t t = 0; t < target->thread_count; t++) {
+        for (uint32_t r = 0; r < target->threads[t].register_count; r++) {
+            note_pointer(hunt, IN_REGISTER, target->threads[t].registers[r]);
         }
     }
-    return scan_threads(hunt);
+    return true;
 }
 
 static void report(const struct glibc_hunt *hunt, struct karst_findings *findings) {
     for (size_t i = 0; i < hunt->count; i++) {
         const struct swallowed *item = &hunt->items[i];
-        if (!item->pointer) {
+        if (!item->pointer || item->others >= OTHERS_MAX) {
             continue;
         }
         char holder[32] = "a register";

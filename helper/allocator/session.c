@@ -158,6 +158,7 @@ bool karst_session_load_bins(struct karst *session, struct karst_error *error) {
     if (session->bins_loaded) {
         return true;
     }
+    karst_session_begin(session, "following the bins", 0);
     for (size_t i = 0; i < session->heap_count; i++) {
         if (!session->heaps[i]->allocator->load_bins(session->heaps[i], error)) {
             return false;

@@ -88,10 +88,12 @@ bool terminal_poll(void *context, const char *what, uint64_t done, uint64_t tota
     struct terminal *terminal = context;
     if (terminal->progress && now_ns() - terminal->start_ns >= PROGRESS_AFTER_NS) {
         char text[64];
-        int size = total ? snprintf(text, sizeof text, "%.30s: %.0f %% of %.1f GB", what,
-                                    100.0 * (double)(done < total ? done : total) / (double)total,
-                                    (double)total / (1 << 30))
-                         : snprintf(text, sizeof text, "%.30s: %.1f GB", what, (double)done / (1 << 30));
+        int size = snprintf(text, sizeof text, "%.30s", what);
+        if (total) {
+            size += snprintf(text + size, sizeof text - (size_t)size, ": %.0f %% of %.1f GB",
+                             100.0 * (double)(done < total ? done : total) / (double)total,
+                             (double)total / (1 << 30));
+        }
         int rest = (int)terminal->shown > size ? (int)terminal->shown - size : 0;
         fprintf(stderr, "\r%s%*s", text, rest, "");
         fflush(stderr);

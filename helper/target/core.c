@@ -75,7 +75,28 @@ static const uint8_t *core_view(struct karst_target *target, uint64_t address, s
     return file->data + region->offset + skip;
 }
 
+/* Large pieces are copied by the kernel, which does without a page fault for each 64 KiB. */
+#define COPY_BY_SYSTEM_CALL 16384
+
+static size_t copy_saved(const struct core *core, const uint8_t *from, uint8_t *to, size_t size) {
+    if (size < COPY_BY_SYSTEM_CALL) {
+        memcpy(to, from, size);
+        return size;
+    }
+    size_t done = 0;
+    while (done < size) {
+        ssize_t got =
+            pread(core->descriptor, to + done, size - done, (off_t)(from - core->data) + (off_t)done);
+        if (got <= 0 && !(got < 0 && errno == EINTR)) {
+            break;
+        }
+        done += got > 0 ? (size_t)got : 0;
+    }
+    return done;
+}
+
 static size_t core_read(struct karst_target *target, uint64_t address, void *buffer, size_t size) {
+    struct core *core = (struct core *)target;
     size_t done = 0;
     while (done < size) {
         size_t there = 0;
@@ -83,9 +104,16 @@ static size_t core_read(struct karst_target *target, uint64_t address, void *buf
         if (!bytes) {
             break;
         }
-        there = there < size - done ? there : size - done;
-        memcpy((uint8_t *)buffer + done, bytes, there);
-        done += there;
+        size_t piece = there < size - done ? there : size - done, copied = piece;
+        if (bytes >= core->data && bytes < core->data + core->size) {
+            copied = copy_saved(core, bytes, (uint8_t *)buffer + done, piece);
+        } else {
+            memcpy((uint8_t *)buffer + done, bytes, piece);
+        }
+        done += copied;
+        if (copied < piece) {
+            break;
+        }
     }
     return done;
 }

@@ -12,10 +12,6 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#define PAGEMAP_WINDOW  8192 /* entries */
-#define PAGEMAP_PRESENT ((uint64_t)1 << 63)
-#define PAGEMAP_TOUCHED ((uint64_t)3 << 62) /* present or swapped out */
-
 /* ---- /proc ------------------------------------------------------------------------------------- */
 
 static int open_proc(int64_t id, const char *name, int flags) {
@@ -237,45 +233,6 @@ static size_t read_directly(const struct process *process, uint64_t address, uin
     return done;
 }
 
-/* Loads the page map from page number first on; false: can't be told. */
-static bool load_pages(struct process *process, uint64_t first) {
-    if (first >= process->pages_first && first - process->pages_first < process->page_count) {
-        return true;
-    }
-    process->page_count = 0;
-    if (process->pagemap < 0 || first > INT64_MAX / sizeof(uint64_t) - PAGEMAP_WINDOW) {
-        return false;
-    }
-    if (!process->pages && !(process->pages = malloc(PAGEMAP_WINDOW * sizeof(uint64_t)))) {
-        return false;
-    }
-    ssize_t got = pread(process->pagemap, process->pages, PAGEMAP_WINDOW * sizeof(uint64_t),
-                        (off_t)(first * sizeof(uint64_t)));
-    if (got < (ssize_t)sizeof(uint64_t)) {
-        return false;
-    }
-    process->pages_first = first;
-    process->page_count = (size_t)got / sizeof(uint64_t);
-    return true;
-}
-
-/* How many of the pages from address up to end are like the first one; *touched: they have contents of
- * their own. 0: can't be told. */
-static uint64_t same_pages(struct process *process, uint64_t address, uint64_t end, bool *touched) {
-    uint64_t page_size = process->target.page_size, page = address / page_size, last = (end - 1) / page_size;
-    if (!load_pages(process, page)) {
-        return 0;
-    }
-    const uint64_t *entry = &process->pages[page - process->pages_first];
-    uint64_t known = process->page_count - (page - process->pages_first);
-    uint64_t count = last - page + 1 < known ? last - page + 1 : known, same = 1;
-    *touched = (*entry & PAGEMAP_TOUCHED) != 0;
-    while (same < count && ((entry[same] & PAGEMAP_TOUCHED) != 0) == *touched) {
-        same++;
-    }
-    return same;
-}
-
 static bool is_private_anonymous(const struct karst_mapping *mapping) {
     return !(mapping->permissions & KARST_MAPPING_SHARED) && mapping->inode == 0 &&
            (!mapping->name || strcmp(mapping->name, "[heap]") == 0 || strcmp(mapping->name, "[stack]") == 0 ||
@@ -290,7 +247,8 @@ static size_t read_anonymous(struct process *process, const struct karst_mapping
     while (done < size) {
         bool touched;
         uint64_t page_size = process->target.page_size, at = address + done;
-        uint64_t pages = same_pages(process, at, address + size, &touched);
+        uint64_t pages =
+            process_same_pages(process, at / page_size, (address + size - 1) / page_size + 1, &touched);
         if (pages == 0) {
             return done + read_directly(process, at, bytes + done, size - done);
         }
@@ -334,20 +292,17 @@ static size_t process_read(struct karst_target *target, uint64_t address, void *
 
 static uint64_t process_resident(struct karst_target *target, uint64_t start, uint64_t end) {
     struct process *process = (struct process *)target;
-    uint64_t resident = 0, page_size = target->page_size;
-    while (start < end) {
-        uint64_t page = start / page_size;
-        if (!load_pages(process, page)) {
-            return UINT64_MAX;
-        }
-        uint64_t to = (page + 1) * page_size;
-        to = to < end && to > start ? to : end;
-        if (process->pages[page - process->pages_first] & PAGEMAP_PRESENT) {
-            resident += to - start;
-        }
-        start = to;
+    uint64_t page_size = target->page_size, first = start / page_size, last = (end - 1) / page_size;
+    uint64_t pages = process_present_pages(process, first, last + 1);
+    if (pages == UINT64_MAX) {
+        return UINT64_MAX;
     }
-    return resident;
+    /* The parts of the first and the last page that were not asked for. */
+    uint64_t beside = process_page_present(process, first) == 1 ? start % page_size : 0;
+    if (process_page_present(process, last) == 1 && end % page_size) {
+        beside += page_size - end % page_size;
+    }
+    return pages * page_size - beside;
 }
 
 /* Works for deleted files and other mount namespaces: the kernel's own link to the mapped file, which
@@ -386,7 +341,7 @@ static void process_close(struct karst_target *target) {
         close(process->pagemap);
     }
     free(process->tracees);
-    free(process->pages);
+    process_free_pages(process);
     free(process);
 }
 

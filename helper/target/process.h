@@ -1,5 +1,5 @@
 /* A live process; private to this folder. process.c reads it, process_stop.c stops and lets go of it,
- * process_refusal.c says why it can't. */
+ * process_pages.c knows its pages, process_refusal.c says why it can't. */
 #ifndef KARST_TARGET_PROCESS_H
 #define KARST_TARGET_PROCESS_H
 
@@ -16,6 +16,17 @@ struct process_tracee {
     int group_stop; /* the signal that had stopped the process before us; 0: it ran */
 };
 
+/* What is known of 64 MiB of pages (of 4 KiB): 4 KiB; of all that are kept at a time: 4 MiB. */
+#define PROCESS_REGION_PAGES 16384u
+#define PROCESS_REGIONS      1024u
+
+struct process_region {
+    uint64_t first; /* page number */
+    bool known;
+    uint64_t touched[PROCESS_REGION_PAGES / 64]; /* present or swapped out: contents of their own */
+    uint64_t present[PROCESS_REGION_PAGES / 64];
+};
+
 struct process {
     struct karst_target target;
     pid_t pid;
@@ -25,9 +36,8 @@ struct process {
     bool by_system_call; /* process_vm_readv() may be used: the process can't go away under us */
     struct process_tracee *tracees;
     size_t tracee_count;
-    uint64_t *pages;      /* a window of the page map */
-    uint64_t pages_first; /* page numbers [pages_first, pages_first + page_count) */
-    size_t page_count;
+    bool no_scan; /* the kernel has no PAGEMAP_SCAN */
+    struct process_region *regions[PROCESS_REGIONS];
 };
 
 /* What /proc/PID/status says. */
@@ -57,6 +67,15 @@ pid_t process_live_thread(pid_t pid);
 bool process_list_threads(struct process *process, struct karst_error *error);
 /* Fills name of thread from /proc. */
 void process_thread_name(pid_t pid, struct karst_thread *thread);
+
+/* How many of the pages [page, end) are like the first one; *touched: they have contents of their own. At
+ * least 1 and at most up to the region's end; 0: can't be told. */
+uint64_t process_same_pages(struct process *process, uint64_t page, uint64_t end, bool *touched);
+/* Is the page in memory? -1: can't be told. */
+int process_page_present(struct process *process, uint64_t page);
+/* How many of [page, end) are; UINT64_MAX: can't be told. */
+uint64_t process_present_pages(struct process *process, uint64_t page, uint64_t end);
+void process_free_pages(struct process *process);
 
 /* Explains why the system refused; always false. */
 bool process_refused(int64_t pid, const struct process_status *status, int errno_value,

@@ -316,12 +316,24 @@ uint64_t karst_target_resident(struct karst_target *target, uint64_t start, uint
 
 /* A buffer holds at least this much, so that any request of up to half of it fits behind an address
  * that was aligned down. */
-#define WINDOW_LEAST 8192
+#define WINDOW_LEAST ((size_t)8192)
+/* From this capacity on a window is for walks. They copy even where views can be had: a copy runs at the
+ * speed of memory and leaves the bytes in the processor's cache, while looking at a header every few
+ * hundred bytes of a mapping waits for memory each time (2 GB core, 6 million chunks: 0.12 s against
+ * 0.90 s). */
+#define WINDOW_WALK ((size_t)65536)
+/* More than this at once no longer fits that cache. */
+#define WINDOW_MOST ((size_t)262144)
+/* Steps up to this long still are a walk. */
+#define WALK_STEP 32768
 
 void karst_window_open(struct karst_window *window, struct karst_target *target, size_t capacity) {
     memset(window, 0, sizeof *window);
     window->target = target;
-    window->capacity = capacity;
+    window->capacity = capacity < WINDOW_LEAST  ? WINDOW_LEAST
+                       : capacity < WINDOW_MOST ? capacity
+                                                : WINDOW_MOST;
+    window->ahead = WINDOW_LEAST;
 }
 
 void karst_window_close(struct karst_window *window) {
@@ -344,7 +356,7 @@ static bool view_from(struct karst_window *window, uint64_t from, uint64_t addre
 
 /* The whole mapping in one view serves walks in both directions. */
 static bool fill_by_view(struct karst_window *window, uint64_t address, size_t size) {
-    if (!window->target->ops->view) {
+    if (!window->target->ops->view || window->capacity >= WINDOW_WALK) {
         return false;
     }
     const struct karst_mapping *mapping = karst_target_mapping(window->target, address);
@@ -352,32 +364,34 @@ static bool fill_by_view(struct karst_window *window, uint64_t address, size_t s
            view_from(window, address, address, size);
 }
 
-/* Reads as much as the buffer takes from `from` on. */
+/* Reads on from `from`, so far ahead as the window has learnt to. */
 static bool buffer_from(struct karst_window *window, uint64_t from, uint64_t address, size_t size) {
-    size_t got = karst_target_read(window->target, from, window->buffer, window->capacity);
+    size_t got = karst_target_read(window->target, from, window->buffer, window->ahead);
     window->start = from;
     window->end = from + got;
     window->bytes = window->buffer;
     return got >= size && got - size >= address - from;
 }
 
+/* Reads more at once with each step of a walk, and little again after a leap. */
+static void learn(struct karst_window *window, uint64_t address, size_t size) {
+    bool step = window->end != 0 && address + size > window->end && address <= window->end + WALK_STEP &&
+                window->capacity >= WINDOW_WALK;
+    size_t ahead = step ? 4 * window->ahead : WINDOW_LEAST;
+    window->ahead = ahead < window->capacity ? ahead : window->capacity;
+}
+
 const uint8_t *karst_window_fill(struct karst_window *window, uint64_t address, size_t size) {
-    window->start = window->end = 0;
     if (size > WINDOW_LEAST / 2 || size > UINT64_MAX - address) {
         return NULL;
     }
     if (fill_by_view(window, address, size)) {
         return window->bytes + (address - window->start);
     }
-    if (!window->buffer) {
-        if (window->capacity < WINDOW_LEAST) {
-            window->capacity = WINDOW_LEAST;
-        }
-        window->buffer = malloc(window->capacity);
-        if (!window->buffer) {
-            return NULL;
-        }
+    if (!window->buffer && !(window->buffer = malloc(window->capacity))) {
+        return NULL;
     }
+    learn(window, address, size);
     /* From the page's start, so that the neighbours of address are there too; where the target is so odd
      * that only the rest of the page can be read, from address itself. */
     uint64_t from = address & ~(uint64_t)4095;

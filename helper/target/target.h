@@ -133,10 +133,12 @@ struct karst_window {
     uint64_t start, end; /* what bytes covers */
     const uint8_t *bytes;
     uint8_t *buffer; /* owned; NULL while all came from views */
-    size_t capacity; /* how much to read at once */
+    size_t capacity; /* how much to read at once, at most */
+    size_t ahead;    /* how much to read next */
 };
 
-/* capacity: 1 MiB for walks, a page for pointer chasing. No memory is taken before it is needed. */
+/* capacity: 64 KiB and more for walks, which read ahead once they prove to be walks; a page for pointer
+ * chasing, which uses views where it can. No memory is taken before it is needed. */
 void karst_window_open(struct karst_window *window, struct karst_target *target, size_t capacity);
 void karst_window_close(struct karst_window *window);
 /* The slow path of karst_window_at(). */

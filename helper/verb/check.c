@@ -40,6 +40,7 @@ static void check_extents(const struct karst *session, struct karst_findings *fi
 }
 
 static bool check(struct karst *session, struct karst_findings *findings, struct karst_error *error) {
+    karst_session_begin(session, "checking the heap", karst_session_bytes(session));
     for (size_t i = 0; i < session->heap_count; i++) {
         if (!session->heaps[i]->allocator->check(session->heaps[i], findings, error)) {
             return false;
