@@ -5,7 +5,9 @@
  * that were swapped out count as there, dumping fetches them. A copy by a tool that fills holes loses
  * that: such a file has no hole at all, while a core by the kernel has some in practice always (the
  * stack's mapping is larger than what was used). So a file without a hole can't tell. Neither can one by
- * gcore, which writes zeros for what it could not read, or makes holes of whatever is zero (GDB 15). */
+ * gcore, which writes zeros for what it could not read, or makes holes of whatever is zero (GDB 15). A tool
+ * that makes holes of zeros in a core by the kernel (systemd-coredump, cp --sparse=always) goes unnoticed:
+ * pages that were touched and hold zeros then count as not there. */
 #include "core.h"
 
 #include <errno.h>
@@ -17,8 +19,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define NOTES_MAX    ((uint64_t)1 << 30)
-#define SEGMENTS_MAX KARST_MAPPINGS_MAX
+#define NOTES_MAX ((uint64_t)1 << 30)
+/* Together with the files of NT_FILE they make fewer than KARST_MAPPINGS_MAX pieces. */
+#define SEGMENTS_MAX ((size_t)1 << 21)
 
 /* ---- reading ----------------------------------------------------------------------------------- */
 
@@ -639,6 +642,17 @@ static bool find_executable(struct core *core, const struct karst_options *optio
     return true;
 }
 
+/* The kernel tells the name of the first thread only. */
+static void name_thread(struct core *core) {
+    struct karst_target *target = &core->target;
+    for (size_t i = 0; i < target->thread_count; i++) {
+        struct karst_thread *thread = &target->threads[i];
+        if (thread->tid == target->pid) {
+            memcpy(thread->name, core->command, sizeof thread->name - 1);
+        }
+    }
+}
+
 /* A name for people: the executable's, else the command's. */
 static bool name_core(struct core *core, struct karst_error *error) {
     struct karst_target *target = &core->target;
@@ -734,6 +748,7 @@ struct karst_target *karst_core_open(const char *path, const struct karst_option
         return NULL;
     }
     find_residency(core);
+    name_thread(core);
     name_stack(core);
     name_vdso(core);
     name_others(core);

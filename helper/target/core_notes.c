@@ -19,7 +19,7 @@ enum {
     PRPSINFO_ARGUMENTS_SIZE = 80
 };
 
-#define CORE_FILES_MAX ((size_t)1 << 22)
+#define CORE_FILES_MAX ((size_t)1 << 20)
 
 static uint64_t word_at(const uint8_t *data, size_t offset) {
     uint64_t value;

@@ -14,6 +14,7 @@
 struct karst_layout {
     struct karst_layout *next;
     bool found;
+    bool shared; /* in the file that several debug files share (.gnu_debugaltlink) */
     Dwarf_Off offset;
     char name[];
 };
@@ -120,21 +121,35 @@ static bool find_in_units(Dwarf *dwarf, const char *name, Dwarf_Die *found) {
     return false;
 }
 
+/* Looks up what was found for name before; NULL: it was not asked for. */
+static const struct karst_layout *known_layout(const struct karst_symbols *symbols, const char *name) {
+    const struct karst_layout *layout = symbols->layouts->first;
+    while (layout && strcmp(layout->name, name) != 0) {
+        layout = layout->next;
+    }
+    return layout;
+}
+
 /* The complete definition of a type, remembered. */
 static bool find_type(struct karst_symbols *symbols, Dwarf *dwarf, const char *name, Dwarf_Die *found) {
     if (!symbols->layouts && !(symbols->layouts = calloc(1, sizeof *symbols->layouts))) {
         return false;
     }
-    for (struct karst_layout *layout = symbols->layouts->first; layout; layout = layout->next) {
-        if (strcmp(layout->name, name) == 0) {
-            return layout->found && dwarf_offdie(dwarf, layout->offset, found) != NULL;
-        }
+    const struct karst_layout *known = known_layout(symbols, name);
+    if (known) {
+        Dwarf *holder = known->shared ? dwarf_getalt(dwarf) : dwarf;
+        return known->found && dwarf_offdie(holder, known->offset, found) != NULL;
     }
-    bool there = find_in_units(dwarf, name, found);
+    bool shared = false, there = find_in_units(dwarf, name, found);
+    if (!there) {
+        Dwarf *alternative = dwarf_getalt(dwarf);
+        there = shared = alternative && find_in_units(alternative, name, found);
+    }
     struct karst_layout *layout = malloc(sizeof *layout + strlen(name) + 1);
     if (layout) {
         layout->next = symbols->layouts->first;
         layout->found = there;
+        layout->shared = shared;
         layout->offset = there ? dwarf_dieoffset(found) : 0;
         strcpy(layout->name, name);
         symbols->layouts->first = layout;

@@ -5,8 +5,8 @@
 #include "elf_file.h"
 #include "target.h"
 
-/* The largest mapping, thread and module counts that are believed; beyond it a remark says so. */
-#define KARST_MAPPINGS_MAX ((size_t)1 << 22)
+/* The largest counts of mappings and threads that are believed. */
+#define KARST_MAPPINGS_MAX ((size_t)1 << 23)
 #define KARST_THREADS_MAX  ((size_t)1 << 18)
 
 /* Among the permissions of a mapping until the modules are found: what it may do is not known (gcore

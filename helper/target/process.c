@@ -2,6 +2,7 @@
  * lets the process go on. Memory comes by process_vm_readv() and /proc/PID/mem. */
 #include "process.h"
 
+#include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -209,7 +210,7 @@ static size_t read_by_file(const struct process *process, uint64_t address, uint
 }
 
 /* Reads [address, address + size), whatever is there. */
-static size_t read_directly(const struct process *process, uint64_t address, uint8_t *bytes, size_t size) {
+static size_t read_directly(struct process *process, uint64_t address, uint8_t *bytes, size_t size) {
     if (!process->by_system_call) {
         return read_by_file(process, address, bytes, size);
     }
@@ -218,6 +219,10 @@ static size_t read_directly(const struct process *process, uint64_t address, uin
         struct iovec local = {bytes + done, size - done};
         struct iovec remote = {(void *)(uintptr_t)(address + done), size - done};
         ssize_t got = process_vm_readv(process->task, &local, 1, &remote, 1, 0);
+        if (got < 0 && (errno == ENOSYS || errno == EPERM)) {
+            process->by_system_call = false; /* a sandbox forbids it */
+            return done + read_by_file(process, address + done, bytes + done, size - done);
+        }
         if (got <= 0) {
             /* One page by the other way, which can do more, and on. */
             uint64_t page_size = process->target.page_size;
@@ -233,10 +238,21 @@ static size_t read_directly(const struct process *process, uint64_t address, uin
     return done;
 }
 
+static bool begins(const char *text, const char *start) {
+    return strncmp(text, start, strlen(start)) == 0;
+}
+
+/* Reading a device may do something, and the kernel's own data for the vdso is not the program's. */
+static bool is_untouchable(const struct karst_mapping *mapping) {
+    const char *name = mapping->name;
+    return name && (begins(name, "[vvar") || begins(name, "/sys/") || begins(name, "anon_inode:") ||
+                    (begins(name, "/dev/") && !begins(name, "/dev/shm/") && !begins(name, "/dev/zero")));
+}
+
 static bool is_private_anonymous(const struct karst_mapping *mapping) {
     return !(mapping->permissions & KARST_MAPPING_SHARED) && mapping->inode == 0 &&
            (!mapping->name || strcmp(mapping->name, "[heap]") == 0 || strcmp(mapping->name, "[stack]") == 0 ||
-            strncmp(mapping->name, "[anon:", strlen("[anon:")) == 0);
+            begins(mapping->name, "[anon:"));
 }
 
 /* Private anonymous memory that was never touched is not read, which would make the kernel provide pages
@@ -274,7 +290,7 @@ static size_t process_read(struct karst_target *target, uint64_t address, void *
     size_t done = 0;
     while (done < size) {
         const struct karst_mapping *mapping = karst_target_mapping(target, address + done);
-        if (!mapping) {
+        if (!mapping || is_untouchable(mapping)) {
             break;
         }
         uint64_t left = mapping->end - (address + done);
@@ -392,6 +408,23 @@ static bool traced_by_us(const struct process_status *status) {
            tracer.thread_group == getpid();
 }
 
+/* Is it a program whose memory we can make sense of? */
+static bool check_program(const struct process *process, const struct process_status *status,
+                          struct karst_error *error) {
+    unsigned char start[EI_NIDENT] = {0};
+    int descriptor = open_proc(process->task, "exe", O_RDONLY);
+    ssize_t got = descriptor >= 0 ? read(descriptor, start, sizeof start) : 0;
+    if (descriptor >= 0) {
+        close(descriptor);
+    }
+    if (got == sizeof start && memcmp(start, ELFMAG, SELFMAG) == 0 && start[EI_CLASS] == ELFCLASS32) {
+        return karst_fail(error, KARST_ERROR_UNSUPPORTED,
+                          "process %d (%s) is a 32-bit program; only 64-bit ones can be read", process->pid,
+                          status->name);
+    }
+    return true;
+}
+
 /* Stops it, or takes it as it is, whatever the options say. */
 static bool take_hold(struct process *process, const struct process_status *status,
                       const struct karst_options *options, struct karst_error *error) {
@@ -454,10 +487,10 @@ static bool open_process(struct process *process, const struct karst_options *op
         target->name = NULL;
         return karst_fail_memory(error);
     }
-    if (!take_hold(process, &status, options, error)) {
+    process->task = status.has_memory ? process->pid : process_live_thread(process->pid);
+    if (!check_program(process, &status, error) || !take_hold(process, &status, options, error)) {
         return false;
     }
-    process->task = status.has_memory ? process->pid : process_live_thread(process->pid);
     process->memory = process->task ? open_proc(process->task, "mem", O_RDONLY) : -1;
     if (process->memory < 0) {
         return process_refused(process->pid, &status, errno, error);

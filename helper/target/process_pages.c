@@ -20,6 +20,7 @@ struct scan_request {
 #define SCAN_PAGES   _IOWR('f', 16, struct scan_request)
 #define SCAN_PRESENT ((uint64_t)1 << 3)
 #define SCAN_SWAPPED ((uint64_t)1 << 4)
+#define SCAN_ZERO    ((uint64_t)1 << 5) /* the page of zeros that all processes share: takes no memory */
 
 #define ENTRY_PRESENT ((uint64_t)1 << 63)
 #define ENTRY_SWAPPED ((uint64_t)1 << 62)
@@ -56,7 +57,7 @@ static bool scan(struct process *process, struct process_region *region) {
                                    .runs = (uintptr_t)runs,
                                    .run_count = sizeof runs / sizeof *runs,
                                    .category_anyof_mask = SCAN_PRESENT | SCAN_SWAPPED,
-                                   .return_mask = SCAN_PRESENT | SCAN_SWAPPED};
+                                   .return_mask = SCAN_PRESENT | SCAN_SWAPPED | SCAN_ZERO};
     while (request.start < end) {
         int count = ioctl(process->pagemap, SCAN_PAGES, &request);
         if (count < 0 && errno == EINTR) {
@@ -68,7 +69,7 @@ static bool scan(struct process *process, struct process_region *region) {
         }
         for (int i = 0; i < count && i < (int)(sizeof runs / sizeof *runs); i++) {
             note_run(region, runs[i].start / page_size, runs[i].end / page_size,
-                     runs[i].categories & SCAN_PRESENT);
+                     (runs[i].categories & (SCAN_PRESENT | SCAN_ZERO)) == SCAN_PRESENT);
         }
         request.start = request.walk_end;
     }

@@ -150,7 +150,7 @@ static bool load_table(const struct karst_elf_file *file, uint32_t type, struct 
         if (names && size >= sizeof(Elf64_Sym)) {
             table->symbols = (const Elf64_Sym *)(const void *)data;
             table->count = size / sizeof(Elf64_Sym);
-            /* Slots of the index number symbols with 31 bits. */
+            /* Both tables together are numbered with 32 bits. */
             table->count = table->count < INT32_MAX ? table->count : INT32_MAX;
             table->names = (const char *)names;
             return true;
@@ -198,22 +198,48 @@ static uint64_t hash(const char *text, size_t length) {
     return value ^ value >> 32;
 }
 
-static void index_table(struct karst_symbols *symbols, size_t number) {
-    const struct karst_symbol_table *table = &symbols->tables[number];
-    for (size_t i = 0; i < table->count; i++) {
-        const char *name = is_usable(&table->symbols[i]) ? symbol_name(table, &table->symbols[i]) : NULL;
-        if (!name || !*name) {
-            continue;
+/* The symbol with a number of the index. */
+static const Elf64_Sym *numbered(const struct karst_symbols *symbols, uint32_t number,
+                                 const struct karst_symbol_table **table) {
+    size_t index = number - 1;
+    *table = &symbols->tables[0];
+    if (index >= symbols->tables[0].count) {
+        index -= symbols->tables[0].count;
+        *table = &symbols->tables[1];
+    }
+    return &(*table)->symbols[index];
+}
+
+static void index_symbols(struct karst_symbols *symbols, size_t count) {
+    for (uint32_t number = 1; number <= count; number++) {
+        const struct karst_symbol_table *table;
+        const Elf64_Sym *symbol = numbered(symbols, number, &table);
+        const char *name = is_usable(symbol) ? symbol_name(table, symbol) : NULL;
+        if (name) {
+            uint32_t *chain = &symbols->chains[hash(name, stem_length(name)) & (symbols->chain_count - 1)];
+            symbols->nexts[number] = *chain;
+            *chain = number;
         }
-        size_t slot = hash(name, stem_length(name)) & (symbols->index_size - 1);
-        while (symbols->index[slot] != 0) {
-            slot = (slot + 1) & (symbols->index_size - 1);
-        }
-        symbols->index[slot] = 1 + (uint32_t)(i << 1 | number);
     }
 }
 
-/* Loads the tables and indexes them; without memory for it there are no symbols. */
+/* Indexes the tables; without memory for it there are no symbols. */
+static void build_index(struct karst_symbols *symbols) {
+    size_t count = symbols->tables[0].count + symbols->tables[1].count, chains = 16;
+    while (chains < count) {
+        chains *= 2;
+    }
+    symbols->chains = calloc(chains, sizeof *symbols->chains);
+    symbols->nexts = calloc(count + 1, sizeof *symbols->nexts);
+    if (!symbols->chains || !symbols->nexts) {
+        symbols->table_count = 0;
+        return;
+    }
+    symbols->chain_count = chains;
+    index_symbols(symbols, count);
+}
+
+/* Loads the tables and indexes them. */
 static struct karst_symbols *load_symbols(struct karst_target *target, struct karst_module *module) {
     struct karst_symbols *symbols = karst_module_symbols(target, module);
     if (!symbols || symbols->loaded) {
@@ -233,28 +259,13 @@ static struct karst_symbols *load_symbols(struct karst_target *target, struct ka
         load_table(&symbols->file, SHT_DYNSYM, &symbols->tables[symbols->table_count])) {
         symbols->table_count++;
     }
-    size_t count = 0;
-    for (size_t i = 0; i < symbols->table_count; i++) {
-        count += symbols->tables[i].count;
-    }
-    size_t size = 16;
-    while (size < 2 * count) {
-        size *= 2;
-    }
-    symbols->index = calloc(size, sizeof *symbols->index);
-    if (!symbols->index) {
-        symbols->table_count = 0;
-        return symbols;
-    }
-    symbols->index_size = size;
-    for (size_t i = 0; i < symbols->table_count; i++) {
-        index_table(symbols, i);
-    }
+    build_index(symbols);
     return symbols;
 }
 
 void karst_symbols_free_index(struct karst_symbols *symbols) {
-    free(symbols->index);
+    free(symbols->chains);
+    free(symbols->nexts);
     free(symbols->places);
 }
 
@@ -268,18 +279,19 @@ static int rank(const Elf64_Sym *symbol, const char *found, const char *wanted) 
 static const Elf64_Sym *find_symbol(const struct karst_symbols *symbols, const char *name) {
     const Elf64_Sym *best = NULL;
     int best_rank = -1;
-    size_t length = strlen(name);
-    if (symbols->index_size == 0) {
+    size_t length = stem_length(name);
+    if (symbols->chain_count == 0) {
         return NULL;
     }
-    size_t slot = hash(name, length) & (symbols->index_size - 1);
-    for (; symbols->index[slot] != 0; slot = (slot + 1) & (symbols->index_size - 1)) {
-        uint32_t number = symbols->index[slot] - 1;
-        const struct karst_symbol_table *table = &symbols->tables[number & 1];
-        const Elf64_Sym *symbol = &table->symbols[number >> 1];
+    uint32_t number = symbols->chains[hash(name, length) & (symbols->chain_count - 1)];
+    for (; number != 0; number = symbols->nexts[number]) {
+        const struct karst_symbol_table *table;
+        const Elf64_Sym *symbol = numbered(symbols, number, &table);
         const char *found = symbol_name(table, symbol);
-        if (found && strncmp(found, name, length) == 0 && stem_length(found) == length &&
-            rank(symbol, found, name) > best_rank) {
+        bool same =
+            found && (name[length] == '\0' ? strncmp(found, name, length) == 0 && stem_length(found) == length
+                                           : strcmp(found, name) == 0);
+        if (same && rank(symbol, found, name) > best_rank) {
             best = symbol;
             best_rank = rank(symbol, found, name);
         }

@@ -24,9 +24,11 @@ struct karst_symbols {
     bool loaded; /* tables and index are there */
     struct karst_symbol_table tables[2];
     size_t table_count;
-    /* Open addressing over the names; a slot holds 1 + (symbol number << 1 | table number), 0: empty. */
-    uint32_t *index;
-    size_t index_size; /* a power of two, 0: no index */
+    /* Chains of symbols whose names have the same hash: the numbers of the first ones, and for each symbol
+     * that of the next. Numbers count through both tables from 1; 0 ends a chain. */
+    uint32_t *chains;
+    size_t chain_count; /* a power of two, 0: no index */
+    uint32_t *nexts;
     /* Functions and objects in order of address, for names of addresses; built at the first question. */
     struct karst_place *places;
     size_t place_count;

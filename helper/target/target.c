@@ -345,7 +345,9 @@ void karst_window_close(struct karst_window *window) {
 static bool view_from(struct karst_window *window, uint64_t from, uint64_t address, size_t size) {
     size_t covered = 0;
     const uint8_t *bytes = window->target->ops->view(window->target, from, &covered);
-    if (!bytes || covered < size || covered - size < address - from) {
+    /* Words that are aligned in the target have to be so here: a damaged core may place them anyhow. */
+    if (!bytes || (((uintptr_t)bytes ^ from) & 15) != 0 || covered < size ||
+        covered - size < address - from) {
         return false;
     }
     window->start = from;
@@ -366,10 +368,11 @@ static bool fill_by_view(struct karst_window *window, uint64_t address, size_t s
 
 /* Reads on from `from`, so far ahead as the window has learnt to. */
 static bool buffer_from(struct karst_window *window, uint64_t from, uint64_t address, size_t size) {
-    size_t got = karst_target_read(window->target, from, window->buffer, window->ahead);
+    size_t skip = from & 15; /* keeps aligned what is aligned in the target */
+    size_t got = karst_target_read(window->target, from, window->buffer + skip, window->ahead - skip);
     window->start = from;
     window->end = from + got;
-    window->bytes = window->buffer;
+    window->bytes = window->buffer + skip;
     return got >= size && got - size >= address - from;
 }
 

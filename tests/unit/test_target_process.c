@@ -2,7 +2,7 @@
 #include <fcntl.h>
 
 #include "check.h"
-#include "target.h"
+#include "process.h"
 #include "victim.h"
 
 #include <sys/ptrace.h>
@@ -406,6 +406,46 @@ static void test_deleted_program(void) {
     rmdir(folder);
 }
 
+/* What a program only reads takes no memory of its own. The page map of Linux before 6.7 can't tell. */
+static void test_page_of_zeros(void) {
+    struct victim victim;
+    char answer = 0;
+    if (!CHECK(victim_start(&victim, NULL, NULL))) {
+        return;
+    }
+    CHECK(victim_ask(&victim, 'z', &answer, 1) && answer == 'z');
+    struct karst_target *target = open_victim(&victim, NULL);
+    if (target) {
+        uint64_t page = victim.facts.pattern + VICTIM_PAGE;
+        uint64_t resident = karst_target_resident(target, page, page + VICTIM_PAGE);
+        CHECK(resident == 0 || ((const struct process *)target)->no_scan);
+        karst_target_close(target);
+    }
+    victim_end(&victim);
+}
+
+/* The first thread has ended, the others go on. */
+static void test_first_thread_gone(void) {
+    struct victim victim;
+    char answer = 0;
+    if (!CHECK(victim_start(&victim, NULL, NULL))) {
+        return;
+    }
+    CHECK(victim_ask(&victim, 'x', &answer, 1) && answer == 'x');
+    CHECK_EQUAL((uint64_t)victim_state(victim.pid), 'Z');
+    for (int i = 0; i < 2; i++) {
+        struct karst_options options = {.no_stop = i == 1};
+        struct karst_target *target = open_victim(&victim, &options);
+        if (target) {
+            check_pattern(target, &victim.facts);
+            CHECK(target->thread_count >= 1 + VICTIM_THREADS);
+            CHECK(target->executable_module != NULL);
+            karst_target_close(target);
+        }
+    }
+    victim_end(&victim);
+}
+
 /* A process that ends while it is held: reads fail, nothing hangs. */
 static void test_killed_while_held(void) {
     struct victim victim;
@@ -451,6 +491,8 @@ int main(int argc, char **argv) {
     test_traced_by_another(&victim);
     test_traced_by_us(&victim);
     test_deleted_program();
+    test_page_of_zeros();
+    test_first_thread_gone();
     test_killed_while_held();
     CHECK(victim_ping(&victim));
     victim_end(&victim);

@@ -126,6 +126,29 @@ static void victim_prepare(void) {
     pthread_barrier_wait(&victim_barrier);
 }
 
+/* Lives on when the first thread has ended; answers "x". */
+static void *victim_survivor(void *context) {
+    (void)context;
+    while (access("/proc/self/stat", R_OK) == 0) {
+        char path[64], text[256] = "";
+        snprintf(path, sizeof path, "/proc/self/task/%d/stat", getpid());
+        FILE *file = fopen(path, "re");
+        bool ended = !file || !fgets(text, sizeof text, file) || strstr(text, ") Z ");
+        if (file) {
+            fclose(file);
+        }
+        if (ended) {
+            break;
+        }
+        usleep(1000);
+    }
+    (void)!write(STDOUT_FILENO, "x", 1);
+    for (;;) {
+        pause();
+    }
+    return NULL;
+}
+
 static void victim_answer(const void *bytes, size_t size) {
     if (write(STDOUT_FILENO, bytes, size) != (ssize_t)size) {
         _exit(1);
@@ -133,6 +156,7 @@ static void victim_answer(const void *bytes, size_t size) {
 }
 
 /* 'p' answers "p"; 's' how many signals came; 't' and 'u' begin and end the coming and going of threads;
+ * 'z' reads one of the pages that were never touched; 'x' ends the first thread, but not the process;
  * 'a' aborts, with a core in the current folder. */
 static int victim_main(void) {
     static bool stop;
@@ -164,6 +188,13 @@ static int victim_main(void) {
             pthread_join(spawner, NULL);
             victim_answer("u", 1);
             break;
+        case 'z':
+            letter = (char)('z' + ((volatile uint8_t *)(uintptr_t)victim_own.pattern)[VICTIM_PAGE]);
+            victim_answer(&letter, 1);
+            break;
+        case 'x':
+            pthread_create(&spawner, NULL, victim_survivor, NULL);
+            pthread_exit(NULL);
         case 'a':
             setrlimit(RLIMIT_CORE, &unlimited);
             signal(SIGABRT, SIG_DFL);
