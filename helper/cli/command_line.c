@@ -1,4 +1,5 @@
 #include <getopt.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -165,6 +166,21 @@ static void pass_option(struct words *words, const struct all_options *all, int 
     }
 }
 
+/* An unknown long option before the verb: whether a value of its own follows can't be told. */
+static bool fail_unknown_option(const struct all_options *all, const char *typed, struct karst_error *error) {
+    char name[64];
+    snprintf(name, sizeof name, "%.*s", (int)strcspn(typed + 2, "="), typed + 2);
+    struct karst_nearest nearest = {.word = name};
+    for (size_t i = 0; i < all->count; i++) {
+        karst_nearest_offer(&nearest, all->longs[i].name);
+    }
+    if (nearest.nearest) {
+        return karst_fail(error, KARST_ERROR_USAGE, "no verb has an option --%s; did you mean --%s?", name,
+                          nearest.nearest);
+    }
+    return karst_fail(error, KARST_ERROR_USAGE, "no verb has an option --%s; see `karst --help`", name);
+}
+
 static bool take_word(struct command_line *line, struct words *words, const struct all_options *all,
                       int option, char **argv, struct karst_error *error) {
     if (option == 1 && !words->items[0]) {
@@ -180,6 +196,8 @@ static bool take_word(struct command_line *line, struct words *words, const stru
     } else if (option == '?' && optopt && optopt < OPTION_PID) {
         optarg = NULL;
         pass_option(words, all, optopt, argv);
+    } else if (option == '?' && !words->items[0]) {
+        return fail_unknown_option(all, argv[optind - 1], error);
     } else if (option == ':' || option == '?') {
         add_word(words, argv[optind - 1]); /* the verb complains */
     } else {

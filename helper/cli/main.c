@@ -25,11 +25,11 @@ static const char usage[] =
     "       karst -c CORE [-e EXECUTABLE] VERB [ARGUMENTS]\n"
     "\n"
     "Walks the heap of a process or a core dump: what is live, free or cached, where\n"
-    "the holes are and what pins them, what is corrupt. `karst VERB --help` tells more\n"
-    "of one verb.\n\n";
+    "the holes are and what pins them, what is corrupt. `karst VERB --help` tells\n"
+    "more of one verb.\n\n";
 
 static const char target_help[] =
-    "  -p, --pid PID         a live process; stopped while it is read, and left unharmed\n"
+    "  -p, --pid PID         a live process; it stops while it is read, goes on after\n"
     "  -c, --core FILE       a core dump\n"
     "  -e, --exe FILE        the core's executable, if it is not where it was\n"
     "      --sysroot DIR     where the files are that a core from elsewhere names\n"

@@ -33,16 +33,27 @@ static size_t edit_distance(const char *a, size_t a_size, const char *b, size_t 
     return last[b_size];
 }
 
+/* Whether letters were only forgotten: limt, limit. */
+static bool is_within(const char *word, const char *candidate) {
+    for (; *candidate && *word; candidate++) {
+        word += *word == *candidate;
+    }
+    return *word == '\0';
+}
+
 void karst_nearest_offer(struct karst_nearest *nearest, const char *candidate) {
     size_t size = strlen(nearest->word), candidate_size = strlen(candidate);
     if (size == 0 || size > WORD_MAX || candidate_size > WORD_MAX) {
         return;
     }
-    size_t distance = edit_distance(nearest->word, size, candidate, candidate_size);
+    /* In half letters, so that of two that are as near the one with letters forgotten is nearer. */
+    size_t distance = 2 * edit_distance(nearest->word, size, candidate, candidate_size);
     if (size >= 3 && strncmp(nearest->word, candidate, size) == 0) {
         distance = 1; /* a beginning */
+    } else if (distance && is_within(nearest->word, candidate)) {
+        distance--;
     }
-    if (distance <= 1 + size / 4 && (!nearest->nearest || distance < nearest->distance)) {
+    if (distance <= 2 + size / 2 && (!nearest->nearest || distance < nearest->distance)) {
         nearest->nearest = candidate;
         nearest->distance = distance;
     }

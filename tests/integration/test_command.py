@@ -1,0 +1,209 @@
+"""The karst command as one meets it: words, options, mistakes, terminals, pipes, Ctrl-C."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import termios
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from karst_command import KARST, karst
+from karst_programs import Program, kernel_cores_land_here, started
+
+HOLES = """
+kept = [bytes(size) for size in range(600, 20000)]
+del kept[::2]
+print("ready", flush=True)
+import time
+time.sleep(600)
+"""
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    directory = tmp_path_factory.mktemp("command")
+    with started(["/usr/bin/python3", "-c", HOLES], directory, {"PYTHONMALLOC": "malloc"}) as running:
+        yield running
+
+
+def on_terminal(columns: int, *arguments: str, **environment: str) -> tuple[int, str]:
+    """Run karst on a terminal of so many columns."""
+    main, other = pty.openpty()
+    fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    kept = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS")}
+    environment = {**kept, "LC_ALL": "C.UTF-8", "TERM": "xterm", **environment}
+    process = subprocess.Popen([KARST, *arguments], stdin=other, stdout=other, stderr=other, env=environment)
+    os.close(other)
+    text = b""
+    while True:
+        try:
+            piece = os.read(main, 65536)
+        except OSError:  # nobody is left on the other side
+            break
+        if not piece:
+            break
+        text += piece
+    os.close(main)
+    return process.wait(timeout=60), text.decode().replace("\r\n", "\n")
+
+
+def one_line(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 2 and not done.stdout, (done.returncode, done.stdout)
+    assert done.stderr.startswith("karst: ") and done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "no verb"),
+        (["sumary", "-p", "1"], "did you mean summary?"),
+        (["summary"], "-p PID or -c CORE"),
+        (["-p", "1", "-c", "core", "summary"], "two targets"),
+        (["-p", "x", "summary"], "'x' is no process id"),
+        (["-p", "-5", "summary"], "no process id"),
+        (["summary", "-c"], "-c needs a value"),
+        (["summary", "--core"], "--core needs a value"),
+        (["summary", "--no-stop=1", "-p", "1"], "takes no value"),
+        (["-c", "/nowhere/core", "summary"], "/nowhere/core"),
+        (["-c", "/etc/passwd", "summary"], "not a core file"),
+        (["-c", "/", "summary"], "/"),
+        (["-p", "4194304", "summary"], "no process 4194304"),
+        (["-p", "1", "blocks", "--limt", "3"], "did you mean --limit?"),
+        (["--limt", "3", "blocks", "-p", "1"], "did you mean --limit?"),
+        (["-p", "1", "block"], "block needs ADDRESS"),
+        (["--color", "sometimes", "summary"], "auto, always or never"),
+        (["help", "blok"], "did you mean block?"),
+    ],
+)
+def test_mistakes_cost_one_line(arguments: list[str], says: str) -> None:
+    assert says in one_line(karst(*arguments))
+
+
+def test_help_needs_no_target() -> None:
+    listing = karst("--help")
+    assert listing.returncode == 0 and not listing.stderr
+    for verb in ("summary", "arenas", "bins", "info", "blocks", "block", "sizes", "holes", "pins", "check"):
+        assert f"  {verb} " in listing.stdout
+        told = karst(verb, "--help")
+        assert told.returncode == 0 and told.stdout.startswith(f"karst {verb}")
+        assert told.stdout == karst("help", verb).stdout == karst("-h", verb).stdout
+    assert karst("--version").stdout.startswith("karst ")
+    assert max(len(line) for line in listing.stdout.splitlines()) <= 80
+
+
+def test_options_stand_anywhere(program: Program) -> None:
+    pid = str(program.pid)
+    wanted = json.loads(karst("-p", pid, "blocks", "--limit", "3", "--state", "free", "--json").stdout)
+    assert len(wanted["blocks"]) == 3
+    for words in (
+        ["--json", "--state=free", "--limit", "3", "blocks", "-p", pid],
+        ["-jn3", "-p" + pid, "blocks", "-s", "free"],
+        ["--stat", "free", "blocks", "--pid=" + pid, "-jn", "3", "--color", "never"],
+        ["-p", pid, "--json", "-n3", "-sfree", "--", "blocks"],
+    ):
+        done = karst(*words)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout) == wanted, words
+
+
+def test_text_and_json_say_the_same_numbers(program: Program) -> None:
+    pid = str(program.pid)
+    total = json.loads(karst("-p", pid, "summary", "--json").stdout)["total"]
+    text = karst("-p", pid, "summary", "--bytes").stdout
+    for state in ("live", "cached", "free", "top"):
+        line = next(line for line in text.splitlines() if line.startswith(state))
+        assert f"{total[state]['blocks']:,}" in line and f"{total[state]['bytes']:,}" in line
+
+
+def test_silent_on_standard_error(program: Program) -> None:
+    for verb in ("summary", "bins", "blocks", "check"):
+        assert karst("-p", str(program.pid), verb).stderr == ""
+
+
+def test_terminals(program: Program) -> None:
+    pid = str(program.pid)
+    for columns in (40, 60, 80, 120):
+        for words in (["arenas"], ["bins"], ["blocks"], ["summary"], ["sizes"]):
+            status, text = on_terminal(columns, "-p", pid, *words, "--color", "never")
+            assert status == 0 and "\033" not in text
+            if columns >= 80:  # below that a row of figures may need more
+                assert max(len(line) for line in text.splitlines()) <= columns, (words, columns)
+    assert "(left out to fit: " in on_terminal(60, "-p", pid, "arenas", "--color", "never")[1]
+    plain = karst("-p", pid, "arenas", environment={"COLUMNS": "40"}).stdout
+    assert "left out" not in plain and "address" in plain  # a pipe is as wide as it needs to be
+
+
+def test_colour(program: Program) -> None:
+    pid = str(program.pid)
+    assert "\033[" in on_terminal(80, "-p", pid, "summary")[1]
+    assert "\033[" not in on_terminal(80, "-p", pid, "summary", NO_COLOR="1")[1]
+    assert "\033[" not in on_terminal(80, "-p", pid, "summary", TERM="dumb")[1]
+    assert "\033[" not in karst("-p", pid, "summary").stdout
+    assert "\033[" in karst("-p", pid, "summary", "--color", "always").stdout
+
+
+def test_ascii_where_the_locale_is(program: Program) -> None:
+    for words in (["bins"], ["holes"], ["summary"]):
+        status, text = on_terminal(60, "-p", str(program.pid), *words, LC_ALL="C")
+        assert status == 0 and text.isascii()
+
+
+def test_a_reader_who_had_enough(program: Program) -> None:
+    read, write = os.pipe()
+    with subprocess.Popen(
+        [KARST, "-p", str(program.pid), "blocks", "--all"], stdout=write, stderr=subprocess.PIPE
+    ) as process:
+        os.close(write)
+        assert os.read(read, 100)
+        os.close(read)
+        assert process.communicate(timeout=60)[1] == b""
+    assert process.returncode == 0
+
+
+def test_a_full_disk_is_told(program: Program) -> None:
+    with open("/dev/full", "wb") as full:
+        for words in (["summary"], ["blocks", "--all"], ["check", "--json"]):
+            done = subprocess.run(
+                [KARST, "-p", str(program.pid), *words], stdout=full, stderr=subprocess.PIPE, text=True
+            )
+            assert done.returncode == 2 and "No space left" in done.stderr
+
+
+def test_interrupt_lets_the_process_go(program: Program) -> None:
+    read, write = os.pipe()
+    with subprocess.Popen(
+        [KARST, "-p", str(program.pid), "blocks", "--all"], stdout=write, stderr=subprocess.PIPE
+    ) as process:
+        os.close(write)
+        assert select.select([read], [], [], 60)[0]  # at work; more text than a pipe takes is to come
+        process.send_signal(signal.SIGINT)
+        while os.read(read, 65536):
+            pass
+        os.close(read)
+        assert process.communicate(timeout=60)[1] == b"karst: interrupted\n"
+    assert process.returncode == 2
+    assert program.state() in "RS"
+
+
+@pytest.mark.skipif(not kernel_cores_land_here(), reason="needs a core with its notes in front")
+def test_remarks_are_notes_for_people_and_keys_for_programs(directory: Path) -> None:
+    with started(["/usr/bin/python3", "-c", HOLES], directory, {"PYTHONMALLOC": "malloc"}) as running:
+        core = running.kernel_core()
+    with open(core, "r+b") as file:
+        file.truncate(core.stat().st_size - 16384)  # of the stack
+    text = karst("-c", core, "summary")
+    assert text.returncode == 0 and text.stderr.startswith("note: "), text.stderr
+    assert "missing" in text.stdout
+    done = karst("-c", core, "summary", "--json")
+    target = json.loads(done.stdout)["target"]
+    assert done.stderr == "" and target["missing_memory"] and target["remarks"]
