@@ -18,6 +18,7 @@
 #define GLIBC_FASTBINS          10u
 #define GLIBC_NONCONTIGUOUS     2u  /* malloc_state.flags */
 #define GLIBC_FENCEPOST         16u /* size of the artificial chunks at the end of a closed segment */
+#define GLIBC_HEAP_ALIGNMENT    (64ull << 20) /* HEAP_MAX_SIZE without huge pages, all 64-bit versions */
 #define GLIBC_TCACHE_SMALL_BINS 64u
 
 struct glibc_layout {
@@ -68,6 +69,7 @@ struct glibc_arena {
     bool uninitialized; /* nobody allocated from it yet */
     bool top_damaged;   /* top or its size is out of any segment */
     bool outside_ring;  /* found by its heap, not in the ring of arenas */
+    uint64_t bad_heap;  /* a heap whose header is overwritten; 0: none */
 };
 
 struct glibc_tcache {

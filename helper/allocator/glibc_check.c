@@ -150,6 +150,11 @@ static uint32_t bin_of_chunk(struct check *check, uint64_t chunk, uint32_t excep
     return KARST_NONE;
 }
 
+/* No address of a program: data. (User space ends at 2^47, with larger page tables at 2^56.) */
+static bool is_no_pointer(uint64_t word) {
+    return word >> 56 != 0 || word % 8 != 0;
+}
+
 /* ---- doubly linked bins ----------------------------------------------------------------------------- */
 
 static void check_binned_sizes(struct check *check, const struct karst_extent *extent, uint64_t chunk,
@@ -240,7 +245,13 @@ static bool check_bin_node(void *context, uint64_t chunk, uint64_t size_word) {
         report_second_mark(check, chunk);
         return false;
     }
-    if (glibc_read(glibc, chunk + 24, &back) && back != check->previous) {
+    bool has_back = glibc_read(glibc, chunk + 24, &back);
+    if (has_back && is_no_pointer(back)) {
+        REPORT(check, WRITE_AFTER_FREE, CORRUPT, user(chunk), size,
+               "a freed block in %s was written to: where its back link was there is none\t0x%" PRIx64
+               " at 0x%" PRIx64 ", not 0x%" PRIx64,
+               bin_name(check, check->bin), back, chunk + 24, check->previous);
+    } else if (has_back && back != check->previous) {
         REPORT(check, BAD_LINK, torn(check), user(chunk), size,
                "the back link of a block in %s does not point back; written to after it was freed"
                "\tbk is 0x%" PRIx64 " at 0x%" PRIx64 ", not 0x%" PRIx64,
@@ -270,6 +281,11 @@ static void report_bad_bin_link(struct check *check, const struct glibc_list_res
         REPORT(check, BAD_LINK, CORRUPT, glibc_bin_head(check->glibc, check->arena, check->index) + 16, 0,
                "%s starts with a link that leads to no block; the arena was overwritten\tfd is 0x%" PRIx64,
                bin_name(check, check->bin), result->raw);
+    } else if (is_no_pointer(result->raw)) {
+        REPORT(check, WRITE_AFTER_FREE, CORRUPT, user(result->from), 0,
+               "a freed block in %s was written to: where its link was there is none\t0x%" PRIx64
+               " at 0x%" PRIx64,
+               bin_name(check, check->bin), result->raw, result->from + 16);
     } else {
         REPORT(check, BAD_LINK, CORRUPT, user(result->from), 0,
                "the link of a block in %s leads to no block of the heap; written to after it was freed"
@@ -406,11 +422,16 @@ static void report_bad_cache_link(struct check *check, const struct glibc_list_r
                " at 0x%" PRIx64,
                bin_name(check, check->bin), result->raw, at);
     } else if (mapped && glibc_read(glibc, result->link + 8, &size_word)) {
-        REPORT(
-            check, BAD_LINK, CORRUPT, user(result->link), 0,
-            "an entry of %s is in no heap: memory that malloc never gave was freed, or a link was overwritten"
-            "\t0x%" PRIx64 " at 0x%" PRIx64 "; the size word there is 0x%" PRIx64,
-            bin_name(check, check->bin), result->raw, at, size_word);
+        /* With a header for this list it was freed as it is; without, a link was made to lead to it. */
+        const struct karst_bin *bin = &glibc->heap.bins[check->bin];
+        uint64_t size = size_word & ~(uint64_t)GLIBC_FLAGS;
+        bool freed = !result->from || (size >= bin->smallest && size <= bin->largest);
+        REPORT(check, BAD_LINK, CORRUPT, user(freed ? result->link : result->from), 0,
+               "%s of %s is in no heap: %s\t0x%" PRIx64 " at 0x%" PRIx64 " leads to 0x%" PRIx64
+               ", where the size word is 0x%" PRIx64,
+               freed ? "an entry" : "what a link", bin->name,
+               freed ? "memory that malloc never gave was freed" : "the link was overwritten", result->raw,
+               at, result->link, size_word);
     } else if (result->from) {
         REPORT(check, WRITE_AFTER_FREE, CORRUPT, user(result->from), 0,
                "a freed block in %s was written to: its link leads nowhere\t0x%" PRIx64 " at 0x%" PRIx64,
@@ -548,12 +569,20 @@ static bool check_inside(struct check *check, const struct glibc_chunk *chunk) {
     if (cached && bin == KARST_NONE && chunk->state == KARST_STATE_UNKNOWN) {
         return false;
     }
-    const char *what = chunk->state == KARST_STATE_TOP ? "the top of the heap" : "this block";
+    if (chunk->state == KARST_STATE_FREE || chunk->state == KARST_STATE_TOP) {
+        REPORT(check, DOUBLE_FREE, CORRUPT, user(inside), 0,
+               "freed twice: it is in %s, and merged into %s 0x%" PRIx64 "\tchunk 0x%" PRIx64
+               " lies inside 0x%" PRIx64 " to 0x%" PRIx64,
+               bin == KARST_NONE ? "use as a tcache" : bin_name(check, bin),
+               chunk->state == KARST_STATE_TOP ? "the top of the heap" : "the free block",
+               user(chunk->address), inside, chunk->address, end);
+        return true;
+    }
     REPORT(check, OVERLAP, CORRUPT, user(chunk->address), chunk->size,
-           "%s overlaps the block 0x%" PRIx64
+           "this block overlaps the block 0x%" PRIx64
            " that is in %s; its size was forged, or a pointer into it was freed"
            "\tsize word 0x%" PRIx64 " at 0x%" PRIx64 " reaches to 0x%" PRIx64,
-           what, user(inside), bin == KARST_NONE ? "use as a tcache" : bin_name(check, bin), chunk->size_word,
+           user(inside), bin == KARST_NONE ? "use as a tcache" : bin_name(check, bin), chunk->size_word,
            chunk->address + 8, end);
     return true;
 }
@@ -646,7 +675,19 @@ static void check_arena(struct check *check, uint32_t index) {
     if (arena->uninitialized) {
         return;
     }
-    if (arena->top_damaged) {
+    if (arena->bad_heap) {
+        REPORT(check, BAD_ROOT, CORRUPT, arena->bad_heap, 0,
+               "the header of a heap of arena %s is overwritten: it does not name its arena, or its size is "
+               "impossible\theap_info at 0x%" PRIx64,
+               row->name, arena->bad_heap);
+    }
+    const struct karst_extent *holder = glibc_chunk_extent(glibc, arena->top);
+    if (arena->top_damaged && (!holder || holder->arena != index)) {
+        REPORT(check, BAD_ROOT, CORRUPT, arena->address + glibc->layout.state_top, 0,
+               "the top of arena %s is in none of its heaps: the arena was overwritten\ttop is 0x%" PRIx64
+               " at 0x%" PRIx64,
+               row->name, arena->top, arena->address + glibc->layout.state_top);
+    } else if (arena->top_damaged) {
         REPORT(check, BAD_SIZE, CORRUPT, user(arena->top), arena->top_size,
                "the top of arena %s does not end where its heap does; the last block most likely ran over"
                "\ttop 0x%" PRIx64 " with size %" PRIu64,

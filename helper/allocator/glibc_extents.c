@@ -8,8 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define HEAPS_MAX   65536u
-#define MAPPED_HUGE 1u /* in prev_size of a mapped chunk, glibc 2.43: it is of huge pages */
+#define HEAPS_MAX    65536u
+#define HEAP_LARGEST (1ull << 34)
+#define MAPPED_HUGE  1u /* in prev_size of a mapped chunk, glibc 2.43: it is of huge pages */
 
 /* ---- extents ---------------------------------------------------------------------------------------- */
 
@@ -78,36 +79,59 @@ static uint64_t heap_of_top(struct glibc_heap *glibc, const struct glibc_arena *
     return 0;
 }
 
+/* The heap that holds top although its header does not say so: the first one of the arena, or the one where
+ * top's mapping starts. */
+static uint64_t heap_by_mapping(struct glibc_heap *glibc, const struct glibc_arena *arena) {
+    uint64_t first = arena->address - glibc->layout.heap_info_size;
+    uint64_t end = run_end(glibc->heap.target, first);
+    if (arena->top >= first && arena->top < end) {
+        return first;
+    }
+    const struct karst_mapping *mapping = karst_target_mapping(glibc->heap.target, arena->top);
+    bool aligned =
+        mapping && mapping->start % GLIBC_HEAP_ALIGNMENT == 0 && karst_mapping_is_anonymous(mapping);
+    return aligned ? mapping->start : 0;
+}
+
+/* Adds the heap at heap; *previous: the one before it, 0: it is the first. */
+static bool add_thread_heap(struct glibc_heap *glibc, uint32_t index, uint64_t heap, uint64_t *previous) {
+    struct glibc_arena *arena = &glibc->arenas[index];
+    uint64_t end = run_end(glibc->heap.target, heap), size;
+    bool sound = heap_info(glibc, heap, arena->address, previous, &size) &&
+                 size > glibc->layout.heap_info_size && size <= HEAP_LARGEST && (!end || size <= end - heap);
+    if (!sound) {
+        arena->bad_heap = heap;
+        size = end > heap ? end - heap : 0;
+        *previous = 0;
+    }
+    bool holds_top = arena->top >= heap && arena->top - heap < size;
+    if (holds_top && arena->top + arena->top_size != heap + size) {
+        arena->top_damaged = true;
+    }
+    return add_extent(glibc, heap, heap + size, index, KARST_EXTENT_HEAP);
+}
+
 bool glibc_add_thread_heaps(struct glibc_heap *glibc, uint32_t index) {
     struct glibc_arena *arena = &glibc->arenas[index];
-    uint64_t first = arena->address - glibc->layout.heap_info_size;
-    uint64_t heap = arena->top_damaged ? 0 : heap_of_top(glibc, arena);
-    uint64_t previous, size;
+    uint64_t first = arena->address - glibc->layout.heap_info_size, behind;
+    uint64_t heap = heap_of_top(glibc, arena);
     if (!heap) {
-        /* top is damaged: at least the first heap can be told. */
-        arena->top_damaged = true;
-        heap = first;
+        heap = heap_by_mapping(glibc, arena);
+        arena->top_damaged = arena->top_damaged || !heap;
     }
     for (unsigned i = 0; i < HEAPS_MAX && heap; i++) {
-        if (!heap_info(glibc, heap, arena->address, &previous, &size)) {
-            arena->top_damaged = arena->top_damaged || i == 0;
+        uint64_t previous = 0;
+        if (glibc_overlaps_extent(glibc, heap, heap + 1, &behind)) {
             break;
         }
-        uint64_t end = run_end(glibc->heap.target, heap);
-        bool sane = size > glibc->layout.heap_info_size && size <= 1ull << 34;
-        if (!sane || (end && heap + size > end && karst_target_mapping(glibc->heap.target, heap))) {
-            size = end > heap ? end - heap : 0;
-        }
-        if (!add_extent(glibc, heap, heap + size, index, KARST_EXTENT_HEAP)) {
+        if (!add_thread_heap(glibc, index, heap, &previous)) {
             return false;
-        }
-        if (!arena->top_damaged && arena->top >= heap && arena->top < heap + size &&
-            arena->top + arena->top_size != heap + size) {
-            arena->top_damaged = true;
         }
         heap = previous;
     }
-    return true;
+    /* A damaged chain does not lead back to the first heap, which is known all the same. */
+    return glibc_overlaps_extent(glibc, first, first + 1, &behind) ||
+           add_thread_heap(glibc, index, first, &behind);
 }
 
 /* Follows chunks from start to where a segment of the main arena ends: behind top, or behind the two

@@ -411,24 +411,37 @@ static void read_arena(struct glibc_heap *glibc, size_t index) {
     }
 }
 
-/* Heaps of thread arenas stand at multiples of 64 MiB; their arenas are known even if the ring is not. */
-static bool add_arenas_of_heaps(struct glibc_heap *glibc) {
-    const uint64_t alignment = 64ull << 20;
+/* The arena whose first heap is at heap and that links to one that is known; 0: none. */
+static uint64_t arena_of_heap(struct glibc_heap *glibc, uint64_t heap) {
     struct karst_target *target = glibc->heap.target;
-    for (size_t i = 0; i < target->mapping_count; i++) {
-        const struct karst_mapping *mapping = &target->mappings[i];
-        uint64_t arena, previous;
-        if (mapping->start % alignment != 0 || !karst_mapping_is_anonymous(mapping) ||
-            !karst_target_read_u64(target, mapping->start, &arena) ||
-            !karst_target_read_u64(target, mapping->start + 8, &previous) || previous != 0 ||
-            arena != mapping->start + glibc->layout.heap_info_size || know_arena(glibc, arena)) {
-            continue;
-        }
-        uint64_t next;
-        bool in_ring = karst_target_read_u64(target, arena + glibc->layout.state_next, &next) &&
-                       (know_arena(glibc, next) || next == glibc->main_arena);
-        if (in_ring && !add_arena(glibc, arena, true)) {
-            return false;
+    uint64_t arena, previous, next;
+    if (!karst_target_read_u64(target, heap, &arena) || !karst_target_read_u64(target, heap + 8, &previous) ||
+        previous != 0 || arena != heap + glibc->layout.heap_info_size || know_arena(glibc, arena) ||
+        !karst_target_read_u64(target, arena + glibc->layout.state_next, &next)) {
+        return 0;
+    }
+    return know_arena(glibc, next) ? arena : 0;
+}
+
+/* Heaps of thread arenas stand at multiples of 64 MiB, so their arenas are found even if the ring is broken:
+ * each that is found may be what another one links to. */
+static bool add_arenas_of_heaps(struct glibc_heap *glibc) {
+    const struct karst_target *target = glibc->heap.target;
+    for (bool more = true; more;) {
+        more = false;
+        for (size_t i = 0; i < target->mapping_count; i++) {
+            const struct karst_mapping *mapping = &target->mappings[i];
+            if (!karst_mapping_is_anonymous(mapping)) {
+                continue;
+            }
+            uint64_t heap = (mapping->start + GLIBC_HEAP_ALIGNMENT - 1) & ~(GLIBC_HEAP_ALIGNMENT - 1);
+            for (; heap < mapping->end; heap += GLIBC_HEAP_ALIGNMENT) {
+                uint64_t arena = arena_of_heap(glibc, heap);
+                if (arena && !add_arena(glibc, arena, true)) {
+                    return false;
+                }
+                more = more || arena;
+            }
         }
     }
     return true;

@@ -62,7 +62,7 @@ static void prev_size_wrong(void) {
     allocated();
     release(block);
     if (damage("bad-size", block)) {
-        memcpy(block + 1480, "the end", 8);
+        memcpy(block + 1488, "the end", 8);
     }
 }
 
