@@ -158,20 +158,24 @@ static void write_legend(struct karst_writer *writer, const struct karst_picture
         }
     }
     karst_print(writer, "\n");
-    const char *between = "";
+    size_t width = writer->output->width ? writer->output->width : DEFAULT_WIDTH, column = 0;
     for (enum glyph_kind kind = 0; kind < GLYPHS; kind++) {
+        size_t room = strlen(glyphs[kind].meaning) + (kind == GLYPH_ABSENT ? 0 : 2);
         if (!used[kind]) {
             continue;
         }
-        karst_print(writer, "%s", between);
+        if (column) {
+            karst_print(writer, column + 2 + room > width ? "\n" : "  ");
+            column = column + 2 + room > width ? 0 : column + 2;
+        }
         if (kind != GLYPH_ABSENT) {
             write_glyph(writer, kind);
             karst_print(writer, " ");
         }
         karst_print(writer, "%s", glyphs[kind].meaning);
-        between = "  ";
+        column += room;
     }
-    karst_print(writer, "\na row is %s, a character %s; the last column tells how much of the row is live\n",
+    karst_print(writer, "\na row is %s, a character %s; on the right: how much of the row is live\n",
                 karst_size_text(writer, picture->cell_size * picture->columns).text,
                 karst_size_text(writer, picture->cell_size).text);
 }
@@ -354,7 +358,7 @@ static const struct karst_verb_option map_options[] = {
     [OPTION_ROWS] = {"rows", 'r', KARST_VALUE_COUNT, "N", "at most N rows (32; 48 in a file)", NULL},
     [OPTION_FROM] = {"from", 0, KARST_VALUE_ADDRESS, "ADDRESS", "what lies at ADDRESS and above", NULL},
     [OPTION_TO] = {"to", 0, KARST_VALUE_ADDRESS, "ADDRESS", "what lies below ADDRESS", NULL},
-    [OPTION_ARENA] = {"arena", 'a', KARST_VALUE_ARENA, "ARENA", "of this arena only", NULL},
+    [OPTION_ARENA] = {"arena", 'A', KARST_VALUE_ARENA, "ARENA", "of this arena only", NULL},
     {0},
 };
 
