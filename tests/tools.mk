@@ -51,3 +51,25 @@ $(BUILD)/fuzz/cores/.made: $(BUILD)/fuzz/seeds
 test-mutated: asan $(BUILD)/fuzz/cores/.made
 	cd $(BUILD)/fuzz && $(abspath $(SANITIZED))/fuzz/mutate --seed $(SEED) -n $(CASES) --jobs $(JOBS) \
 	    $(abspath $(SEED_CORES))
+
+# ---- fuzzing, guided by coverage: clang's libFuzzer ------------------------------------------------
+# A finding stays as build/fuzzer/crash-*; build/fuzzer/fuzz/fuzz_core FILE runs it again.
+FUZZED       := $(BUILD)/fuzzer
+FUZZ         := -O1 -g -fno-omit-frame-pointer -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all
+FUZZ_SECONDS ?= 300
+
+$(BUILD)/fuzz/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/tests/fuzz/run_verbs.o $(BUILD)/libkarst.a
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBRARIES) -lm
+
+$(BUILD)/fuzz/corpus/.made: $(BUILD)/fuzz/cores/.made tests/fuzz/cut_seeds.py
+	$(PYTHON) tests/fuzz/cut_seeds.py $(@D) $(addprefix $(BUILD)/fuzz/cores/,tiny.core tiny-threads.core)
+	@touch $@
+
+fuzz: $(BUILD)/fuzz/corpus/.made
+	$(MAKE) CC=clang BUILD=$(FUZZED) CFLAGS='$(FUZZ)' $(FUZZED)/fuzz/fuzz_core $(FUZZED)/fuzz/fuzz_glibc
+	for kind in core glibc; do \
+	    mkdir -p $(FUZZED)/corpus/$$kind; \
+	    $(FUZZED)/fuzz/fuzz_$$kind -max_total_time=$(FUZZ_SECONDS) -max_len=262144 -timeout=20 -rss_limit_mb=2048 \
+	        -artifact_prefix=$(FUZZED)/ $(FUZZED)/corpus/$$kind $(BUILD)/fuzz/corpus/$$kind || exit 1; \
+	done

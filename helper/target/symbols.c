@@ -460,7 +460,8 @@ static bool find_text_in_memory(struct karst_target *target, const struct karst_
             at += got - overlap;
             at = wanted < piece ? module->end : at;
         } else {
-            at = (at + got + target->page_size) & ~(target->page_size - 1);
+            at += got;
+            at += karst_target_missing(target, at);
         }
     }
     free(buffer);

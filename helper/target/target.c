@@ -258,13 +258,6 @@ bool karst_target_read_u32(struct karst_target *target, uint64_t address, uint32
     return karst_target_read_all(target, address, value, sizeof *value);
 }
 
-uint64_t karst_target_missing(struct karst_target *target, uint64_t address) {
-    uint64_t page = target->page_size ? target->page_size : 4096, left = page - address % page;
-    uint64_t missing = target->ops->missing ? target->ops->missing(target, address) : 0;
-    missing = missing > left ? missing : left;
-    return missing <= UINT64_MAX - address ? missing : UINT64_MAX - address;
-}
-
 const struct karst_mapping *karst_target_mapping_after(const struct karst_target *target, uint64_t address) {
     size_t low = 0, high = target->mapping_count;
     while (low < high) {
@@ -281,6 +274,17 @@ const struct karst_mapping *karst_target_mapping_after(const struct karst_target
 const struct karst_mapping *karst_target_mapping(const struct karst_target *target, uint64_t address) {
     const struct karst_mapping *mapping = karst_target_mapping_after(target, address);
     return mapping && mapping->start <= address ? mapping : NULL;
+}
+
+uint64_t karst_target_missing(struct karst_target *target, uint64_t address) {
+    uint64_t page = target->page_size ? target->page_size : 4096, left = page - address % page;
+    uint64_t missing = target->ops->missing ? target->ops->missing(target, address) : 0;
+    const struct karst_mapping *next = karst_target_mapping_after(target, address);
+    if (!next || next->start > address) {
+        missing = (next ? next->start : UINT64_MAX) - address;
+    }
+    missing = missing > left ? missing : left;
+    return missing <= UINT64_MAX - address ? missing : UINT64_MAX - address;
 }
 
 struct karst_module *karst_target_module(const struct karst_target *target, uint64_t address) {

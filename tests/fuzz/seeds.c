@@ -1,5 +1,6 @@
-/* Makes the small cores that mutate and the fuzzers start from, into the working directory:
- * single.core, threads.core, mapped.core, fragmented.core. Addresses are not randomised, so that a case
+/* Makes the small cores that mutate starts from, into the working directory: single.core, threads.core,
+ * mapped.core, fragmented.core; and the smallest ones that a fuzzer's seeds are cut from (cut_seeds.py):
+ * tiny.core, tiny-threads.core. Addresses are not randomised, so that a case
  * number means the same core on the same system. */
 #include "../bench/dump_core.h"
 
@@ -116,14 +117,53 @@ static void fragmented(void *unused) {
     }
 }
 
+static void few(void) {
+    void *blocks[40];
+    for (size_t i = 0; i < 40; i++) {
+        blocks[i] = malloc(i % 4 == 0 ? 100 * i : 8 * i);
+    }
+    for (size_t i = 0; i < 40; i += 1 + i % 3) {
+        free(blocks[i]);
+    }
+    free(malloc(4000));
+}
+
+/* Without the usual reserve at the top, a heap is a few pages. */
+static void tiny(void *unused) {
+    (void)unused;
+    mallopt(M_TOP_PAD, 0);
+    few();
+}
+
+static void *few_in_thread(void *unused) {
+    few();
+    pthread_barrier_wait(&done);
+    for (;;) {
+        pause();
+    }
+    return unused;
+}
+
+static void tiny_threads(void *unused) {
+    pthread_t thread;
+    pthread_attr_t small_stack;
+    tiny(unused);
+    pthread_attr_init(&small_stack);
+    pthread_attr_setstacksize(&small_stack, 16 << 10);
+    pthread_barrier_init(&done, NULL, 2);
+    if (pthread_create(&thread, &small_stack, few_in_thread, NULL) != 0) {
+        abort();
+    }
+    pthread_barrier_wait(&done);
+}
+
 int main(int argc, char **argv) {
     static const struct {
         const char *name;
         void (*build)(void *);
-    } kinds[] = {{"single.core", single},
-                 {"threads.core", threads},
-                 {"mapped.core", mapped},
-                 {"fragmented.core", fragmented}};
+    } kinds[] = {{"single.core", single}, {"threads.core", threads},
+                 {"mapped.core", mapped}, {"fragmented.core", fragmented},
+                 {"tiny.core", tiny},     {"tiny-threads.core", tiny_threads}};
     int now = personality(0xffffffff);
     if (argc == 1 && now != -1 && !(now & ADDR_NO_RANDOMIZE) && personality(now | ADDR_NO_RANDOMIZE) != -1) {
         execl("/proc/self/exe", argv[0], "fixed", (char *)NULL);
