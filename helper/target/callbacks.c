@@ -89,6 +89,7 @@ static bool open_lent(struct lent *lent, const struct karst_options *options, st
     if (!taken || !karst_target_find_modules(target)) {
         return karst_fail_memory(error);
     }
+    karst_target_find_executable(target);
     if (target->mapping_count == 0) {
         return karst_fail(error, KARST_ERROR_NOT_FOUND,
                           "the debugger knows no memory: is the program running?");

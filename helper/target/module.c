@@ -195,6 +195,14 @@ bool karst_target_find_modules(struct karst_target *target) {
     return true;
 }
 
+void karst_target_find_executable(struct karst_target *target) {
+    for (size_t i = 0; target->executable && i < target->module_count && !target->executable_module; i++) {
+        if (strcmp(target->modules[i].path, target->executable) == 0) {
+            target->executable_module = &target->modules[i];
+        }
+    }
+}
+
 /* ---- the file of a module ---------------------------------------------------------------------- */
 
 static void hexadecimal(const uint8_t *bytes, size_t size, char *text, size_t capacity) {

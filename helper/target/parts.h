@@ -45,6 +45,8 @@ uint16_t karst_host_machine(void);
  * memory; no file is opened. Gives mappings of unknown permissions those of their segment, or mere
  * reading. false: out of memory. */
 bool karst_target_find_modules(struct karst_target *target);
+/* Sets the executable's module by its path. */
+void karst_target_find_executable(struct karst_target *target);
 /* The module's file here, if it is the one the target has mapped; NULL otherwise, and a remark why if
  * that is worth knowing. Opened once. */
 const struct karst_elf_file *karst_module_file(struct karst_target *target, struct karst_module *module);

@@ -464,11 +464,7 @@ static bool find_executable(struct process *process, struct karst_error *error) 
     if (!target->executable) {
         return karst_fail_memory(error);
     }
-    for (size_t i = 0; i < target->module_count && !target->executable_module; i++) {
-        if (strcmp(target->modules[i].path, path) == 0) {
-            target->executable_module = &target->modules[i];
-        }
-    }
+    karst_target_find_executable(target);
     return true;
 }
 
