@@ -320,7 +320,8 @@ uint64_t karst_target_resident(struct karst_target *target, uint64_t start, uint
 
 /* A buffer holds at least this much, so that any request of up to half of it fits behind an address
  * that was aligned down. */
-#define WINDOW_LEAST ((size_t)8192)
+#define PAGE         4096
+#define WINDOW_LEAST ((size_t)(2 * PAGE))
 /* From this capacity on a window is for walks. They copy even where views can be had: a copy runs at the
  * speed of memory and leaves the bytes in the processor's cache, while looking at a header every few
  * hundred bytes of a mapping waits for memory each time (2 GB core, 6 million chunks: 0.12 s against
@@ -380,11 +381,12 @@ static bool buffer_from(struct karst_window *window, uint64_t from, uint64_t add
     return got >= size && got - size >= address - from;
 }
 
-/* Reads more at once with each step of a walk, and little again after a leap. */
+/* Reads more at once with each step of a walk, and little again after a leap: the page, or two where
+ * that is not all of it. */
 static void learn(struct karst_window *window, uint64_t address, size_t size) {
     bool step = window->end != 0 && address + size > window->end && address <= window->end + WALK_STEP &&
                 window->capacity >= WINDOW_WALK;
-    size_t ahead = step ? 4 * window->ahead : WINDOW_LEAST;
+    size_t ahead = step ? 4 * window->ahead : address % PAGE + size <= PAGE ? (size_t)PAGE : WINDOW_LEAST;
     window->ahead = ahead < window->capacity ? ahead : window->capacity;
 }
 
@@ -401,7 +403,7 @@ const uint8_t *karst_window_fill(struct karst_window *window, uint64_t address, 
     learn(window, address, size);
     /* From the page's start, so that the neighbours of address are there too; where the target is so odd
      * that only the rest of the page can be read, from address itself. */
-    uint64_t from = address & ~(uint64_t)4095;
+    uint64_t from = address & ~(uint64_t)(PAGE - 1);
     if (buffer_from(window, from, address, size) || buffer_from(window, address, address, size)) {
         return window->bytes + (address - window->start);
     }

@@ -181,7 +181,7 @@ static void test_walk(void) {
             break;
         }
     }
-    CHECK(lender.reads <= 9);
+    CHECK(lender.reads <= 10);
     karst_window_close(&window);
     karst_target_close(target);
 }
