@@ -3,9 +3,10 @@
  *
  * A hole's size is a block's, header included: malloc(8,880,472) takes 8,880,480 bytes, malloc(8,880,819)
  * takes 8,880,832. Prints "name value" lines (addresses of blocks; of the hole, where its header begins),
- * then "ready", and waits to be looked at. Without stdio, which has buffers in the heap. */
+ * then "ready", and waits to be looked at. By write(), since even dprintf() has its buffer in the heap. */
 #include <inttypes.h>
 #include <malloc.h>
+#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,6 +24,17 @@ static uintptr_t allocate(size_t size) {
     return (uintptr_t)block;
 }
 
+static void say(const char *format, ...) {
+    char text[400];
+    va_list arguments;
+    va_start(arguments, format);
+    int size = vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    if (write(1, text, (size_t)size) != size) {
+        exit(1);
+    }
+}
+
 int main(void) {
     /* Let the heap take what would get a mapping of its own; 32 MiB is the most that can be asked for. */
     if (!mallopt(M_MMAP_THRESHOLD, 32 << 20)) {
@@ -36,10 +48,9 @@ int main(void) {
     free((void *)buffer);
     free((void *)behind);
     uintptr_t hole = buffer - 2 * sizeof(size_t);
-    dprintf(1, "before %#" PRIxPTR "\nhole %#" PRIxPTR "\npin %#" PRIxPTR "\nafter %#" PRIxPTR "\n", before,
-            hole, pin, after);
-    dprintf(1, "joined %zu\n", (size_t)(after - 2 * sizeof(size_t) - hole));
-    dprintf(1, "ready\n");
+    say("before %#" PRIxPTR "\nhole %#" PRIxPTR "\npin %#" PRIxPTR "\nafter %#" PRIxPTR "\njoined %" PRIuPTR
+        "\nready\n",
+        before, hole, pin, after, after - 2 * sizeof(size_t) - hole);
     for (;;) {
         pause();
     }

@@ -2,11 +2,12 @@
  * one in 64, and one at the top, under which the break can't sink.
  *
  * Prints "name value" lines and "ready"; upon SIGUSR1 it calls malloc_trim(0) and prints its resident bytes
- * before and after. Without stdio and without the heap, so that nothing else changes. */
+ * before and after. By write(), since even dprintf() has its buffer in the heap. */
 #include <fcntl.h>
 #include <inttypes.h>
 #include <malloc.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,6 +26,17 @@ static uint64_t resident_bytes(void) {
     }
     close(file);
     return pages * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+static void say(const char *format, ...) {
+    char text[400];
+    va_list arguments;
+    va_start(arguments, format);
+    int size = vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    if (write(1, text, (size_t)size) != size) {
+        exit(1);
+    }
 }
 
 int main(void) {
@@ -50,15 +62,15 @@ int main(void) {
     sigemptyset(&signals);
     sigaddset(&signals, SIGUSR1);
     sigprocmask(SIG_BLOCK, &signals, NULL);
-    dprintf(1, "last %#" PRIxPTR "\nlast_usable %zu\n", (uintptr_t)blocks[BLOCKS - 1],
-            malloc_usable_size(blocks[BLOCKS - 1]));
-    dprintf(1, "kept %d\nready\n", (BLOCKS - 1 + KEPT - 1) / KEPT + 1);
+    say("last %#" PRIxPTR "\nlast_usable %zu\n", (uintptr_t)blocks[BLOCKS - 1],
+        malloc_usable_size(blocks[BLOCKS - 1]));
+    say("kept %d\nready\n", (BLOCKS - 1 + KEPT - 1) / KEPT + 1);
     for (;;) {
         int got;
         sigwait(&signals, &got);
         uint64_t before = resident_bytes();
         malloc_trim(0);
         uint64_t after = resident_bytes();
-        dprintf(1, "trimmed %" PRIu64 " %" PRIu64 "\n", before, after);
+        say("trimmed %" PRIu64 " %" PRIu64 "\n", before, after);
     }
 }
