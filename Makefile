@@ -38,6 +38,20 @@ $(BUILD)/karst: $(CLI_OBJECTS) $(BUILD)/libkarst.a
 
 include tests/tests.mk
 
+# What karst is good for, on real programs: a minute, set-up included.
+.PHONY: demo docs docs-demo
+demo:
+	@.ci/deps $(PACKAGES) gdb python3
+	@$(MAKE) --no-print-directory -s all
+	@$(PYTHON) docs/demo/demo.py --build $(BUILD)
+
+# The pages of the verbs; with what the demo shows, also README.md and the tour.
+docs: all
+	$(PYTHON) docs/generate.py --build $(BUILD)
+
+docs-demo: demo
+	$(PYTHON) docs/generate.py --build $(BUILD) --demo
+
 clean:
 	rm -rf $(BUILD)
 

@@ -42,13 +42,15 @@ class Demo:
         print(f"\n{self.bold}{textwrap.fill(' '.join(text.split()), 100)}{self.plain}\n", flush=True)
 
     def show(self, name: str, prompt: str, text: str) -> str:
+        text = text.replace(f"{ROOT}/", "")
         self.sections[name] = f"{prompt}\n{text.rstrip()}\n"
         print(f"{self.bold}{prompt}{self.plain}\n{text.rstrip()}\n", flush=True)
         return text
 
     def run(self, words: Sequence[str | Path], good: Sequence[int] = (0,)) -> str:
         done = subprocess.run([str(word) for word in words], cwd=ROOT, stdin=subprocess.DEVNULL, text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120)
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120,
+                              env={**os.environ, "LC_ALL": "C.UTF-8"})
         if done.returncode not in good:
             raise SystemExit(f"{shlex.join(map(str, words))} failed ({done.returncode}):\n{done.stdout}{done.stderr}")
         return done.stdout
@@ -83,27 +85,24 @@ def next_length(line: str) -> int:
 
 
 def python_program(demo: Demo) -> None:
-    demo.say("1. A Python program that patches a growing manifest, new += data[a:b], one revision after the other."
+    demo.say("1. A Python program patches a growing manifest, new += data[a:b], one revision after the other."
              " It runs with PYTHONMALLOC=malloc: glibc serves it all.")
     patcher, line = start_patcher(demo)
     try:
         print(f"$ PYTHONMALLOC=malloc python3 docs/demo/patcher.py &\n{line}")
-        request = next_length(line)
         core = demo.output / "patcher.core"
         core.unlink(missing_ok=True)
-        demo.say("It says that it holds 9 MB. Where is the rest of its memory? GDB, attached to it while it runs:")
-        fit = f"karst holes --fit {request}"
-        shown = ["karst summary", fit, "karst pins"]
+        demo.say("It holds ten megabytes. What is in the rest of its memory? GDB, attached to it while it runs:")
+        shown = ["karst summary", "karst map --rows 16", f"karst holes --fit {next_length(line)}", "karst pins"]
         answers = demo.gdb(["-p", str(patcher.pid)], [*shown, f"generate-core-file {core}", "detach"])
     finally:
         patcher.kill()
         patcher.wait()
     for command in shown:
         demo.show(f"live {command.split()[1]}", f"(gdb) {command}", answers[command])
-    demo.say("2. The same from its core, without a single symbol, by the command line:")
+    demo.say("2. The same from its core, without a single symbol, by the command line. And a picture:")
     demo.karst("core summary", "-c", core, "--no-symbols", "summary")
-    demo.karst("core pins", "-c", core, "--no-symbols", "pins")
-    demo.karst("map", "-c", core, "--no-symbols", "map", "--output", demo.output / "heap.png")
+    demo.karst("core map", "-c", core, "--no-symbols", "map", "--output", demo.output / "heap.png")
 
 
 def double_free(demo: Demo) -> None:

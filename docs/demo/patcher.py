@@ -14,7 +14,7 @@ from array import array
 from collections import deque
 
 FILES = 100_000
-REVISIONS = 32
+REVISIONS = 48
 HUNKS = 250
 ADDED = 200
 

@@ -95,7 +95,7 @@ class Verb(gdb.Command):
         """The options that choose a list's rows: the setting `count`, and the next ones when Enter repeats."""
         if not self.is_list or parsed.has("all"):
             return []
-        limit = pages.number(parsed.given.get(_LIMIT), _rows_at_a_time())
+        limit = pages.number(parsed.given.get(_LIMIT), int(settings.get("count")))
         skip = pages.begin(self.name, line, from_tty) or pages.number(parsed.given.get(_SKIP), 0)
         pages.shown(self.name, skip + limit)
         return [f"--{_LIMIT}={limit}", f"--{_SKIP}={skip}"]
@@ -194,7 +194,3 @@ def _rows(words: list[str], key: str) -> list[dict[str, Any]]:
         return session.current().json(words)[key]
     except (gdb.error, gdb.GdbError, KeyError):
         return []
-
-
-def _rows_at_a_time() -> int:
-    return int(settings.get("count") or 1 << 62)  # None: unlimited

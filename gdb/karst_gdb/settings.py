@@ -33,6 +33,14 @@ The option of a verb itself, as in `karst blocks --limit 50`, goes before."""
     set_doc = "Set how many rows karst's long lists show at a time."
     show_doc = "Show how many rows karst's long lists show at a time."
     shown = "karst's long lists show {} rows at a time."
+    good = 20
+
+    def get_set_string(self) -> str:
+        if self.value < 1:
+            self.value = self.good
+            raise gdb.GdbError("a list shows at least one row at a time; `karst blocks --all` shows all")
+        self.good = self.value
+        return ""
 
 
 class Colour(_Setting):
@@ -100,7 +108,7 @@ all_settings: dict[str, gdb.Parameter] = {}
 def register() -> None:
     _Prefix("set karst")
     _ShowPrefix()
-    all_settings["count"] = Count("count", gdb.PARAM_UINTEGER, 20)
+    all_settings["count"] = Count("count", gdb.PARAM_ZINTEGER, 20)
     all_settings["color"] = Colour("color", gdb.PARAM_ENUM, "auto", ["auto", "on", "off"])
     all_settings["symbols"] = Symbols("symbols", gdb.PARAM_BOOLEAN, True)
     all_settings["engine-path"] = EnginePath("engine-path", gdb.PARAM_OPTIONAL_FILENAME, "")

@@ -28,7 +28,8 @@ struct finder {
     const struct karst_mapping *mapping; /* under way */
     const struct karst_block *blocks;    /* of the batch under way */
     size_t block_count, block_index;
-    uint64_t first_hit; /* of the extent under way */
+    struct karst_block last; /* of the batch before; all zero: none */
+    uint64_t first_hit;      /* of the extent under way */
     uint64_t scanned_to;
 };
 
@@ -190,6 +191,16 @@ static bool take_first(void *context, uint64_t address, uint64_t value) {
     return false;
 }
 
+/* The block that the word at address belongs to: in a header it may still be the program's, as the last word
+ * that it may use of the block before. */
+static const struct karst_block *holder(const struct finder *finder, uint64_t address) {
+    const struct karst_block *block = &finder->blocks[finder->block_index];
+    const struct karst_block *before = finder->block_index ? block - 1 : &finder->last;
+    bool is_before = address < block->address && before->state == KARST_STATE_LIVE &&
+                     address - before->address < before->usable;
+    return is_before ? before : block;
+}
+
 static bool take_in_heap(void *context, uint64_t address, uint64_t value) {
     static const enum karst_ref_kind kinds[KARST_STATES] = {
         [KARST_STATE_LIVE] = KARST_REF_LIVE,         [KARST_STATE_FREE] = KARST_REF_FREED,
@@ -200,7 +211,7 @@ static bool take_in_heap(void *context, uint64_t address, uint64_t value) {
            finder->blocks[finder->block_index + 1].start <= address) {
         finder->block_index++;
     }
-    const struct karst_block *block = &finder->blocks[finder->block_index];
+    const struct karst_block *block = holder(finder, address);
     enum karst_ref_kind kind = block->state < KARST_STATES ? kinds[block->state] : KARST_REF_UNKNOWN;
     struct karst_ref *ref = add(finder->refs, kind, address, value);
     if (ref) {
@@ -216,6 +227,7 @@ static bool take_blocks(struct karst_sink *sink, const struct karst_block *block
     uint64_t start = blocks[0].start, end = blocks[count - 1].start + blocks[count - 1].size;
     start = start > finder->scanned_to ? start : finder->scanned_to;
     if (end <= start) {
+        finder->last = blocks[count - 1];
         return true;
     }
     finder->blocks = blocks;
@@ -226,6 +238,7 @@ static bool take_blocks(struct karst_sink *sink, const struct karst_block *block
         finder->failed = true;
         return false;
     }
+    finder->last = blocks[count - 1];
     return true;
 }
 
@@ -252,6 +265,7 @@ static bool look_at_extent(struct finder *finder, const struct karst_extent *ext
     scan->unreadable = unreadable;
     scan->found = take_in_heap;
     finder->scanned_to = finder->first_hit;
+    finder->last = (struct karst_block){0};
     struct karst_heap *heap = finder->refs->session->heaps[extent->heap];
     struct karst_error own = {0};
     if (!heap->allocator->walk(heap, extent, &finder->sink, &own) && !finder->failed &&

@@ -216,14 +216,15 @@ def test_typed_values(directory: Path) -> None:
 
 def test_settings(core: Path, directory: Path) -> None:
     commands = ["show karst", "set karst count 3", "show karst count", "karst blocks --json", "karst blocks --limit 2 --json",
-                "set karst count unlimited", "karst blocks --json", "karst info --json", "set karst symbols off",
+                "set karst count 0", "set karst count 200", "karst blocks --json", "karst info --json", "set karst symbols off",
                 "karst info --json", "with karst symbols on -- karst info --json", "set karst color maybe"]
     answers = gdb([DEBUGGED, core], commands, directory)
     shown = answers.of("show karst").good()
     for said in ("20 rows", '"auto"', "uses symbols", str(BUILD / "libkarst.so")):
         assert said in shown
-    few, all_of_them = (said.json() for said in answers.all("karst blocks --json"))
-    assert len(few["blocks"]) == 3 and len(all_of_them["blocks"]) == all_of_them["matched"] > 100
+    few, many = (said.json() for said in answers.all("karst blocks --json"))
+    assert len(few["blocks"]) == 3 and len(many["blocks"]) == 200
+    assert "at least one" in answers.of("set karst count 0").one_line()
     assert len(answers.of("karst blocks --limit 2 --json").json()["blocks"]) == 2
     with_symbols, without = (said.good() for said in answers.all("karst info --json"))
     assert "by symbol" in with_symbols and "by symbol" not in without
@@ -397,7 +398,7 @@ def test_interrupt_in_the_middle(directory: Path) -> None:
     text = "".join(lines[-12:])
     listed = sum(line.startswith('{"address"') for line in lines)
     assert 1 < listed < 1500000
-    assert "Quit\n" in lines[-12:] and "Traceback" not in text and "Exception" not in text, text
+    assert any(line.endswith("Quit\n") for line in lines[-12:]) and "Traceback" not in text and "Exception" not in text, text
     after = lines[lines.index("ends\n") + 1:]
     assert json.loads(after[0])["matched"] >= 1500000, "the next command works"
     assert after[1].startswith("$1 = ") and any("* 1 " in line for line in after), text

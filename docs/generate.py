@@ -1,0 +1,161 @@
+"""Writes docs/verbs/: a page for each verb, its help and a session from the engine itself, on the program
+docs/demo/mailbox.c. `make docs` runs it; a test runs it again and compares. With --demo (`make
+docs-demo`) also what the demo showed goes into README.md and docs/tour.md, under the marks <!-- demo: NAME -->.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "helper" / "python"))
+import karst_engine  # noqa: E402
+
+PID, TID = 4711, 4712  # what the pages call the program and its thread
+
+DAMAGED = "damaged: "
+
+# What the page of a verb asks. {label} and so on are the addresses that the program prints; a question that
+# begins with "damaged:" goes to the program that has written past the end of a block.
+SESSIONS: dict[str, list[str]] = {
+    "block": ["block {message}", "block {text}+100 --dump 32"],
+    "blocks": ["blocks --limit 8", "blocks --state free --sort size --limit 3", "blocks --bin tcache --limit 5",
+               "blocks --state live --limit 2 --json"],
+    "bins": ["bins", "bins 'thread 1'"],
+    "check": ["check", "damaged: check", "damaged: check --json"],
+    "holes": ["holes", "holes --fit 8880819"],
+    "refs": ["refs {text}"],
+    "summary": ["summary", "summary --json"],
+}
+
+
+@contextmanager
+def mailbox(build: Path, *arguments: str) -> Iterator[tuple[int, int, dict[str, int]]]:
+    """The program, waiting: its process, its second thread, and the addresses it prints."""
+    program = build / "docs" / "mailbox"
+    process = subprocess.Popen([program, *arguments], stdout=subprocess.PIPE, text=True)
+    try:
+        addresses: dict[str, int] = {}
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip() == "ready":
+                break
+            name, address = line.split()
+            addresses[name] = int(address, 16)
+        threads = sorted(int(path.name) for path in Path(f"/proc/{process.pid}/task").iterdir())
+        yield process.pid, threads[-1], addresses
+    finally:
+        process.kill()
+        process.wait()
+
+
+def compile_mailbox(build: Path) -> None:
+    (build / "docs").mkdir(parents=True, exist_ok=True)
+    subprocess.run(["gcc", "-std=gnu11", "-D_GNU_SOURCE", "-g", "-O1", "-pthread", "-Wno-stringop-overflow",
+                    "-ffile-prefix-map=" + str(ROOT) + "=.",
+                    "-o", build / "docs" / "mailbox", ROOT / "docs" / "demo" / "mailbox.c"], check=True)
+
+
+def words_of(question: str, addresses: dict[str, int]) -> list[str]:
+    """A question as typed, with {name}+N resolved as GDB would."""
+    text = re.sub(r"\{(\w+)\}(?:\+(\d+))?", lambda found: f"{addresses[found[1]] + int(found[2] or 0):#x}", question)
+    return [quoted or word for quoted, word in re.findall(r"'([^']*)'|(\S+)", text)]
+
+
+class Recorder:
+    """Answers the questions of one page, all on the same process, or the same damaged one."""
+
+    def __init__(self, build: Path) -> None:
+        self.build = build
+
+    def session(self, questions: list[str]) -> str:
+        damaged = [question for question in questions if question.startswith(DAMAGED)]
+        whole = [question for question in questions if not question.startswith(DAMAGED)]
+        return "\n".join(self._ask(whole) + self._ask(damaged, "damaged"))
+
+    def _ask(self, questions: list[str], *arguments: str) -> list[str]:
+        if not questions:
+            return []
+        with mailbox(self.build, *arguments) as (pid, tid, addresses):
+            return [self._answer(question.removeprefix(DAMAGED), pid, tid, addresses) for question in questions]
+
+    def _answer(self, question: str, pid: int, tid: int, addresses: dict[str, int]) -> str:
+        words = words_of(question, addresses)
+        done = subprocess.run([self.build / "karst", "-p", str(pid), *words], capture_output=True, text=True,
+                              timeout=60, env={"LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin"})
+        text = re.sub(rf"\b{pid}\b", str(PID), re.sub(rf"\b{tid}\b", str(TID), done.stdout + done.stderr))
+        shown = " ".join(f"'{word}'" if " " in word else word for word in words)
+        return f"$ karst -p {PID} {shown}\n{pretty(text.replace(str(self.build / 'docs'), '/home/you'))}"
+
+
+def pretty(text: str) -> str:
+    """JSON in lines a person can read; text as it is."""
+    try:
+        return json.dumps(json.loads(text), indent=1) + "\n"
+    except ValueError:
+        return text
+
+
+def page(verb: dict[str, Any], recorder: Recorder) -> str:
+    name = verb["name"]
+    sessions = recorder.session(SESSIONS.get(name, [name]))
+    return (f"# karst {name}\n\n<!-- Written by docs/generate.py: edit the verb's help, then `make docs`. -->\n\n"
+            f"```text\n{karst_engine.help_text(name, 98).rstrip()}\n```\n\n## A session\n\n"
+            f"The same command, without `-p {PID}`, works in GDB, where an address may be any expression. The program is "
+            f"[mailbox.c](../demo/mailbox.c).\n\n```text\n{sessions.rstrip()}\n```\n")
+
+
+def index(verbs: list[dict[str, Any]]) -> str:
+    lines = ["# The verbs", "", "<!-- Written by docs/generate.py. -->", ""]
+    for group in dict.fromkeys(verb["group"] for verb in verbs):
+        lines += [f"**{group}**", ""]
+        lines += [f"- [{verb['name']}]({verb['name']}.md): {verb['summary']}"
+                  for verb in verbs if verb["group"] == group]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def write_pages(build: Path, folder: Path) -> None:
+    karst_engine.load(str(build / "libkarst.so"))
+    compile_mailbox(build)
+    recorder, verbs = Recorder(build), karst_engine.verbs()
+    folder.mkdir(parents=True, exist_ok=True)
+    for verb in verbs:
+        (folder / f"{verb['name']}.md").write_text(page(verb, recorder), encoding="utf-8")
+    (folder / "README.md").write_text(index(verbs), encoding="utf-8")
+
+
+def fill_in_demo(sections: dict[str, str], path: Path) -> None:
+    """Puts what the demo showed under its marks."""
+    def replace(found: re.Match[str]) -> str:
+        shown = "\n".join(sections[name.strip()].rstrip() + "\n" for name in found[1].split(","))
+        return f"<!-- demo: {found[1]} -->\n```text\n{shown.rstrip()}\n```"
+
+    mark = re.compile(r"<!-- demo: ([^>]*) -->\n```text\n.*?^```$", re.DOTALL | re.MULTILINE)
+    path.write_text(mark.sub(replace, path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="write docs/verbs/ from the engine")
+    parser.add_argument("--build", type=Path, default=ROOT / "build")
+    parser.add_argument("--folder", type=Path, default=ROOT / "docs" / "verbs")
+    parser.add_argument("--demo", action="store_true", help="also README.md and docs/tour.md, from the demo's answers")
+    options = parser.parse_args()
+    build = options.build.resolve()
+    write_pages(build, options.folder)
+    if options.demo:
+        sections = json.loads((build / "demo" / "sections.json").read_text(encoding="utf-8"))
+        for name in ("README.md", "docs/tour.md"):
+            fill_in_demo(sections, ROOT / name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The pages in docs/verbs/ are what docs/generate.py writes from the engine now, addresses and sizes aside."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from karst_command import BUILD, ROOT
+
+PAGES = ROOT / "docs" / "verbs"
+# Rows of the picture, and its legend: where blocks fall in its cells depends on where the heap happens to begin.
+MAP_LINE = re.compile(r"^(0x[0-9a-f]+ +[░▒▓█· -]{8,}|.*· free).*\n", re.MULTILINE)
+DUMP_LINE = re.compile(r"^  0x[0-9a-f]+  [0-9a-f]{2} .*$", re.MULTILINE)
+
+
+def normalised(text: str) -> list[str]:
+    """Without what differs from run to run and from one libc to the next: numbers and the columns they make."""
+    text = MAP_LINE.sub("", text)
+    text = DUMP_LINE.sub("  BYTES", text)
+    text = re.sub(r"[▏▎▍▌▋▊▉█]+", "BAR", text)
+    text = re.sub(r"0x[0-9a-f]+|[0-9][0-9,.]*( [KMG]?B\b)?", "N", text)
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("verbs")
+    subprocess.run([sys.executable, ROOT / "docs" / "generate.py", "--build", BUILD, "--folder", folder], check=True,
+                   timeout=120)
+    return folder
+
+
+def test_same_pages(written: Path) -> None:
+    assert sorted(path.name for path in written.iterdir()) == sorted(path.name for path in PAGES.iterdir()), \
+        "run `make docs`"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in PAGES.iterdir()))
+def test_page_is_not_stale(written: Path, name: str) -> None:
+    libc = os.confstr("CS_GNU_LIBC_VERSION")
+    if libc != "glibc 2.36":
+        pytest.skip(f"the pages show glibc 2.36, this is {libc}")
+    here, there = ((folder / name).read_text(encoding="utf-8") for folder in (PAGES, written))
+    difference = difflib.unified_diff(normalised(here), normalised(there), "docs/verbs", "now", lineterm="")
+    assert not (text := "\n".join(difference)), f"docs/verbs/{name} is stale, run `make docs`:\n{text}"
+
+
+def test_documents_show_what_the_demo_shows() -> None:
+    """Every mark in README.md and the tour names an answer of the demo."""
+    demo = (ROOT / "docs" / "demo" / "demo.py").read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", ROOT / "docs" / "tour.md"):
+        marks = re.findall(r"<!-- demo: ([^>]*) -->", path.read_text(encoding="utf-8"))
+        assert marks, f"{path} shows nothing"
+        for name in (name.strip() for mark in marks for name in mark.split(",")):
+            words = name.split()
+            assert words[-1] in demo, f"{path}: the demo shows no {name}"
+
+
+def test_links_lead_somewhere() -> None:
+    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for link in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
+            assert (path.parent / link).exists(), f"{path.relative_to(ROOT)} links to {link}, which is not there"
