@@ -1,4 +1,5 @@
-/* A core file; private to this folder. core.c reads its memory, core_notes.c its notes. */
+/* A core file; private to this folder. core.c reads its memory, core_load.c opens it, core_notes.c reads
+ * its notes. */
 #ifndef KARST_TARGET_CORE_H
 #define KARST_TARGET_CORE_H
 
@@ -54,6 +55,10 @@ struct core {
     bool notes_damaged;
 };
 
+/* Opens and maps the file, if it is a core that we can read. */
+bool core_map_file(struct core *core, const char *path, struct karst_error *error);
+/* Fills threads, mappings and regions from a mapped file. */
+bool core_load(struct core *core, const char *path, struct karst_error *error);
 /* Reads one PT_NOTE's contents. false: out of memory. */
 bool core_read_notes(struct core *core, const uint8_t *notes, size_t size);
 

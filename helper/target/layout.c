@@ -145,13 +145,14 @@ static bool find_type(struct karst_symbols *symbols, Dwarf *dwarf, const char *n
         Dwarf *alternative = dwarf_getalt(dwarf);
         there = shared = alternative && find_in_units(alternative, name, found);
     }
-    struct karst_layout *layout = malloc(sizeof *layout + strlen(name) + 1);
+    size_t name_size = strlen(name) + 1;
+    struct karst_layout *layout = malloc(sizeof *layout + name_size);
     if (layout) {
         layout->next = symbols->layouts->first;
         layout->found = there;
         layout->shared = shared;
         layout->offset = there ? dwarf_dieoffset(found) : 0;
-        strcpy(layout->name, name);
+        memcpy(layout->name, name, name_size);
         symbols->layouts->first = layout;
     }
     return there;

@@ -66,7 +66,7 @@ static bool is_loaded(const struct karst_target *target, const struct karst_mapp
     return true;
 }
 
-static uint32_t permissions_of(uint32_t flags) {
+uint32_t karst_segment_permissions(uint32_t flags) {
     return (flags & PF_R ? KARST_MAPPING_READ : 0u) | (flags & PF_W ? KARST_MAPPING_WRITE : 0u) |
            (flags & PF_X ? KARST_MAPPING_EXECUTE : 0u);
 }
@@ -83,7 +83,7 @@ static void set_permissions(const struct karst_target *target, const struct imag
         struct karst_mapping *mapping = (struct karst_mapping *)karst_target_mapping_after(target, start);
         for (; mapping && mapping < last && mapping->start < end; mapping++) {
             if (mapping->permissions & KARST_MAPPING_UNKNOWN) {
-                mapping->permissions = permissions_of(segment->p_flags);
+                mapping->permissions = karst_segment_permissions(segment->p_flags);
             }
         }
     }

@@ -51,6 +51,8 @@ void karst_target_find_executable(struct karst_target *target);
  * that is worth knowing. Opened once. */
 const struct karst_elf_file *karst_module_file(struct karst_target *target, struct karst_module *module);
 void karst_module_close(struct karst_module *module);
+/* KARST_MAPPING_* for PF_*. */
+uint32_t karst_segment_permissions(uint32_t flags);
 /* The part of a path behind its last slash. */
 const char *karst_base_name(const char *path);
 /* Bytes as people read them: "12.3 MB". Returns text. */

@@ -422,12 +422,34 @@ static void test_executable(const char *path, const struct victim_facts *facts) 
     CHECK(run("mv elsewhere program"));
 }
 
-/* A stripped program and its symbols in a file of their own, found by build id and by name. */
-static void test_debug_files(const char *path) {
-    char debug[64];
+/* The program's build id as text, with separator behind its first byte. */
+static void print_build_id(const char *separator, char id[100]) {
+    char command[200];
+    snprintf(command, sizeof command, "readelf -nW %s/whole | sed -n 's|.*Build ID: \\(..\\)|\\1%s|p'",
+             folder, separator);
+    FILE *file = popen(command, "re");
+    CHECK(file && fgets(id, 100, file));
+    id[strcspn(id, "\n")] = '\0';
+    pclose(file);
+}
+
+static void check_debug_file(const char *path, const struct karst_options *options, bool found) {
     struct karst_symbol symbol;
     uint64_t offset, size;
+    struct karst_target *target = open_core(path, options);
+    if (target) {
+        struct karst_module *module = target->executable_module;
+        CHECK(karst_module_symbol(target, module, "victim_variable", &symbol) == found);
+        CHECK(karst_module_member(target, module, "victim_layout", "last", &offset, &size) == found);
+        karst_target_close(target);
+    }
+}
+
+/* A stripped program and its symbols in a file of their own, found by build id and by name. */
+static void test_debug_files(const char *path) {
+    char debug[64], cache[64], slashed[100] = "", plain[100] = "";
     snprintf(debug, sizeof debug, "%s/debug", folder);
+    snprintf(cache, sizeof cache, "%s/cache", folder);
     if (!run("objcopy --only-keep-debug program program.debug && cp program whole && strip program && "
              "objcopy --add-gnu-debuglink=program.debug program && mkdir -p debug%s",
              folder)) {
@@ -435,43 +457,22 @@ static void test_debug_files(const char *path) {
         return;
     }
     struct karst_options options = {.debug_directory = debug};
-    static const char *const places[] = {"program.debug",          ".debug/program.debug",
-                                         "debug/%s/program.debug", "debug/.build-id/%s.debug",
-                                         "cache/%s/debuginfo",     "none"};
-    enum { PLACES = sizeof places / sizeof *places };
-    char cache[64];
-    snprintf(cache, sizeof cache, "%s/cache", folder);
+    print_build_id("/", slashed);
+    print_build_id("", plain);
     setenv("DEBUGINFOD_CACHE_PATH", cache, 1);
-    for (size_t i = 0; i < PLACES; i++) {
-        char place[200], id[100] = "";
-        FILE *file = NULL;
-        if (i == 3 || i == 4) {
-            char command[200];
-            snprintf(command, sizeof command,
-                     "readelf -nW %s/whole | sed -n 's|.*Build ID: \\(..\\)|\\1%s|p'", folder,
-                     i == 3 ? "/" : "");
-            file = popen(command, "re");
-            CHECK(file && fgets(id, sizeof id, file));
-            id[strcspn(id, "\n")] = '\0';
-            pclose(file);
-        }
-        snprintf(place, sizeof place, places[i], i == 2 ? folder : id);
-        CHECK(run("mkdir -p $(dirname %s) && test program.debug = %s || mv program.debug %s", place, place,
-                  place));
-        struct karst_target *target = open_core(path, &options);
-        if (target) {
-            CHECK(karst_module_symbol(target, target->executable_module, "victim_variable", &symbol) ==
-                  (i + 1 < PLACES));
-            CHECK(karst_module_member(target, target->executable_module, "victim_layout", "last", &offset,
-                                      &size) == (i + 1 < PLACES));
-            karst_target_close(target);
-        }
-        CHECK(run("test program.debug = %s || mv %s program.debug", place, place));
+    char places[5][200] = {"program.debug", ".debug/program.debug"};
+    snprintf(places[2], sizeof places[2], "debug/%s/program.debug", folder);
+    snprintf(places[3], sizeof places[3], "debug/.build-id/%s.debug", slashed);
+    snprintf(places[4], sizeof places[4], "cache/%s/debuginfo", plain);
+    CHECK(run("mv program.debug kept"));
+    check_debug_file(path, &options, false);
+    for (size_t i = 0; i < 5; i++) {
+        CHECK(run("mkdir -p $(dirname %s) && cp kept %s", places[i], places[i]));
+        check_debug_file(path, &options, true);
+        CHECK(run("rm %s", places[i]));
     }
     CHECK(run("cp /bin/true program.debug")); /* another build's */
-    struct karst_target *target = open_core(path, &options);
-    CHECK(target && !karst_module_symbol(target, target->executable_module, "victim_variable", &symbol));
-    karst_target_close(target);
+    check_debug_file(path, &options, false);
     CHECK(run("mv whole program"));
 }
 
