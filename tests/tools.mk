@@ -30,7 +30,8 @@ asan:
 
 # ---- damaged cores --------------------------------------------------------------------------------
 # Case K of seed N again: build/asan/fuzz/mutate --seed N --case K build/fuzz/cores/*.core
-SEED_CORES := $(addprefix $(BUILD)/fuzz/cores/,single.core threads.core mapped.core fragmented.core)
+SEED_CORES := $(addprefix $(BUILD)/fuzz/cores/,single.core threads.core mapped.core fragmented.core \
+    tiny.core tiny-threads.core)
 CASES      ?= 100000
 SEED       ?= 1
 JOBS       ?= 2
@@ -73,3 +74,14 @@ fuzz: $(BUILD)/fuzz/corpus/.made
 	    $(FUZZED)/fuzz/fuzz_$$kind -max_total_time=$(FUZZ_SECONDS) -max_len=262144 -timeout=20 -rss_limit_mb=2048 \
 	        -artifact_prefix=$(FUZZED)/ $(FUZZED)/corpus/$$kind $(BUILD)/fuzz/corpus/$$kind || exit 1; \
 	done
+
+# ---- lint -------------------------------------------------------------------------------------------
+LINTED := $(filter %.c,$(C_FILES))
+TIDY    = clang-tidy --quiet $(1) -- -std=gnu11 $(CPPFLAGS) $(INCLUDES) 2>&1 | grep -v 'warnings generated\|^Suppressed\|^Use -header' || true
+
+lint:
+	clang-format --dry-run -Werror $(C_FILES)
+	@echo clang-tidy ...
+	@printf '%s\n' $(LINTED) | xargs -P $(JOBS) -n 4 clang-tidy --quiet -- || exit 1
+	$(PYTHON) -m compileall -q gdb drgn helper/python tests
+	pyflakes3 gdb drgn helper/python tests

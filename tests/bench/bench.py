@@ -136,7 +136,7 @@ def measure_core(options: argparse.Namespace) -> bool:
     plain, checked = 64 * MIB, 64 * MIB + heap // 100
     right = measure([
         Command("bare loop", bare),
-        Command("engine's walk only", walk),
+        Command("engine's walk and bins", walk),
         Command("karst summary", [*karst, "summary"], 1.5, plain),
         Command("karst holes", [*karst, "holes"], 1.5, plain),
         Command("karst bins", [*karst, "bins"], None, plain),

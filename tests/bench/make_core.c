@@ -15,6 +15,7 @@
 #include <inttypes.h>
 #include <malloc.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -259,7 +260,7 @@ static void build_to_dump(void *context) {
 
 /* ---- the live process --------------------------------------------------------------------------- */
 
-static atomic_uint_fast64_t longest_gap;
+static atomic_uint_fast64_t longest_gap, looks;
 
 static void *measure_gaps(void *unused) {
     struct timespec before, now;
@@ -271,6 +272,7 @@ static void *measure_gaps(void *unused) {
             atomic_store_explicit(&longest_gap, gap, memory_order_relaxed);
         }
         before = now;
+        atomic_fetch_add(&looks, 1);
     }
     return unused;
 }
@@ -288,6 +290,10 @@ static void stay(uint64_t blocks) {
     printf("ready\n");
     fflush(stdout);
     while (fgets(line, sizeof line, stdin)) {
+        /* The other thread may not have had a processor yet since the process went on. */
+        for (uint64_t look = atomic_load(&looks); atomic_load(&looks) < look + 2;) {
+            sched_yield();
+        }
         printf("%" PRIu64 "\n", (uint64_t)atomic_exchange(&longest_gap, 0));
         fflush(stdout);
     }
