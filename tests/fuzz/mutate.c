@@ -454,10 +454,11 @@ static uint64_t run_all(struct progress *shares, uint64_t first, uint64_t end, u
         if (WIFEXITED(status) && WEXITSTATUS(status) == 0) {
             continue;
         }
-        fprintf(stderr, "mutate: seed %" PRIu64 " case %" PRIu64 ", %s: ended with %s %d\n", run.seed,
-                shares[i].next, shares[i].doing, WIFSIGNALED(status) ? "signal" : "status",
+        fprintf(stderr, "mutate: seed %" PRIu64 " %s %" PRIu64 ", %s: ended with %s %d\n", run.seed,
+                shares[i].next == NO_CASE ? "an undamaged core, not case" : "case", shares[i].next,
+                shares[i].doing, WIFSIGNALED(status) ? "signal" : "status",
                 WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
-        if (shares[i].next != NO_CASE && ++deaths < FAILURES_MAX) {
+        if (++deaths < FAILURES_MAX && shares[i].next != NO_CASE) {
             shares[i].next += jobs;
             children[i] = start(&shares[i], end, jobs);
             running++;
