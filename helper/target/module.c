@@ -255,23 +255,29 @@ static void remark_difference(struct karst_target *target, const struct karst_mo
     }
 }
 
+/* What a missing file means, and what would help. A process has its code in memory, a core has not. */
+static const char *missing_means(const struct karst_target *target) {
+    if (target->kind != KARST_TARGET_CORE) {
+        return "symbols may be unknown (a file that was deleted or replaced can still be read by root)";
+    }
+    return target->sysroot
+               ? "code and constants are unknown, and symbols without a debug file"
+               : "code and constants are unknown, and symbols without a debug file (--sysroot DIR names a "
+                 "copy of the file system)";
+}
+
 /* Keeps one remark up to date instead of adding one per file. */
 static void remark_missing(struct karst_target *target, const struct karst_module *module) {
     target->files_missing++;
     if (target->files_missing == 1) {
         target->files_missing_remark = target->remark_count;
-        karst_target_remark(target, "%s is not here: its code, constants and symbols are unknown%s",
-                            module->path,
-                            target->sysroot ? "" : " (--sysroot DIR names a copy of the file system)");
+        karst_target_remark(target, "%s is not here: its %s", module->path, missing_means(target));
         return;
     }
     char *text = NULL;
     if (target->files_missing_remark < target->remark_count &&
-        asprintf(&text,
-                 "%zu files of the %s are not here, the last one looked for is %s: their code, constants and "
-                 "symbols are unknown%s",
-                 target->files_missing, target_word(target), module->path,
-                 target->sysroot ? "" : " (--sysroot DIR names a copy of the file system)") >= 0) {
+        asprintf(&text, "%zu files of the %s are not here, %s for one: their %s", target->files_missing,
+                 target_word(target), module->path, missing_means(target)) >= 0) {
         free(target->remarks[target->files_missing_remark]);
         target->remarks[target->files_missing_remark] = text;
     }
