@@ -3,6 +3,7 @@
 #define KARST_CLI_CLI_H
 
 #include <signal.h>
+#include <stdio.h>
 
 #include "karst.h"
 #include "verb.h"
@@ -30,6 +31,7 @@ bool parse_command_line(struct command_line *line, int argc, char **argv, struct
 /* Standard output as a karst_output, and progress on standard error. */
 struct terminal {
     struct karst_output output;
+    FILE *spool; /* takes the text until it is handed on; NULL: it goes out at once */
     bool color;
     bool progress; /* standard error is a terminal, so show it */
     bool tty;      /* standard output is one */
@@ -40,6 +42,10 @@ struct terminal {
 };
 
 void terminal_open(struct terminal *terminal, enum color_mode color);
+/* Keeps text back, in a file without a name, so that a stopped process does not wait for whoever reads it;
+ * terminal_hand_on() writes it out. Without room for such a file text goes out at once. */
+void terminal_keep_back(struct terminal *terminal);
+void terminal_hand_on(struct terminal *terminal);
 /* For karst_options.poll; context is the terminal. */
 bool terminal_poll(void *context, const char *what, uint64_t done, uint64_t total);
 void terminal_wipe_progress(struct terminal *terminal);

@@ -145,11 +145,15 @@ static int answer(struct command_line *line, struct terminal *terminal, struct k
     if (!session) {
         return EXIT_NOT_ANSWERED;
     }
+    if (line->pid && !line->options.no_stop) {
+        terminal_keep_back(terminal);
+    }
     size_t told = write_remarks(session, line, 0);
     int status = karst_run(session, line->verb_count, line->verb, &terminal->output, NULL, error);
     terminal_wipe_progress(terminal);
     write_remarks(session, line, told);
     karst_close(session);
+    terminal_hand_on(terminal);
     return status;
 }
 

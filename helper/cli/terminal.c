@@ -32,14 +32,19 @@ static const char *style_sequence(enum karst_style style) {
     return style < KARST_STYLES ? sequences[style] : NULL;
 }
 
+/* Writes size bytes, with a style's sequence around them or none. */
+static bool put(FILE *file, const char *sequence, const char *text, size_t size) {
+    return (!sequence || fputs(sequence, file) >= 0) && fwrite(text, 1, size, file) == size &&
+           (!sequence || fputs("\033[0m", file) >= 0);
+}
+
 static bool write_text(void *context, enum karst_style style, const char *text, size_t size) {
     struct terminal *terminal = context;
     terminal_wipe_progress(terminal);
     const char *sequence = terminal->color ? style_sequence(style) : NULL;
     terminal->in_line = size && text[size - 1] != '\n';
     errno = 0;
-    bool written = (!sequence || fputs(sequence, stdout) >= 0) && fwrite(text, 1, size, stdout) == size &&
-                   (!sequence || fputs("\033[0m", stdout) >= 0);
+    bool written = put(terminal->spool ? terminal->spool : stdout, sequence, text, size);
     if (!written) {
         terminal->write_error = errno ? errno : EIO;
     }
@@ -74,6 +79,33 @@ void terminal_open(struct terminal *terminal, enum color_mode color) {
         .start_ns = now_ns(),
     };
     terminal->output.context = terminal;
+}
+
+void terminal_keep_back(struct terminal *terminal) {
+    terminal->spool = tmpfile();
+}
+
+void terminal_hand_on(struct terminal *terminal) {
+    char piece[65536];
+    FILE *spool = terminal->spool;
+    if (!spool) {
+        return;
+    }
+    terminal->spool = NULL;
+    errno = 0;
+    bool fine = fseeko(spool, 0, SEEK_SET) == 0;
+    while (fine && !interrupted && !terminal->write_error) {
+        size_t size = fread(piece, 1, sizeof piece, spool);
+        if (size == 0) {
+            fine = !ferror(spool);
+            break;
+        }
+        fine = put(stdout, NULL, piece, size);
+    }
+    if (!fine && !terminal->write_error) {
+        terminal->write_error = errno ? errno : EIO;
+    }
+    fclose(spool);
 }
 
 void terminal_wipe_progress(struct terminal *terminal) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -179,20 +180,41 @@ def test_a_full_disk_is_told(program: Program) -> None:
             assert done.returncode == 2 and "No space left" in done.stderr
 
 
-def test_interrupt_lets_the_process_go(program: Program) -> None:
+def drain(read: int) -> None:
+    while os.read(read, 65536):
+        pass
+
+
+@contextlib.contextmanager
+def unread(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Karst with more to say than a pipe takes, at work, and the pipe that nobody reads yet."""
     read, write = os.pipe()
-    with subprocess.Popen(
-        [KARST, "-p", str(program.pid), "blocks", "--all"], stdout=write, stderr=subprocess.PIPE
-    ) as process:
-        os.close(write)
-        assert select.select([read], [], [], 60)[0]  # at work; more text than a pipe takes is to come
-        process.send_signal(signal.SIGINT)
-        while os.read(read, 65536):
-            pass
+    process = subprocess.Popen([KARST, *arguments], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    try:
+        assert select.select([read], [], [], 60)[0]
+        assert process.poll() is None
+        yield process, read
+    finally:
         os.close(read)
-        assert process.communicate(timeout=60)[1] == b"karst: interrupted\n"
-    assert process.returncode == 2
-    assert program.state() in "RS"
+        process.kill()
+        process.communicate()
+
+
+def test_a_slow_reader_does_not_hold_the_process(program: Program) -> None:
+    with unread("-p", str(program.pid), "blocks", "--all") as (process, read):
+        assert program.state() in "RS"
+        drain(read)
+        assert process.wait(timeout=60) == 0
+
+
+def test_interrupt(program: Program) -> None:
+    with unread("-p", str(program.pid), "--no-stop", "blocks", "--all") as (process, read):
+        process.send_signal(signal.SIGINT)
+        drain(read)
+        assert process.communicate(timeout=60)[1].endswith(b"karst: interrupted\n")
+        assert process.returncode == 2
+        assert program.state() in "RS"
 
 
 @pytest.mark.skipif(not kernel_cores_land_here(), reason="needs a core with its notes in front")
