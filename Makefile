@@ -52,6 +52,29 @@ docs: all
 docs-demo: demo
 	$(PYTHON) docs/generate.py --build $(BUILD) --demo
 
+# GDB reads what lies in /etc/gdb/gdbinit.d when it starts; PREFIX elsewhere: source .../gdb/karst.py yourself.
+.PHONY: install uninstall
+SCRIPTS   := $(shell find gdb drgn helper/python -name '*.py' 2>/dev/null)
+PAGES     := README.md $(shell find docs -name '*.md' -o -name '*.png' -o -name '*.svg')
+SHARE      = $(DESTDIR)$(PREFIX)/share
+GDB_START := $(if $(filter /usr /usr/local,$(PREFIX)),$(DESTDIR)/etc/gdb/gdbinit.d/karst.gdb)
+
+install: all
+	install -D -m 755 $(BUILD)/karst $(DESTDIR)$(PREFIX)/bin/karst
+	install -D -m 644 $(BUILD)/libkarst.so $(DESTDIR)$(PREFIX)/lib/libkarst.so
+	install -D -m 644 helper/include/karst.h $(DESTDIR)$(PREFIX)/include/karst.h
+	@for script in $(SCRIPTS); do install -D -m 644 $$script $(SHARE)/karst/$${script#helper/} || exit 1; done
+	@for page in $(PAGES); do install -D -m 644 $$page $(SHARE)/doc/karst/$$page || exit 1; done
+ifneq ($(GDB_START),)
+	@mkdir -p $(dir $(GDB_START))
+	echo 'source $(PREFIX)/share/karst/gdb/karst.py' > $(GDB_START)
+endif
+	@[ -n "$(DESTDIR)" ] || ldconfig 2>/dev/null || true
+
+uninstall:
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,bin/karst lib/libkarst.so include/karst.h) $(GDB_START)
+	rm -rf $(SHARE)/karst $(SHARE)/doc/karst
+
 clean:
 	rm -rf $(BUILD)
 

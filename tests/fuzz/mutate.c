@@ -78,9 +78,12 @@ static struct {
 /* Usable while the process is dying. */
 static void tell(const char *what) {
     char text[512];
-    int length =
-        snprintf(text, sizeof text, "mutate: seed %" PRIu64 " case %" PRIu64 " (%s), %s: %s\n", run.seed,
-                 run.progress->next, run.image ? run.image->name : "?", run.progress->doing, what);
+    char number[40] = "undamaged";
+    if (run.progress->next != NO_CASE) {
+        snprintf(number, sizeof number, "case %" PRIu64, run.progress->next);
+    }
+    int length = snprintf(text, sizeof text, "mutate: seed %" PRIu64 " %s (%s), %s: %s\n", run.seed, number,
+                          run.image ? run.image->name : "-", run.progress->doing, what);
     if (write(STDERR_FILENO, text, (size_t)length) != length) {
         return;
     }
@@ -454,10 +457,9 @@ static uint64_t run_all(struct progress *shares, uint64_t first, uint64_t end, u
         if (WIFEXITED(status) && WEXITSTATUS(status) == 0) {
             continue;
         }
-        fprintf(stderr, "mutate: seed %" PRIu64 " %s %" PRIu64 ", %s: ended with %s %d\n", run.seed,
-                shares[i].next == NO_CASE ? "an undamaged core, not case" : "case", shares[i].next,
-                shares[i].doing, WIFSIGNALED(status) ? "signal" : "status",
-                WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
+        fprintf(stderr, "mutate: the process ended with %s %d, at %s\n",
+                WIFSIGNALED(status) ? "signal" : "status",
+                WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status), shares[i].doing);
         if (++deaths < FAILURES_MAX && shares[i].next != NO_CASE) {
             shares[i].next += jobs;
             children[i] = start(&shares[i], end, jobs);
