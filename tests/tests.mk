@@ -26,7 +26,7 @@ run-tests:
 	    echo "$$unit"; timeout 600 "$$unit" || status=1; \
 	done; \
 	KARST_BUILD=$(abspath $(BUILD)) $(PYTHON) -m pytest -p no:cacheprovider $(PYTEST_ARGUMENTS) \
-	    tests/integration tests/corruption tests/python tests/gdb tests/docs || status=1; \
+	    tests || status=1; \
 	exit $$status
 
 $(TEST_BUILD)/%: tests/programs/%.c

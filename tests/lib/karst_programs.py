@@ -23,34 +23,45 @@ class Program:
         self.directory = directory
         self.pid = process.pid
         self.lines: list[str] = []
+        self._rest = b""
 
-    def wait_ready(self, seconds: float = READY_SECONDS) -> None:
-        """Read lines up to the one that begins with 'ready'."""
+    def wait_line(self, start: str, seconds: float = READY_SECONDS) -> str:
+        """Read on, up to a line that begins so."""
         stdout = self.process.stdout
         assert stdout is not None
-        text = b""
         end = time.monotonic() + seconds
-        while not any(line.startswith("ready") for line in self.lines):
+        while not (found := [line for line in self.lines if line.startswith(start)]):
             left = end - time.monotonic()
             if left <= 0 or not select.select([stdout], [], [], left)[0]:
-                raise TimeoutError(f"{self.process.args}: not ready after {seconds:.0f} s; printed {self.lines}")
+                raise TimeoutError(f"{self.process.args}: no '{start}' in {seconds:.0f} s; printed {self.lines}")
             piece = os.read(stdout.fileno(), 65536)
             if not piece:
                 self.process.wait(timeout=10)
                 raise RuntimeError(f"{self.process.args}: ended with {self.process.returncode}: {self.lines}")
-            text += piece
-            *complete, text = text.split(b"\n")
+            *complete, self._rest = (self._rest + piece).split(b"\n")
             self.lines += [line.decode() for line in complete]
-        words = next(line for line in self.lines if line.startswith("ready")).split()
+        return found[0]
+
+    def wait_ready(self) -> None:
+        words = self.wait_line("ready").split()
         if len(words) > 1:
             self.pid = int(words[1])
 
-    def state(self) -> str:
-        """The letter of /proc/PID/status: R, S, T (stopped), t (traced) ..."""
+    def values(self) -> dict[str, int]:
+        """What it printed as "name value"."""
+        pairs = (line.split() for line in self.lines)
+        return {pair[0]: int(pair[1], 0) for pair in pairs if len(pair) == 2 and pair[0] != "ready"}
+
+    def status(self, name: str) -> str:
+        """A field of /proc/PID/status."""
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith("State:"):
-                return line.split()[1]
-        raise RuntimeError("no State in /proc/PID/status")
+            if line.startswith(f"{name}:"):
+                return line.split(":", 1)[1].strip()
+        raise RuntimeError(f"no {name} in /proc/{self.pid}/status")
+
+    def state(self) -> str:
+        """Its state's letter: R, S, T (stopped), t (traced) ..."""
+        return self.status("State")[0]
 
     def kernel_core(self, sent: int | None = signal.SIGABRT) -> Path:
         """End the program with a signal (None: it ends by itself) and give the kernel's core of it."""
