@@ -349,6 +349,14 @@ static bool find_text_in_memory(struct karst_target *target, const struct karst_
     return found;
 }
 
+static bool find_text_in(const uint8_t *data, size_t there, const char *needle, char *text, size_t size) {
+    const uint8_t *place = data ? memmem(data, there, needle, strlen(needle)) : NULL;
+    if (place) {
+        copy_text(place, there - (size_t)(place - data), text, size);
+    }
+    return place != NULL;
+}
+
 bool karst_module_find_text(struct karst_target *target, struct karst_module *module, const char *needle,
                             char *text, size_t size) {
     if (size == 0 || *needle == '\0') {
@@ -358,14 +366,14 @@ bool karst_module_find_text(struct karst_target *target, struct karst_module *mo
     if (!file) {
         return find_text_in_memory(target, module, needle, text, size);
     }
-    for (size_t i = 0; i < file->section_count; i++) {
+    bool found = false;
+    for (size_t i = 0; i < file->section_count && !found; i++) {
+        const Elf64_Shdr *section = &file->sections[i];
         size_t there = 0;
-        const uint8_t *data = karst_elf_section_data(file, &file->sections[i], &there);
-        const uint8_t *place = data ? memmem(data, there, needle, strlen(needle)) : NULL;
-        if (place) {
-            copy_text(place, there - (size_t)(place - data), text, size);
-            return true;
-        }
+        const uint8_t *data =
+            section->sh_flags & SHF_ALLOC ? karst_elf_section_data(file, section, &there) : NULL;
+        found = find_text_in(data, there, needle, text, size);
     }
-    return false;
+    /* A file may do without a section table. */
+    return found || (file->section_count == 0 && find_text_in(file->data, file->size, needle, text, size));
 }

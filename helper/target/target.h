@@ -120,8 +120,9 @@ bool karst_module_member(struct karst_target *target, struct karst_module *modul
                          const char *member, uint64_t *offset, uint64_t *size);
 /* The name and offset of the function or object that holds address: "malloc+0x15". false: unknown. */
 bool karst_target_symbolize(struct karst_target *target, uint64_t address, char *text, size_t size);
-/* The first place in the module's file (any section with contents) where needle stands; copies up to
- * size - 1 bytes from there up to the first byte below ' ' and terminates. For version strings. */
+/* The first place where needle stands in the module's file (its loaded sections), or without the file in
+ * what can be read of the module; copies up to size - 1 bytes from there up to the first byte below ' ' and
+ * terminates. For version strings. */
 bool karst_module_find_text(struct karst_target *target, struct karst_module *module, const char *needle,
                             char *text, size_t size);
 
