@@ -23,7 +23,7 @@
 #define LINE_HEIGHT  20
 #define PLOT_LEFT    (MARGIN + ADDRESS_ROOM)
 #define PLOT_RIGHT   (PLOT_LEFT + (int)KARST_DRAW_COLUMNS)
-#define TOP_ROOM     150 /* title, totals, legend, axis */
+#define TOP_ROOM     172 /* title, totals, legend, axis */
 
 /* ---- colours: told apart by brightness, texture and their order in a column, too --------------------- */
 
@@ -129,6 +129,11 @@ static uint64_t drawn_bytes(const uint64_t bytes[KARST_PICTURE_STATES]) {
     return sum;
 }
 
+static const char *arena_name(const struct karst_picture *picture, const struct karst_picture_band *band) {
+    const struct karst_heap *heap = picture->session->heaps[band->heap];
+    return band->arena < heap->arena_count ? heap->arenas[band->arena].name : "no arena";
+}
+
 /* ---- strips ------------------------------------------------------------------------------------------ */
 
 /* Fills one column of pixels: each state's share of the height, with the colours of a pixel that several
@@ -188,16 +193,15 @@ static void draw_strip(struct page *page, size_t row, double y) {
 
 static double strip_y(const struct karst_picture *picture, size_t row) {
     double y = TOP_ROOM + (double)row * ROW_HEIGHT;
-    for (size_t i = 0; i < picture->extent_count && picture->extents[i].first_row <= row; i++) {
+    for (size_t i = 0; i < picture->band_count && picture->bands[i].first_row <= row; i++) {
         y += HEADER_ROOM;
     }
     return y;
 }
 
-static void draw_row_labels(struct page *page, const struct karst_picture_extent *of, size_t row, double y) {
+static void draw_row_labels(struct page *page, const struct karst_picture_band *band, size_t row, double y) {
     const struct karst_picture *picture = page->picture;
-    uint64_t row_bytes = picture->cell_size * picture->columns;
-    uint64_t start = of->base + (row - of->first_row) * row_bytes, live = 0, bytes = 0;
+    uint64_t live = 0, bytes = 0;
     for (size_t x = 0; x < picture->columns; x++) {
         const struct karst_picture_cell *cell = karst_picture_cell(picture, row, x);
         live += cell->bytes[KARST_STATE_LIVE];
@@ -205,30 +209,33 @@ static void draw_row_labels(struct page *page, const struct karst_picture_extent
     }
     set_font(page->cairo, FONT_FIXED, TEXT_SIZE);
     put_text(page, PLOT_LEFT - 10, y + STRIP_HEIGHT - 4, 1, 0x333333, "0x%" PRIx64,
-             start > of->start ? start : of->start);
+             karst_picture_row_address(picture, band, row));
     set_font(page->cairo, FONT_TEXT, TEXT_SIZE);
     put_text(page, PAGE_WIDTH - MARGIN, y + STRIP_HEIGHT - 4, 1, 0x333333, "%s live",
              karst_share_text(live, bytes).text);
 }
 
-static void draw_extent(struct page *page, const struct karst_picture_extent *of) {
-    struct karst_text size, live, absent;
-    double y = strip_y(page->picture, of->first_row);
-    const struct karst_heap *heap = page->picture->session->heaps[of->extent->heap];
-    const char *arena =
-        of->extent->arena < heap->arena_count ? heap->arenas[of->extent->arena].name : "no arena";
+static void draw_band(struct page *page, const struct karst_picture_band *band) {
+    const struct karst_picture *picture = page->picture;
+    struct karst_text size, live, unused;
+    double y = strip_y(picture, band->first_row) - 12;
+    const struct karst_picture_extent *first = &picture->extents[band->first_extent];
+    const struct karst_picture_extent *last = first + band->extent_count - 1;
     set_font(page->cairo, FONT_BOLD, TEXT_SIZE + 1);
-    double x = put_text(page, PLOT_LEFT, y - 12, 0, 0x111111, "%s, %s", arena,
-                        karst_extent_kind_name(of->extent->kind));
+    double x = put_text(page, PLOT_LEFT, y, 0, 0x111111, "%s", arena_name(picture, band));
+    if (band->extent_count == 1) {
+        x = put_text(page, x, y, 0, 0x111111, ", %s", karst_extent_kind_name(first->extent->kind));
+    } else {
+        x = put_text(page, x, y, 0, 0x111111, ", %zu segments", band->extent_count);
+    }
     set_font(page->cairo, FONT_TEXT, TEXT_SIZE);
-    uint64_t free_bytes = of->bytes[KARST_STATE_FREE] + of->bytes[KARST_PICTURE_ABSENT];
-    put_text(page, x + 12, y - 12, 0, 0x444444, "%s from 0x%" PRIx64 " to 0x%" PRIx64 ": %s live, %s free",
-             size_text(page, of->end - of->start, &size), of->start, of->end,
-             size_text(page, of->bytes[KARST_STATE_LIVE], &live), size_text(page, free_bytes, &absent));
-    for (size_t row = of->first_row; row < of->first_row + of->rows; row++) {
-        double at = strip_y(page->picture, row);
-        draw_strip(page, row, at);
-        draw_row_labels(page, of, row, at);
+    put_text(page, x + 12, y, 0, 0x444444, "%s from 0x%" PRIx64 " to 0x%" PRIx64 ": %s live, %s free",
+             size_text(page, drawn_bytes(band->bytes), &size), first->start, last->end,
+             size_text(page, band->bytes[KARST_STATE_LIVE], &live),
+             size_text(page, band->bytes[KARST_STATE_FREE] + band->bytes[KARST_PICTURE_ABSENT], &unused));
+    for (size_t row = band->first_row; row < band->first_row + band->rows; row++) {
+        draw_strip(page, row, strip_y(picture, row));
+        draw_row_labels(page, band, row, strip_y(picture, row));
     }
 }
 
@@ -307,21 +314,22 @@ static void draw_head(struct page *page) {
     set_font(page->cairo, FONT_BOLD, 22);
     put_text(page, PLOT_LEFT, 46, 0, 0x111111, "Heaps of %s", picture->session->target->name);
     set_font(page->cairo, FONT_TEXT, TEXT_SIZE + 1);
-    double x = put_text(
-        page, PLOT_LEFT, 72, 0, 0x444444,
-        "%s drawn; a row is %s, a column of pixels %s, filled from the bottom by what is in it",
-        size_text(page, drawn_bytes(picture->bytes), &a),
-        size_text(page, picture->cell_size * picture->columns, &b), size_text(page, picture->cell_size, &c));
+    put_text(page, PLOT_LEFT, 72, 0, 0x444444,
+             "%s drawn; a row is %s, a column of pixels %s, filled from the bottom by what is in it",
+             size_text(page, drawn_bytes(picture->bytes), &a),
+             size_text(page, picture->cell_size * picture->columns, &b),
+             size_text(page, picture->cell_size, &c));
+    double x = PLOT_LEFT;
     if (picture->mapped) {
-        x = put_text(page, x, 72, 0, 0x444444, "; not drawn: %s in %s live blocks with mappings of their own",
-                     size_text(page, picture->mapped_bytes, &a), karst_count_text(picture->mapped).text);
+        x = put_text(page, x, 92, 0, 0x444444, "not drawn: %s live blocks with mappings of their own, %s  ",
+                     karst_count_text(picture->mapped).text, size_text(page, picture->mapped_bytes, &a));
     }
     if (picture->left_out) {
-        put_text(page, x, 72, 0, 0x444444, "; no room for %s smaller extents, %s",
+        put_text(page, x, 92, 0, 0x444444, "no room for %s smaller arenas, %s",
                  karst_count_text(picture->left_out).text, size_text(page, picture->left_out_bytes, &a));
     }
-    draw_legend(page, 102);
-    draw_axis(page, 132);
+    draw_legend(page, 122);
+    draw_axis(page, 152);
 }
 
 /* ---- marks ------------------------------------------------------------------------------------------- */
@@ -464,8 +472,8 @@ static void draw_page(struct page *page) {
     cairo_set_source_rgb(page->cairo, 1, 1, 1);
     cairo_paint(page->cairo);
     draw_head(page);
-    for (size_t i = 0; i < page->picture->extent_count; i++) {
-        draw_extent(page, &page->picture->extents[i]);
+    for (size_t i = 0; i < page->picture->band_count; i++) {
+        draw_band(page, &page->picture->bands[i]);
     }
     double y =
         page->picture->rows ? strip_y(page->picture, page->picture->rows - 1) + ROW_HEIGHT + 24 : TOP_ROOM;

@@ -1,4 +1,5 @@
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "draw.h"
@@ -34,6 +35,7 @@ enum glyph_kind {
     GLYPH_TOP,
     GLYPH_METADATA,
     GLYPH_UNKNOWN,
+    GLYPH_BETWEEN,
     GLYPHS
 };
 
@@ -48,6 +50,7 @@ static const struct glyph glyphs[GLYPHS] = {
     [GLYPH_TOP] = {"-", "-", KARST_STYLE_DIM, "top"},
     [GLYPH_METADATA] = {"m", "m", KARST_STYLE_DIM, "metadata"},
     [GLYPH_UNKNOWN] = {"?", "?", KARST_STYLE_BAD, "damaged or missing"},
+    [GLYPH_BETWEEN] = {"│", "|", KARST_STYLE_DIM, "the next segment"},
 };
 
 /* What a cell is shown as. Damage shows however little it is, and so does what is live. */
@@ -55,6 +58,9 @@ static enum glyph_kind glyph_of(const struct karst_picture_cell *cell) {
     const uint32_t *bytes = cell->bytes;
     uint64_t total = karst_picture_cell_bytes(cell), live = bytes[KARST_STATE_LIVE];
     uint64_t unused = (uint64_t)bytes[KARST_STATE_FREE] + bytes[KARST_PICTURE_ABSENT];
+    if (total == 0) {
+        return GLYPH_BETWEEN;
+    }
     if (bytes[KARST_STATE_UNKNOWN]) {
         return GLYPH_UNKNOWN;
     }
@@ -74,19 +80,6 @@ static enum glyph_kind glyph_of(const struct karst_picture_cell *cell) {
         return GLYPH_CACHED;
     }
     return bytes[KARST_PICTURE_ABSENT] > bytes[KARST_STATE_FREE] ? GLYPH_ABSENT : GLYPH_FREE;
-}
-
-/* The cells of a row that lie in the extent: from *first on, so many. */
-static size_t cells_of_row(const struct karst_picture *picture, size_t row, size_t *first) {
-    size_t begin = 0, end = picture->columns;
-    while (begin < end && karst_picture_cell_bytes(karst_picture_cell(picture, row, begin)) == 0) {
-        begin++;
-    }
-    while (end > begin && karst_picture_cell_bytes(karst_picture_cell(picture, row, end - 1)) == 0) {
-        end--;
-    }
-    *first = begin;
-    return end - begin;
 }
 
 static void sum_row(const struct karst_picture *picture, size_t row, uint64_t sum[KARST_PICTURE_STATES]) {
@@ -114,47 +107,51 @@ static void write_glyph(struct karst_writer *writer, enum glyph_kind kind) {
 }
 
 static void write_row(struct karst_call *call, const struct karst_picture *picture,
-                      const struct karst_picture_extent *of, size_t row) {
+                      const struct karst_picture_band *band, size_t row) {
     struct karst_writer *writer = &call->writer;
     uint64_t sum[KARST_PICTURE_STATES];
-    size_t first, count = cells_of_row(picture, row, &first);
-    uint64_t start = of->base + (row - of->first_row) * picture->columns * picture->cell_size;
+    size_t count = karst_picture_row_cells(picture, band, row);
     sum_row(picture, row, sum);
-    karst_print_styled(writer, KARST_STYLE_ADDRESS, "0x%-12" PRIx64, start > of->start ? start : of->start);
+    karst_print_styled(writer, KARST_STYLE_ADDRESS, "0x%-12" PRIx64,
+                       karst_picture_row_address(picture, band, row));
     karst_print(writer, "  ");
-    for (size_t column = 0; column < picture->columns; column++) {
-        if (column >= first && column < first + count) {
-            write_glyph(writer, glyph_of(karst_picture_cell(picture, row, column)));
-        } else {
-            karst_print(writer, " ");
-        }
+    for (size_t column = 0; column < count; column++) {
+        write_glyph(writer, glyph_of(karst_picture_cell(picture, row, column)));
     }
-    karst_print(writer, "  %6s\n", karst_share_text(sum[KARST_STATE_LIVE], total_of(sum)).text);
+    karst_print(writer, "%*s  %6s\n", (int)(picture->columns - count), "",
+                karst_share_text(sum[KARST_STATE_LIVE], total_of(sum)).text);
 }
 
-static void write_extent(struct karst_call *call, const struct karst_picture *picture,
-                         const struct karst_picture_extent *of) {
+static void write_band(struct karst_call *call, const struct karst_picture *picture,
+                       const struct karst_picture_band *band) {
     struct karst_writer *writer = &call->writer;
-    uint64_t unused = of->bytes[KARST_STATE_FREE] + of->bytes[KARST_PICTURE_ABSENT];
+    const struct karst_picture_extent *first = &picture->extents[band->first_extent];
+    uint64_t unused = band->bytes[KARST_STATE_FREE] + band->bytes[KARST_PICTURE_ABSENT];
     karst_print(writer, "\n");
-    karst_print_styled(writer, KARST_STYLE_TITLE, "%s, %s",
-                       karst_arena_text(call->session, of->extent->heap, of->extent->arena).text,
-                       karst_extent_kind_name(of->extent->kind));
-    karst_print(writer, ": %s, %s of it live, %s free\n", karst_size_text(writer, of->end - of->start).text,
-                karst_size_text(writer, of->bytes[KARST_STATE_LIVE]).text,
-                karst_size_text(writer, unused).text);
-    for (size_t row = of->first_row; row < of->first_row + of->rows; row++) {
-        write_row(call, picture, of, row);
+    karst_print_styled(writer, KARST_STYLE_TITLE, "%s",
+                       karst_arena_text(call->session, band->heap, band->arena).text);
+    if (band->extent_count == 1) {
+        karst_print(writer, ", %s", karst_extent_kind_name(first->extent->kind));
+    } else {
+        karst_print(writer, ", %zu segments", band->extent_count);
     }
-    call->last_address = of->start;
+    karst_print(writer, ": %s, %s of it live, %s free\n", karst_size_text(writer, total_of(band->bytes)).text,
+                karst_size_text(writer, band->bytes[KARST_STATE_LIVE]).text,
+                karst_size_text(writer, unused).text);
+    for (size_t row = band->first_row; row < band->first_row + band->rows; row++) {
+        write_row(call, picture, band, row);
+    }
+    call->last_address = first->start;
 }
 
 static void write_legend(struct karst_writer *writer, const struct karst_picture *picture) {
     bool used[GLYPHS] = {false};
-    for (size_t row = 0; row < picture->rows; row++) {
-        size_t first, count = cells_of_row(picture, row, &first);
-        for (size_t column = first; column < first + count; column++) {
-            used[glyph_of(karst_picture_cell(picture, row, column))] = true;
+    for (size_t i = 0; i < picture->band_count; i++) {
+        const struct karst_picture_band *band = &picture->bands[i];
+        for (size_t row = band->first_row; row < band->first_row + band->rows; row++) {
+            for (size_t k = 0; k < karst_picture_row_cells(picture, band, row); k++) {
+                used[glyph_of(karst_picture_cell(picture, row, k))] = true;
+            }
         }
     }
     karst_print(writer, "\n");
@@ -187,7 +184,7 @@ static void write_not_drawn(struct karst_writer *writer, const struct karst_pict
                     karst_size_text(writer, picture->mapped_bytes).text);
     }
     if (picture->left_out) {
-        karst_print(writer, "no room for %s smaller extent%s, %s; --rows makes room\n",
+        karst_print(writer, "no room for %s smaller arena%s, %s; --rows makes room\n",
                     karst_count_text(picture->left_out).text, karst_plural(picture->left_out),
                     karst_size_text(writer, picture->left_out_bytes).text);
     }
@@ -196,8 +193,8 @@ static void write_not_drawn(struct karst_writer *writer, const struct karst_pict
 static void write_text(struct karst_call *call, const struct karst_picture *picture) {
     struct karst_writer *writer = &call->writer;
     karst_print_title(writer, "%s", call->session->target->name);
-    for (size_t i = 0; i < picture->extent_count; i++) {
-        write_extent(call, picture, &picture->extents[i]);
+    for (size_t i = 0; i < picture->band_count; i++) {
+        write_band(call, picture, &picture->bands[i]);
     }
     write_legend(writer, picture);
     write_not_drawn(writer, picture);
@@ -219,21 +216,19 @@ static void set_states(struct karst_writer *writer, json_t *object, const struct
 }
 
 static json_t *rows_json(struct karst_writer *writer, const struct karst_picture *picture,
-                         const struct karst_picture_extent *of) {
+                         const struct karst_picture_band *band) {
     json_t *rows = karst_json_array(writer);
-    for (size_t row = of->first_row; row < of->first_row + of->rows; row++) {
+    for (size_t row = band->first_row; row < band->first_row + band->rows; row++) {
         char cells[WIDTH_MAX + 1];
         uint64_t sum[KARST_PICTURE_STATES];
-        size_t first, count = cells_of_row(picture, row, &first);
+        size_t count = karst_picture_row_cells(picture, band, row);
         for (size_t column = 0; column < count; column++) {
-            cells[column] = glyphs[glyph_of(karst_picture_cell(picture, row, first + column))].ascii[0];
+            cells[column] = glyphs[glyph_of(karst_picture_cell(picture, row, column))].ascii[0];
         }
         cells[count] = '\0';
         sum_row(picture, row, sum);
         json_t *one = karst_json_object(writer);
-        karst_json_set_address(writer, one, "address",
-                               of->base +
-                                   ((row - of->first_row) * picture->columns + first) * picture->cell_size);
+        karst_json_set_address(writer, one, "address", karst_picture_row_address(picture, band, row));
         karst_json_set_text(writer, one, "cells", cells);
         set_states(writer, one, picture, sum);
         karst_json_append(writer, rows, one);
@@ -241,23 +236,33 @@ static json_t *rows_json(struct karst_writer *writer, const struct karst_picture
     return rows;
 }
 
+static json_t *band_json(struct karst_call *call, const struct karst_picture *picture,
+                         const struct karst_picture_band *band, bool rows) {
+    struct karst_writer *writer = &call->writer;
+    json_t *one = karst_json_object(writer), *segments = karst_json_array(writer);
+    karst_json_set_text(writer, one, "arena", karst_arena_text(call->session, band->heap, band->arena).text);
+    set_states(writer, one, picture, band->bytes);
+    for (size_t i = 0; i < band->extent_count; i++) {
+        const struct karst_picture_extent *of = &picture->extents[band->first_extent + i];
+        json_t *segment = karst_json_object(writer);
+        karst_json_set_text(writer, segment, "kind", karst_extent_kind_name(of->extent->kind));
+        karst_json_set_address(writer, segment, "start", of->start);
+        karst_json_set_address(writer, segment, "end", of->end);
+        karst_json_append(writer, segments, segment);
+    }
+    karst_json_set(writer, one, "segments", segments);
+    if (rows) {
+        karst_json_set(writer, one, "rows", rows_json(writer, picture, band));
+    }
+    return one;
+}
+
 static void write_json(struct karst_call *call, const struct karst_picture *picture,
                        const struct karst_drawing *drawing) {
     struct karst_writer *writer = &call->writer;
-    json_t *root = karst_json_object(writer), *extents = karst_json_array(writer);
-    for (size_t i = 0; i < picture->extent_count; i++) {
-        const struct karst_picture_extent *of = &picture->extents[i];
-        json_t *one = karst_json_object(writer);
-        karst_json_set_text(writer, one, "arena",
-                            karst_arena_text(call->session, of->extent->heap, of->extent->arena).text);
-        karst_json_set_text(writer, one, "kind", karst_extent_kind_name(of->extent->kind));
-        karst_json_set_address(writer, one, "start", of->start);
-        karst_json_set_address(writer, one, "end", of->end);
-        set_states(writer, one, picture, of->bytes);
-        if (!drawing) {
-            karst_json_set(writer, one, "rows", rows_json(writer, picture, of));
-        }
-        karst_json_append(writer, extents, one);
+    json_t *root = karst_json_object(writer), *arenas = karst_json_array(writer);
+    for (size_t i = 0; i < picture->band_count; i++) {
+        karst_json_append(writer, arenas, band_json(call, picture, &picture->bands[i], !drawing));
     }
     if (drawing) {
         karst_json_set_text(writer, root, "file", drawing->path);
@@ -267,10 +272,10 @@ static void write_json(struct karst_call *call, const struct karst_picture *pict
     karst_json_set_number(writer, root, "cell_bytes", picture->cell_size);
     karst_json_set_number(writer, root, "columns", picture->columns);
     set_states(writer, root, picture, picture->bytes);
-    karst_json_set(writer, root, "extents", extents);
+    karst_json_set(writer, root, "arenas", arenas);
     karst_json_set_number(writer, root, "mapped_blocks", picture->mapped);
     karst_json_set_number(writer, root, "mapped_bytes", picture->mapped_bytes);
-    karst_json_set_number(writer, root, "left_out_extents", picture->left_out);
+    karst_json_set_number(writer, root, "left_out_arenas", picture->left_out);
     karst_json_set_number(writer, root, "left_out_bytes", picture->left_out_bytes);
     karst_call_write_json(call, root);
 }
@@ -366,7 +371,8 @@ const struct karst_verb karst_verb_map = {
     .name = "map",
     .group = KARST_GROUP_HOLES,
     .summary = "the picture: the heaps' address space by state, in the terminal or as a PNG or SVG",
-    .help = "Draws each heap segment in rows of address order. A character stands for as many bytes as the "
+    .help = "Draws the heaps, arena by arena, in rows of address order. A character stands for as many bytes "
+            "as the "
             "rows allow: "
             "a full one for what is live, lighter ones for less of it, and others for what is free, cached, "
             "top or "
