@@ -254,6 +254,32 @@ static void test_notes(void) {
     }
 }
 
+/* A core of 64-bit ARM: other registers, the thread pointer in a note of its own. */
+static void test_aarch64(void) {
+    uint8_t status[392] = {0};
+    uint64_t sp = 0x30010, pc = 0x1234, thread_pointer = 0x7700;
+    int32_t tid = 77;
+    write_plain();
+    writer.note_size = 0;
+    writer_header(&writer)->e_machine = EM_AARCH64;
+    memcpy(status + 32, &tid, sizeof tid);
+    memcpy(status + 112 + 31 * 8, &sp, sizeof sp);
+    memcpy(status + 112 + 32 * 8, &pc, sizeof pc);
+    writer_process(&writer, 77, "arm");
+    writer_note(&writer, "CORE", NT_PRSTATUS, status, sizeof status);
+    writer_note(&writer, "LINUX", NT_ARM_TLS, &thread_pointer, sizeof thread_pointer);
+    struct karst_target *target = open_core(writer_file(&writer, writer.size), NULL);
+    if (target) {
+        CHECK_EQUAL(target->machine, EM_AARCH64);
+        CHECK_EQUAL(target->thread_count, 1);
+        CHECK_EQUAL(target->threads[0].stack_pointer, sp);
+        CHECK_EQUAL(target->threads[0].program_counter, pc);
+        CHECK_EQUAL(target->threads[0].thread_pointer, thread_pointer);
+        CHECK_EQUAL(target->threads[0].register_count, 34);
+        karst_target_close(target);
+    }
+}
+
 /* Bytes turned at random, with a fixed seed: no crash, no endless work; all that was opened can be read. */
 static void test_mutations(int rounds) {
     uint64_t state = 0x9e3779b97f4a7c15u;
@@ -533,6 +559,7 @@ int main(int argc, char **argv) {
     test_swollen_segment();
     test_many_segments();
     test_notes();
+    test_aarch64();
     test_mutations(argc == 2 ? atoi(argv[1]) : 5000);
     writer_end(&writer);
     test_real_cores();
