@@ -503,28 +503,23 @@ bool glibc_thread_inside(struct glibc_heap *glibc, const struct karst_thread *th
     return false;
 }
 
-/* malloc aborts the program when it finds damage, with its lock held, before it changes anything: a thread
- * that died so left no torn state. */
-static bool aborted_inside(struct glibc_heap *glibc) {
-    const struct karst_target *target = glibc->heap.target;
-    for (size_t i = 0; i < target->thread_count; i++) {
-        if (target->threads[i].signal == SIGABRT && glibc_thread_inside(glibc, &target->threads[i])) {
-            return true;
-        }
-    }
-    return false;
+/* malloc aborts the program when it finds damage, with its lock held, before it changes anything: the thread
+ * that died so left no torn state. A core's first thread is the one that died; the signal stands at all. */
+static bool aborted(const struct karst_target *target, size_t thread) {
+    return thread == 0 && target->kind == KARST_TARGET_CORE && target->threads[0].signal == SIGABRT;
 }
 
 static bool note_flux(struct glibc_heap *glibc) {
     struct karst_target *target = glibc->heap.target;
     glibc->heap.in_flux = !target->stopped && target->kind == KARST_TARGET_PROCESS;
-    bool aborted = aborted_inside(glibc);
-    if (aborted &&
+    bool aborted_inside =
+        target->thread_count && aborted(target, 0) && glibc_thread_inside(glibc, &target->threads[0]);
+    if (aborted_inside &&
         !karst_facts_add(&glibc->heap.facts, "aborted", 0, "by malloc itself, over damage that it met")) {
         return false;
     }
     for (size_t i = 0; i < glibc->heap.arena_count; i++) {
-        if (glibc->heap.arenas[i].locked && !aborted) {
+        if (glibc->heap.arenas[i].locked && !aborted_inside) {
             glibc->heap.in_flux = true;
             if (!karst_facts_add(&glibc->heap.facts, "locked", glibc->arenas[i].address,
                                  "arena %s: a thread was at work in it", glibc->heap.arenas[i].name)) {
@@ -533,7 +528,7 @@ static bool note_flux(struct glibc_heap *glibc) {
         }
     }
     for (size_t i = 0; i < target->thread_count; i++) {
-        if (target->threads[i].signal != SIGABRT && glibc_thread_inside(glibc, &target->threads[i])) {
+        if (!aborted(target, i) && glibc_thread_inside(glibc, &target->threads[i])) {
             glibc->heap.in_flux = true;
             if (!karst_facts_add(&glibc->heap.facts, "inside malloc", 0,
                                  "thread %" PRId64 " is, or was a moment ago, inside the allocator",
