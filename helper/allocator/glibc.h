@@ -68,6 +68,7 @@ struct glibc_arena {
     uint32_t first_bin; /* of its rows in heap.bins: unsorted, small, large, then fastbins */
     bool uninitialized; /* nobody allocated from it yet */
     bool top_damaged;   /* top or its size is out of any segment */
+    bool in_flux;       /* a thread was at work in it */
     bool outside_ring;  /* found by its heap, not in the ring of arenas */
     uint64_t bad_heap;  /* a heap whose header is overwritten; 0: none */
 };
@@ -77,6 +78,7 @@ struct glibc_tcache {
     int64_t tid;        /* -1: its thread is gone */
     uint32_t first_bin; /* of its rows in heap.bins, one for each of its lists that is not empty */
     uint32_t bins;
+    bool in_flux; /* its thread was inside malloc */
 };
 
 /* A chunk in a tcache or fastbin, or (bin KARST_NONE) a tcache struct itself. */

@@ -258,7 +258,8 @@ static bool add_tcache(struct glibc_heap *glibc, const struct tcb *tcb, struct k
     }
     glibc->tcaches = tcaches;
     struct glibc_tcache *tcache = &tcaches[glibc->tcache_count_found++];
-    *tcache = (struct glibc_tcache){address, tcb->tid, (uint32_t)glibc->heap.bin_count, 0};
+    *tcache = (struct glibc_tcache){
+        .address = address, .tid = tcb->tid, .first_bin = (uint32_t)glibc->heap.bin_count};
     if (!glibc_add_cached(glibc, address - GLIBC_HEADER, KARST_NONE)) {
         return false;
     }

@@ -22,7 +22,7 @@ struct check {
     struct karst_marks *marks; /* per extent of the heap; none for mapped blocks */
     uint8_t *seen;             /* per entry of the cached set: met while its list was followed */
     unsigned named;            /* lists named so far */
-    bool in_flux;
+    bool in_flux;              /* what is looked at right now may be half changed */
     /* the list being followed */
     const struct glibc_arena *arena;
     const struct glibc_tcache *tcache;
@@ -161,7 +161,7 @@ static void check_binned_sizes(struct check *check, const struct karst_extent *e
                                uint64_t size) {
     uint64_t next_prev_size, next_word;
     if (size < GLIBC_MIN_CHUNK || size % GLIBC_ALIGN || size > extent->end - chunk) {
-        REPORT(check, BAD_SIZE, CORRUPT, user(chunk), 0,
+        REPORT(check, BAD_SIZE, torn(check), user(chunk), 0,
                "a free block has an impossible size; it was written to after it was freed, or the block "
                "before it "
                "ran over\tsize word 0x%" PRIx64 " at 0x%" PRIx64,
@@ -296,6 +296,7 @@ static void report_bad_bin_link(struct check *check, const struct glibc_list_res
 
 static void check_bin(struct check *check, const struct glibc_arena *arena, unsigned index) {
     check->arena = arena;
+    check->in_flux = arena->in_flux;
     check->index = index;
     check->bin = arena->first_bin + index - 1;
     check->previous = glibc_bin_head(check->glibc, arena, index);
@@ -454,6 +455,7 @@ static void judge_cache_list(struct check *check, const struct glibc_list_result
 
 static void check_fastbin(struct check *check, const struct glibc_arena *arena, unsigned index) {
     check->arena = arena;
+    check->in_flux = arena->in_flux;
     check->index = index;
     check->bin = arena->first_bin + GLIBC_BINS - 1 + index;
     check->repeated = 0;
@@ -465,6 +467,7 @@ static void check_fastbin(struct check *check, const struct glibc_arena *arena, 
 static void check_tcache_bin(struct check *check, const struct glibc_tcache *tcache, unsigned index) {
     struct glibc_heap *glibc = check->glibc;
     check->tcache = tcache;
+    check->in_flux = tcache->in_flux;
     check->index = index;
     check->repeated = 0;
     struct glibc_list_result result = glibc_follow_tcache(glibc, tcache, index, check_tcache_node, check);
@@ -547,7 +550,7 @@ static void check_damage(struct check *check, const struct glibc_chunk *chunk) {
                  user(chunk->previous));
     }
     karst_findings_add(
-        check->findings, over ? KARST_FINDING_OVERFLOW : KARST_FINDING_BAD_SIZE, CORRUPT,
+        check->findings, over ? KARST_FINDING_OVERFLOW : KARST_FINDING_BAD_SIZE, torn(check),
         check->glibc->heap.index, user(chunk->address), chunk->size,
         "the header of this block is overwritten: no block can have its size%s. The walk goes on "
         "%" PRIu64 " bytes behind\tsize word 0x%" PRIx64 " at 0x%" PRIx64,
@@ -570,7 +573,7 @@ static bool check_inside(struct check *check, const struct glibc_chunk *chunk) {
         return false;
     }
     if (chunk->state == KARST_STATE_FREE || chunk->state == KARST_STATE_TOP) {
-        REPORT(check, DOUBLE_FREE, CORRUPT, user(inside), 0,
+        REPORT(check, DOUBLE_FREE, torn(check), user(inside), 0,
                "freed twice: it is in %s, and merged into %s 0x%" PRIx64 "\tchunk 0x%" PRIx64
                " lies inside 0x%" PRIx64 " to 0x%" PRIx64,
                bin == KARST_NONE ? "use as a tcache" : bin_name(check, bin),
@@ -578,7 +581,7 @@ static bool check_inside(struct check *check, const struct glibc_chunk *chunk) {
                user(chunk->address), inside, chunk->address, end);
         return true;
     }
-    REPORT(check, OVERLAP, CORRUPT, user(chunk->address), chunk->size,
+    REPORT(check, OVERLAP, torn(check), user(chunk->address), chunk->size,
            "this block overlaps the block 0x%" PRIx64
            " that is in %s; its size was forged, or a pointer into it was freed"
            "\tsize word 0x%" PRIx64 " at 0x%" PRIx64 " reaches to 0x%" PRIx64,
@@ -655,6 +658,8 @@ static bool check_extents(struct check *check) {
     struct karst_heap *heap = &check->glibc->heap;
     for (size_t i = 0; i < heap->extent_count; i++) {
         check->extent = &heap->extents[i];
+        check->in_flux =
+            check->extent->arena != KARST_NONE && check->glibc->arenas[check->extent->arena].in_flux;
         check->last_free = 0;
         if (check->extent->kind == KARST_EXTENT_MAPPED) {
             check->findings->blocks_checked++;
@@ -675,20 +680,21 @@ static void check_arena(struct check *check, uint32_t index) {
     if (arena->uninitialized) {
         return;
     }
+    check->in_flux = arena->in_flux;
     if (arena->bad_heap) {
-        REPORT(check, BAD_ROOT, CORRUPT, arena->bad_heap, 0,
+        REPORT(check, BAD_ROOT, torn(check), arena->bad_heap, 0,
                "the header of a heap of arena %s is overwritten: it does not name its arena, or its size is "
                "impossible\theap_info at 0x%" PRIx64,
                row->name, arena->bad_heap);
     }
     const struct karst_extent *holder = glibc_chunk_extent(glibc, arena->top);
     if (arena->top_damaged && (!holder || holder->arena != index)) {
-        REPORT(check, BAD_ROOT, CORRUPT, arena->address + glibc->layout.state_top, 0,
+        REPORT(check, BAD_ROOT, torn(check), arena->address + glibc->layout.state_top, 0,
                "the top of arena %s is in none of its heaps: the arena was overwritten\ttop is 0x%" PRIx64
                " at 0x%" PRIx64,
                row->name, arena->top, arena->address + glibc->layout.state_top);
     } else if (arena->top_damaged) {
-        REPORT(check, BAD_SIZE, CORRUPT, user(arena->top), arena->top_size,
+        REPORT(check, BAD_SIZE, torn(check), user(arena->top), arena->top_size,
                "the top of arena %s does not end where its heap does; the last block most likely ran over"
                "\ttop 0x%" PRIx64 " with size %" PRIu64,
                row->name, arena->top, arena->top_size);
@@ -699,7 +705,7 @@ static void check_arena(struct check *check, uint32_t index) {
         bytes += extent->arena == index ? extent->end - extent->start : 0;
     }
     if (arena->system_mem > row->max_system_bytes) {
-        REPORT(check, BAD_ROOT, CORRUPT, arena->address + glibc->layout.state_system_mem, 0,
+        REPORT(check, BAD_ROOT, torn(check), arena->address + glibc->layout.state_system_mem, 0,
                "the size of arena %s is impossible: the arena was overwritten\tsystem_mem %" PRIu64
                ", max_system_mem %" PRIu64,
                row->name, arena->system_mem, row->max_system_bytes);
@@ -757,7 +763,6 @@ static void check_lists(struct check *check) {
 
 bool glibc_check(struct karst_heap *heap, struct karst_findings *findings, struct karst_error *error) {
     struct check check = {.glibc = (struct glibc_heap *)heap, .findings = findings, .error = error};
-    check.in_flux = heap->in_flux;
     check.hunt = glibc_hunt_open(check.glibc);
     bool done = check.hunt ? make_marks(&check) : karst_fail_memory(error);
     if (done) {

@@ -503,39 +503,68 @@ bool glibc_thread_inside(struct glibc_heap *glibc, const struct karst_thread *th
     return false;
 }
 
-/* malloc aborts the program when it finds damage, with its lock held, before it changes anything: the thread
- * that died so left no torn state. A core's first thread is the one that died; the signal stands at all. */
-static bool aborted(const struct karst_target *target, size_t thread) {
-    return thread == 0 && target->kind == KARST_TARGET_CORE && target->threads[0].signal == SIGABRT;
+/* Did the program die inside malloc, by malloc's own abort or a fault? What it was at work on is damaged, not
+ * half done. A core's first thread is the one that died; the signal stands at all of them. */
+static bool died_inside(struct glibc_heap *glibc) {
+    const struct karst_target *target = glibc->heap.target;
+    if (target->kind != KARST_TARGET_CORE || target->thread_count == 0) {
+        return false;
+    }
+    int32_t signal = target->threads[0].signal;
+    return (signal == SIGABRT || signal == SIGSEGV || signal == SIGBUS) &&
+           glibc_thread_inside(glibc, &target->threads[0]);
 }
 
+/* Which threads are inside, and so which caches may be half changed. *inside: how many, the one that died
+ * left out. */
+static bool note_threads(struct glibc_heap *glibc, bool died, size_t *inside) {
+    const struct karst_target *target = glibc->heap.target;
+    *inside = 0;
+    for (size_t i = died ? 1 : 0; i < target->thread_count; i++) {
+        const struct karst_thread *thread = &target->threads[i];
+        if (!glibc_thread_inside(glibc, thread)) {
+            continue;
+        }
+        ++*inside;
+        for (size_t t = 0; t < glibc->tcache_count_found; t++) {
+            glibc->tcaches[t].in_flux = glibc->tcaches[t].in_flux || glibc->tcaches[t].tid == thread->tid;
+        }
+        if (!karst_facts_add(&glibc->heap.facts, "inside malloc", 0,
+                             "thread %" PRId64 " is, or was a moment ago, inside the allocator",
+                             thread->tid)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* A single thread takes no locks (SINGLE_THREAD_P), so its being inside counts for the arenas. */
 static bool note_flux(struct glibc_heap *glibc) {
-    struct karst_target *target = glibc->heap.target;
-    glibc->heap.in_flux = !target->stopped && target->kind == KARST_TARGET_PROCESS;
-    bool aborted_inside =
-        target->thread_count && aborted(target, 0) && glibc_thread_inside(glibc, &target->threads[0]);
-    if (aborted_inside &&
-        !karst_facts_add(&glibc->heap.facts, "aborted", 0, "by malloc itself, over damage that it met")) {
+    const struct karst_target *target = glibc->heap.target;
+    bool running = !target->stopped && target->kind == KARST_TARGET_PROCESS;
+    bool died = died_inside(glibc);
+    size_t inside, locked = 0;
+    if (!note_threads(glibc, died, &inside) ||
+        (died &&
+         !karst_facts_add(&glibc->heap.facts, "died", 0, "inside malloc, most likely of damage it met"))) {
         return false;
     }
     for (size_t i = 0; i < glibc->heap.arena_count; i++) {
-        if (glibc->heap.arenas[i].locked && !aborted_inside) {
-            glibc->heap.in_flux = true;
-            if (!karst_facts_add(&glibc->heap.facts, "locked", glibc->arenas[i].address,
-                                 "arena %s: a thread was at work in it", glibc->heap.arenas[i].name)) {
-                return false;
-            }
+        locked += glibc->heap.arenas[i].locked;
+    }
+    glibc->heap.in_flux = running || inside;
+    for (size_t i = 0; i < glibc->heap.arena_count; i++) {
+        struct glibc_arena *arena = &glibc->arenas[i];
+        bool others = glibc->heap.arenas[i].locked && !(died && locked == 1);
+        arena->in_flux = running || others || (inside && target->thread_count == 1);
+        glibc->heap.in_flux = glibc->heap.in_flux || arena->in_flux;
+        if (others && !karst_facts_add(&glibc->heap.facts, "locked", arena->address,
+                                       "arena %s: a thread was at work in it", glibc->heap.arenas[i].name)) {
+            return false;
         }
     }
-    for (size_t i = 0; i < target->thread_count; i++) {
-        if (!aborted(target, i) && glibc_thread_inside(glibc, &target->threads[i])) {
-            glibc->heap.in_flux = true;
-            if (!karst_facts_add(&glibc->heap.facts, "inside malloc", 0,
-                                 "thread %" PRId64 " is, or was a moment ago, inside the allocator",
-                                 target->threads[i].tid)) {
-                return false;
-            }
-        }
+    for (size_t t = 0; t < glibc->tcache_count_found; t++) {
+        glibc->tcaches[t].in_flux = glibc->tcaches[t].in_flux || running;
     }
     return true;
 }
