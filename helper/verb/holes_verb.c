@@ -458,6 +458,21 @@ const struct karst_verb karst_verb_holes = {
         "the block behind it that is in the way, and how much would be in one piece without that. Cached "
         "blocks that the allocator merges before it asks the system for more (glibc's fastbins) count as "
         "free there.",
+    .json = "{\"holes\", \"bytes\", \"free_bytes\", \"cached_bytes\", \"resident_bytes\", \"largest\" (size "
+            "of the largest hole), \"largest_usable\", "
+            "\"census\": [{\"min\", \"max\", \"holes\", \"bytes\", \"resident_bytes\"}], \"biggest\": "
+            "[{\"address\", \"size\", \"blocks\", \"free_bytes\", "
+            "\"cached_bytes\", \"usable_bytes\", \"usable_address\", \"resident_bytes\", \"before\", "
+            "\"after\" (the blocks that bound it), \"arena\"}], "
+            "\"outside\" (what is free but in no hole): {\"free_bytes\", \"cached_bytes\", \"top_bytes\"}, "
+            "\"damaged\": {\"ranges\", \"bytes\"}, "
+            "\"pins\", \"pinned\", \"trim\" (as in `pins`), \"fit\" (with --fit), \"target\"}.\n\n"
+            "fit: {\"request\", \"fits\", \"fitting_places\", \"fitting_arenas\", \"best\": {\"address\", "
+            "\"size\", \"state\", \"arena\"} or null, "
+            "\"mapped\" (it would get a mapping of its own), \"nearest\": [MISS], \"top\": MISS or null}. "
+            "MISS: {\"address\", \"size\", \"needed\" "
+            "(header and rounding counted), \"short_by\", \"blocked_by\" (a block or null), "
+            "\"size_without_blocker\", \"arena\"}.",
     .options = holes_options,
     .needs = KARST_NEEDS_HEAPS,
     .run = run,

@@ -385,6 +385,12 @@ const struct karst_verb karst_verb_map = {
             "free in it, and the biggest holes and the pins are marked and listed. Blocks with mappings of "
             "their own are "
             "not drawn.",
+    .json =
+        "{\"cell_bytes\", \"columns\", BYTES, \"extents\": [{\"arena\", \"kind\", \"start\", \"end\", BYTES, "
+        "\"rows\": [{\"address\", \"cells\" (a letter for each, as in the text), BYTES}]}], "
+        "\"mapped_blocks\", \"mapped_bytes\", \"left_out_extents\", \"left_out_bytes\", \"target\"}; with a "
+        "file also \"file\", \"width\", \"height\". BYTES are the keys live_bytes, free_bytes, cached_bytes, "
+        "top_bytes, metadata_bytes, unknown_bytes and free_absent_bytes (free and not resident).",
     .options = map_options,
     .needs = KARST_NEEDS_HEAPS,
     .run = run,

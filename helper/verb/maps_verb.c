@@ -265,6 +265,12 @@ const struct karst_verb karst_verb_maps = {
             "A process may have no more mappings than vm.max_map_count; then mmap, and so malloc, fails "
             "though memory "
             "is left. The second table tells why each mapping is one of its own.",
+    .json = "{\"mappings\", \"bytes\", \"resident_bytes\", \"limit\" (vm.max_map_count), \"limit_known\" "
+            "(false: the kernel's default is taken), "
+            "\"owners\": [{\"owner\", \"mappings\", \"bytes\", \"resident_bytes\"}], \"reasons\": "
+            "[{\"reason\", \"mappings\"}], \"gap_bytes\", \"target\"}; with --list also "
+            "\"list\": [{\"start\", \"end\", \"bytes\", \"permissions\", \"name\", \"resident_bytes\", "
+            "\"owner\", \"reason\", \"thread\", \"module\", \"extents\"}].",
     .options = maps_options,
     .needs = KARST_NEEDS_TARGET,
     .run = run,

@@ -61,6 +61,15 @@ const struct karst_verb karst_verb_pins = {
         "side.\n"
         "\n"
         "Last what a trim (malloc_trim(0)) would return now.",
+    .json = "{\"pins\": [...], \"pinned\": {\"pins\", \"bytes\", \"free_bytes\"} (of all between free "
+            "memory, shown or not), "
+            "\"trim\": {\"bytes\", \"resident_bytes\", \"pieces\", \"top_bytes\"} (what malloc_trim(0) would "
+            "return now), \"target\"}.\n\n"
+            "A pin has kind, address, last (of the last block in it), size, blocks, state, arena; of kind "
+            "top (under a top) also depth (1 is next to it), "
+            "top, to_top_bytes, to_system_bytes, resident_bytes, and total_... with those above it; others "
+            "taken_bytes, before and after "
+            "({\"address\", \"size\"}), joined_bytes, gained_bytes.",
     .options = pins_options,
     .needs = KARST_NEEDS_HEAPS,
     .run = run,

@@ -246,6 +246,13 @@ const struct karst_verb karst_verb_refs = {
         "stack pointers are stale: nothing can follow them, but they tell who knew the block.\n"
         "\n"
         "For an address that is in no heap, pointers to just that address are looked for.",
+    .json = "{\"address\", \"block\" (or null), \"total\", \"shown\", \"counts\": {KIND: {\"exact\", "
+            "\"interior\"}}, \"refs\": [...], \"searched_bytes\", "
+            "\"unreadable_bytes\", \"target\"}. Each of refs has kind (register, stack, thread, global, "
+            "block, ...), stale, address (of the pointer; "
+            "null in a register), value, exact (it points to the start), into (how far behind the start), "
+            "thread, register, offset and block "
+            "(the block that holds the pointer), in (the place in words).",
     .arguments = refs_arguments,
     .options = refs_options,
     .needs = KARST_NEEDS_TARGET,

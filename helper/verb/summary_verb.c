@@ -170,7 +170,7 @@ const struct karst_verb karst_verb_summary = {
             "one block as a whole, which is what could be given back; all other resident pages count as "
             "live. `?` is what the target can't tell.\n"
             "\n"
-            "A hole is a stretch of bytes that are not live between two live blocks. What it offers is its "
+            "A hole is a stretch of free and cached blocks between two blocks in use. What it offers is its "
             "largest free part in one piece. `karst holes` tells more of them.",
     .json = "{\"allocators\": [...], \"total\", \"target\"}. Each of allocators has name, version, arenas, "
             "threads, in_flux "
