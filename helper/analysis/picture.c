@@ -141,22 +141,31 @@ static void place_extents(struct karst_picture *picture, struct karst_picture_ba
     picture->rows += band->rows;
 }
 
+/* Leaves out bands for which even the largest cells do not suffice: a damaged target may claim extents of
+ * any size. */
+static void drop_hopeless(struct karst_picture *picture, size_t rows) {
+    size_t kept = 0;
+    for (size_t i = 0; i < picture->band_count; i++) {
+        uint64_t wanted = rows_of(picture, &picture->bands[i], LARGEST_CELL);
+        if (wanted <= rows) {
+            rows -= wanted;
+            picture->bands[kept++] = picture->bands[i];
+        } else {
+            picture->left_out++;
+            picture->left_out_bytes += band_bytes(picture, &picture->bands[i]);
+        }
+    }
+    picture->band_count = kept;
+}
+
 /* Cells as small as the rows allow. */
 static bool lay_out(struct karst_picture *picture, size_t rows) {
+    drop_hopeless(picture, rows);
     picture->cell_size = SMALLEST_CELL;
     while (picture->cell_size < LARGEST_CELL && rows_of_all(picture, picture->cell_size) > rows) {
         picture->cell_size *= 2;
     }
     for (size_t i = 0; i < picture->band_count; i++) {
-        /* Even the largest cells may not suffice: a damaged target may claim extents of any size. */
-        if (rows_of(picture, &picture->bands[i], picture->cell_size) > rows - picture->rows) {
-            picture->left_out += picture->band_count - i;
-            for (size_t k = i; k < picture->band_count; k++) {
-                picture->left_out_bytes += band_bytes(picture, &picture->bands[k]);
-            }
-            picture->band_count = i;
-            break;
-        }
         place_extents(picture, &picture->bands[i]);
     }
     picture->cells = calloc(picture->rows * picture->columns + 1, sizeof *picture->cells);
