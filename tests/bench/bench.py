@@ -134,6 +134,8 @@ def measure_core(options: argparse.Namespace) -> bool:
     print(f"core: {core.stat().st_size / GIB:.2f} GiB, heap {heap / GIB:.2f} GiB, {chunks[0]} chunks of which "
           f"{chunks[1]} in use (karst: {counted[0]} and {counted[1]}); {options.rounds} rounds")
     plain, checked = 64 * MIB, 64 * MIB + heap // 100
+    block = json.loads(output([*karst, "blocks", "--json", "--state", "live", "--arena", "1", "--limit", "1"]))
+    address = block["blocks"][0]["address"]
     right = measure([
         Command("bare loop", bare),
         Command("engine's walk and bins", walk),
@@ -141,6 +143,9 @@ def measure_core(options: argparse.Namespace) -> bool:
         Command("karst holes", [*karst, "holes"], 1.5, plain),
         Command("karst bins", [*karst, "bins"], None, plain),
         Command("karst pins", [*karst, "pins"], None, plain),
+        Command("karst sizes", [*karst, "sizes"], None, plain),
+        Command("karst map", [*karst, "map"], None, plain),
+        Command("karst refs ADDRESS", [*karst, "refs", address], None, plain),
         Command("karst check", [*karst, "check"], 5.0, checked),
         Command("karst blocks --json --all", [*karst, "blocks", "--json", "--all"], None, plain),
     ], options.rounds)
