@@ -302,7 +302,7 @@ bool karst_maps_count(struct karst *session, struct karst_maps *maps,
         if (is_outside_limit(map.mapping)) {
             continue;
         }
-        maps->gap_bytes += map.reason == KARST_MAP_GAP ? map.mapping->start - before->end : 0;
+        maps->gap_bytes += before && map.reason == KARST_MAP_GAP ? map.mapping->start - before->end : 0;
         maps->reasons[map.reason]++;
         add(&maps->owners[map.owner], &map);
         add(&maps->total, &map);

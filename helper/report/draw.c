@@ -437,7 +437,7 @@ static void list_pins(struct page *page, double x, double y) {
                  size_text(page, pin->to_top, &b));
         mark_pin(page, pin->last.start, number++);
     }
-    for (size_t i = 0; i < pins->pins.count && number < 2 * KARST_DRAW_MARKS; i++) {
+    for (size_t i = 0; i < pins->pins.count && number < (size_t)2 * KARST_DRAW_MARKS; i++) {
         const struct karst_pin *pin = karst_best_item(&pins->pins, i);
         y += LINE_HEIGHT;
         set_font(page->cairo, FONT_BOLD, TEXT_SIZE);
