@@ -106,8 +106,12 @@ static bool is_kernel(const struct karst_mapping *mapping) {
     return mapping->name && (begins_with(mapping->name, "[v") || strcmp(mapping->name, "[uprobes]") == 0);
 }
 
-static bool has_no_permission(const struct karst_mapping *mapping) {
-    return (mapping->permissions & (KARST_MAPPING_READ | KARST_MAPPING_WRITE | KARST_MAPPING_EXECUTE)) == 0;
+/* Anonymous memory that can't be written: a guard, or reserved. (gcore saves memory without any permission
+ * as if it could be read.) */
+static bool is_barrier(const struct karst_mapping *mapping) {
+    return (mapping->permissions & (KARST_MAPPING_WRITE | KARST_MAPPING_EXECUTE | KARST_MAPPING_SHARED)) ==
+               0 &&
+           !mapping->name;
 }
 
 static enum karst_map_owner module_part(const struct mapper *mapper, const struct karst_map *map) {
@@ -159,18 +163,21 @@ static bool is_adjacent(const struct karst_mapping *before, const struct karst_m
     return before && before->end == mapping->start;
 }
 
-static enum karst_map_owner without_permission(struct mapper *mapper, const struct karst_mapping *before,
-                                               struct karst_map *map, const struct karst_mapping *after) {
+static enum karst_map_owner barrier_owner(struct mapper *mapper, const struct karst_mapping *before,
+                                          struct karst_map *map, const struct karst_mapping *after) {
     const struct karst_mapping *mapping = map->mapping;
-    bool guards = after && is_adjacent(mapping, after) && karst_mapping_is_anonymous(after);
+    bool readable = (mapping->permissions & KARST_MAPPING_READ) != 0;
+    bool guards = after && is_adjacent(mapping, after) && karst_mapping_is_anonymous(after) &&
+                  mapping->end - mapping->start <= GUARD_MAX;
     if (is_adjacent(before, mapping) && mapper->owner == KARST_MAP_ARENA) {
         return KARST_MAP_ARENA_TAIL;
     }
-    if (guards && mapping->end - mapping->start <= GUARD_MAX) {
-        map->thread = thread_in(mapper, after);
+    const struct karst_thread *thread = guards ? thread_in(mapper, after) : NULL;
+    if (guards && (thread || !readable)) {
+        map->thread = thread;
         return KARST_MAP_GUARD;
     }
-    return KARST_MAP_RESERVED;
+    return readable ? KARST_MAP_ANONYMOUS : KARST_MAP_RESERVED;
 }
 
 static enum karst_map_owner find_owner(struct mapper *mapper, const struct karst_mapping *before,
@@ -200,7 +207,7 @@ static enum karst_map_owner find_owner(struct mapper *mapper, const struct karst
     if (is_file(mapping)) {
         return KARST_MAP_FILE;
     }
-    return has_no_permission(mapping) ? without_permission(mapper, before, map, after) : KARST_MAP_ANONYMOUS;
+    return is_barrier(mapping) ? barrier_owner(mapper, before, map, after) : KARST_MAP_ANONYMOUS;
 }
 
 /* ---- why it is one of its own --------------------------------------------------------------------- */

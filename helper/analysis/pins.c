@@ -204,6 +204,10 @@ static void find_top_pins(struct karst_pins *pins, const struct karst_part *top)
         pin->total_resident = above ? above->total_resident : 0;
         add_known(&pin->total_resident, pin->resident);
         start = next;
+        /* The heap's own header at its start: nothing to be done about. */
+        if (pin->metadata && !gap->after_part) {
+            found.count--;
+        }
         if (more) {
             gap = &below->gap;
             recent--;

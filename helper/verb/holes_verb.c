@@ -13,6 +13,11 @@
 
 enum { OPTION_LIMIT, OPTION_FIT, OPTION_ARENA };
 
+/* Room for all columns of tables that have two or three addresses a row. */
+static bool is_wide(const struct karst_writer *writer) {
+    return writer->output->width == 0 || writer->output->width >= 110;
+}
+
 /* ---- text ---------------------------------------------------------------------------------------- */
 
 static void write_headline(struct karst_call *call, const struct karst_holes *holes) {
@@ -85,30 +90,43 @@ static void write_census(struct karst_call *call, const struct karst_holes *hole
     karst_table_close(table);
 }
 
+static void write_hole(struct karst_call *call, struct karst_table *table,
+                       const struct karst_listed_hole *one, bool wide) {
+    karst_table_address(table, one->hole.start);
+    karst_table_size(table, one->hole.end - one->hole.start);
+    karst_table_size(table, one->hole.usable);
+    if (wide) {
+        karst_table_size(table, one->hole.cached_bytes);
+    }
+    karst_table_known_size(table, one->resident_bytes);
+    karst_table_address(table, one->before.address);
+    karst_table_address(table, one->after.address);
+    if (wide) {
+        karst_table_text(table, KARST_STYLE_PLAIN, "%s",
+                         karst_arena_text(call->session, one->heap, one->arena).text);
+    }
+    call->last_address = one->hole.start;
+}
+
 static void write_biggest(struct karst_call *call, const struct karst_holes *holes) {
-    static const struct karst_column columns[] = {{"hole", KARST_LEFT},         {"size", KARST_RIGHT},
-                                                  {"usable", KARST_RIGHT},      {"cached", KARST_RIGHT},
-                                                  {"resident", KARST_RIGHT},    {"block before", KARST_LEFT},
-                                                  {"block behind", KARST_LEFT}, {"arena", KARST_FLEXIBLE}};
+    static const struct karst_column all[] = {{"hole", KARST_LEFT},         {"size", KARST_RIGHT},
+                                              {"usable", KARST_RIGHT},      {"cached", KARST_RIGHT},
+                                              {"resident", KARST_RIGHT},    {"block before", KARST_LEFT},
+                                              {"block behind", KARST_LEFT}, {"arena", KARST_FLEXIBLE}};
+    static const struct karst_column few[] = {{"hole", KARST_LEFT},         {"size", KARST_RIGHT},
+                                              {"usable", KARST_RIGHT},      {"resident", KARST_RIGHT},
+                                              {"block before", KARST_LEFT}, {"block behind", KARST_LEFT}};
     struct karst_writer *writer = &call->writer;
     if (holes->biggest.count == 0) {
         return;
     }
     karst_print(writer, "\n");
     karst_print_title(writer, "the biggest");
-    struct karst_table *table = karst_table_open(writer, columns, sizeof columns / sizeof *columns);
+    bool wide = is_wide(writer);
+    struct karst_table *table = wide ? karst_table_open(writer, all, sizeof all / sizeof *all)
+                                     : karst_table_open(writer, few, sizeof few / sizeof *few);
     for (size_t i = 0; i < holes->biggest.count; i++) {
-        const struct karst_listed_hole *one = karst_best_item(&holes->biggest, i);
-        karst_table_address(table, one->hole.start);
-        karst_table_size(table, one->hole.end - one->hole.start);
-        karst_table_size(table, one->hole.usable);
-        karst_table_size(table, one->hole.cached_bytes);
-        karst_table_known_size(table, one->resident_bytes);
-        karst_table_address(table, one->before.address);
-        karst_table_address(table, one->after.address);
-        karst_table_text(table, KARST_STYLE_PLAIN, "%s",
-                         karst_arena_text(call->session, one->heap, one->arena).text);
-        call->last_address = one->hole.start;
+        write_hole(call, table, karst_best_item(&holes->biggest, i), wide);
     }
     karst_table_close(table);
     if (holes->holes > holes->biggest.count) {
@@ -172,38 +190,46 @@ static void write_nearest(struct karst_call *call, const struct karst_fit *fit) 
     } else {
         karst_print(writer, ", as many as asked\n");
     }
-    karst_print(writer, "  (%s fewer than the chunk it needs: %s, header and rounding counted)\n",
+    karst_print(writer,
+                "  (%s fewer than the chunk it needs, header and rounding counted)\n"
+                "  needed      %s bytes in one piece\n",
                 karst_count_text(miss->short_by).text, karst_count_text(miss->needed).text);
     write_blocker(call, miss);
 }
 
-static void write_nearest_table(struct karst_call *call, const struct karst_fit *fit) {
-    static const struct karst_column columns[] = {{"free at", KARST_LEFT},     {"bytes", KARST_RIGHT},
-                                                  {"short by", KARST_RIGHT},   {"blocked by", KARST_LEFT},
-                                                  {"its size", KARST_RIGHT},   {"state", KARST_LEFT},
-                                                  {"without it", KARST_RIGHT}, {"arena", KARST_FLEXIBLE}};
-    struct karst_writer *writer = &call->writer;
-    struct karst_table *table = karst_table_open(writer, columns, sizeof columns / sizeof *columns);
-    for (size_t i = 0; i < fit->nearest.count; i++) {
-        const struct karst_near_miss *miss = karst_best_item(&fit->nearest, i);
-        karst_table_address(table, miss->address);
-        karst_table_count(table, miss->size);
-        karst_table_count(table, miss->short_by);
-        if (miss->has_blocker) {
-            karst_table_address(table, miss->blocker.address);
-            karst_table_count(table, miss->blocker.size);
-            karst_table_text(table, KARST_STYLE_PLAIN, "%s",
-                             karst_state_name((enum karst_state)miss->blocker.state));
-        } else {
-            karst_table_empty(table);
-            karst_table_empty(table);
-            karst_table_text(table, KARST_STYLE_DIM, "end of heap");
-        }
-        uint64_t joined = karst_near_miss_joined(miss);
-        karst_table_text(table, joined >= miss->needed ? KARST_STYLE_GOOD : KARST_STYLE_PLAIN, "%s",
-                         karst_count_text(joined).text);
+static void write_miss(struct karst_call *call, struct karst_table *table, const struct karst_near_miss *miss,
+                       bool wide) {
+    uint64_t joined = karst_near_miss_joined(miss);
+    karst_table_address(table, miss->address);
+    karst_table_count(table, miss->size);
+    karst_table_count(table, miss->short_by);
+    if (miss->has_blocker) {
+        karst_table_address(table, miss->blocker.address);
+        karst_table_count(table, miss->blocker.size);
+    } else {
+        karst_table_text(table, KARST_STYLE_DIM, "end of heap");
+        karst_table_empty(table);
+    }
+    karst_table_text(table, joined >= miss->needed ? KARST_STYLE_GOOD : KARST_STYLE_PLAIN, "%s",
+                     karst_count_text(joined).text);
+    if (wide) {
+        karst_table_text(table, KARST_STYLE_PLAIN, "%s",
+                         miss->has_blocker ? karst_state_name((enum karst_state)miss->blocker.state) : "");
         karst_table_text(table, KARST_STYLE_PLAIN, "%s",
                          karst_arena_text(call->session, miss->heap, miss->arena).text);
+    }
+}
+
+static void write_nearest_table(struct karst_call *call, const struct karst_fit *fit) {
+    static const struct karst_column columns[] = {{"free at", KARST_LEFT},   {"bytes", KARST_RIGHT},
+                                                  {"short by", KARST_RIGHT}, {"blocked by", KARST_LEFT},
+                                                  {"its size", KARST_RIGHT}, {"without it", KARST_RIGHT},
+                                                  {"it is", KARST_LEFT},     {"arena", KARST_FLEXIBLE}};
+    bool wide = is_wide(&call->writer);
+    struct karst_table *table =
+        karst_table_open(&call->writer, columns, sizeof columns / sizeof *columns - (wide ? 0 : 2));
+    for (size_t i = 0; i < fit->nearest.count; i++) {
+        write_miss(call, table, karst_best_item(&fit->nearest, i), wide);
     }
     karst_table_close(table);
 }

@@ -386,11 +386,14 @@ const struct karst_verb karst_verb_map = {
             "their own are "
             "not drawn.",
     .json =
-        "{\"cell_bytes\", \"columns\", BYTES, \"extents\": [{\"arena\", \"kind\", \"start\", \"end\", BYTES, "
-        "\"rows\": [{\"address\", \"cells\" (a letter for each, as in the text), BYTES}]}], "
-        "\"mapped_blocks\", \"mapped_bytes\", \"left_out_extents\", \"left_out_bytes\", \"target\"}; with a "
-        "file also \"file\", \"width\", \"height\". BYTES are the keys live_bytes, free_bytes, cached_bytes, "
-        "top_bytes, metadata_bytes, unknown_bytes and free_absent_bytes (free and not resident).",
+        "{\"cell_bytes\", \"columns\", BYTES, \"arenas\": [{\"arena\", BYTES, \"segments\": [{\"kind\", "
+        "\"start\", "
+        "\"end\"}], \"rows\": [{\"address\", \"cells\" (a letter for each, as in the text without Unicode; | "
+        "is between segments), BYTES}]}], \"mapped_blocks\", \"mapped_bytes\", \"left_out_arenas\", "
+        "\"left_out_bytes\", \"target\"}; with a file no rows, but \"file\", \"width\", \"height\". BYTES "
+        "are the "
+        "keys live_bytes, free_bytes, cached_bytes, top_bytes, metadata_bytes, unknown_bytes and "
+        "free_absent_bytes (free and not resident; null: can't be told).",
     .options = map_options,
     .needs = KARST_NEEDS_HEAPS,
     .run = run,

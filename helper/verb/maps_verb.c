@@ -11,6 +11,7 @@ enum { OPTION_LIST };
 struct listing {
     struct karst_call *call;
     struct karst_table *table; /* text */
+    bool wide;                 /* there is room for the mappings' ends */
     json_t *list;              /* JSON */
     uint64_t unflushed;
 };
@@ -26,14 +27,16 @@ static void permissions_text(const struct karst_mapping *mapping, char text[5]) 
 }
 
 /* The mapping's file, or which of many it is. */
-static void detail_text(const struct karst_map *map, char *text, size_t size) {
+static void detail_text(const struct karst_map *map, bool whole_path, char *text, size_t size) {
+    const char *name = map->mapping->name && *map->mapping->name ? map->mapping->name
+                       : map->module                             ? map->module->path
+                                                                 : NULL;
     if (map->thread) {
         snprintf(text, size, "thread %" PRId64 "%s%s", map->thread->tid, *map->thread->name ? " " : "",
                  map->thread->name);
-    } else if (map->mapping->name && *map->mapping->name) {
-        snprintf(text, size, "%s", map->mapping->name);
-    } else if (map->module) {
-        snprintf(text, size, "%s", map->module->path);
+    } else if (name) {
+        const char *slash = whole_path ? NULL : strrchr(name, '/');
+        snprintf(text, size, "%s", slash ? slash + 1 : name);
     } else if (map->extents > 1) {
         snprintf(text, size, "%s of them", karst_count_text(map->extents).text);
     } else {
@@ -45,9 +48,11 @@ static void write_row(struct listing *listing, const struct karst_map *map) {
     struct karst_table *table = listing->table;
     char permissions[5], detail[400];
     permissions_text(map->mapping, permissions);
-    detail_text(map, detail, sizeof detail);
+    detail_text(map, listing->wide, detail, sizeof detail);
     karst_table_address(table, map->mapping->start);
-    karst_table_address(table, map->mapping->end);
+    if (listing->wide) {
+        karst_table_address(table, map->mapping->end);
+    }
     karst_table_text(table, KARST_STYLE_PLAIN, "%s", permissions);
     karst_table_size(table, map->mapping->end - map->mapping->start);
     karst_table_known_size(table, map->resident);
@@ -145,9 +150,9 @@ static void write_reasons(struct karst_writer *writer, const struct karst_maps *
         [KARST_MAP_OF_KERNEL] = "the kernel's own (vdso, vvar)",
         [KARST_MAP_SHARED_MEMORY] = "shared memory",
         [KARST_MAP_PROTECTED] = "other permissions than the anonymous memory right before (mprotect)",
-        [KARST_MAP_GAP] = "alike, but with a gap in between: odd-sized mmaps, or something was unmapped",
+        [KARST_MAP_GAP] = "alike, but with a gap between: odd-sized mmaps, or one was unmapped",
         [KARST_MAP_NAMED] = "adjacent and alike but for their names",
-        [KARST_MAP_HIDDEN] = "adjacent and alike: told apart by madvise, mlock, a fork or a memory policy",
+        [KARST_MAP_HIDDEN] = "adjacent and alike, but split by madvise, mlock, fork or memory policy",
         [KARST_MAP_FIRST] = "anonymous memory with nothing before it to be one with",
     };
     static const struct karst_column columns[] = {{"mappings", KARST_RIGHT},
@@ -166,16 +171,21 @@ static void write_reasons(struct karst_writer *writer, const struct karst_maps *
 }
 
 static bool run_text(struct karst_call *call) {
-    static const struct karst_column columns[] = {
+    static const struct karst_column wide[] = {
         {"start", KARST_LEFT},     {"end", KARST_LEFT},   {"", KARST_LEFT},        {"size", KARST_RIGHT},
         {"resident", KARST_RIGHT}, {"owner", KARST_LEFT}, {"what", KARST_FLEXIBLE}};
+    static const struct karst_column narrow[] = {{"start", KARST_LEFT}, {"", KARST_LEFT},
+                                                 {"size", KARST_RIGHT}, {"resident", KARST_RIGHT},
+                                                 {"owner", KARST_LEFT}, {"what", KARST_FLEXIBLE}};
     struct karst_writer *writer = &call->writer;
     struct listing listing = {.call = call};
     bool list = call->options[OPTION_LIST].given;
     struct karst_maps maps;
     karst_print_title(writer, "%s", call->session->target->name);
     if (list) {
-        listing.table = karst_table_open(writer, columns, sizeof columns / sizeof *columns);
+        listing.wide = writer->output->width == 0 || writer->output->width >= 110;
+        listing.table = listing.wide ? karst_table_open(writer, wide, sizeof wide / sizeof *wide)
+                                     : karst_table_open(writer, narrow, sizeof narrow / sizeof *narrow);
     }
     bool done = karst_maps_count(call->session, &maps, list ? take_mapping : NULL, &listing, call->error);
     karst_table_close(listing.table);

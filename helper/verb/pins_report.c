@@ -9,11 +9,20 @@ static const char *blocks_text(uint64_t blocks, uint64_t cached) {
     return cached == 0 ? "live" : cached == blocks ? "cached" : "live, cached";
 }
 
+/* "1 live", "3 cached", "9, 2 cached" */
+static void write_blocks(struct karst_table *table, uint64_t blocks, uint64_t cached, const char *state) {
+    if (cached && cached != blocks) {
+        karst_table_text(table, KARST_STYLE_PLAIN, "%s, %s cached", karst_count_text(blocks).text,
+                         karst_count_text(cached).text);
+    } else {
+        karst_table_text(table, KARST_STYLE_PLAIN, "%s %s", karst_count_text(blocks).text, state);
+    }
+}
+
 static void write_pin(struct karst_call *call, struct karst_table *table, const struct karst_pin *pin) {
     karst_table_address(table, pin->first.address);
     karst_table_size(table, pin->taken);
-    karst_table_count(table, pin->blocks);
-    karst_table_text(table, KARST_STYLE_PLAIN, "%s", blocks_text(pin->blocks, pin->cached));
+    write_blocks(table, pin->blocks, pin->cached, blocks_text(pin->blocks, pin->cached));
     karst_table_size(table, pin->before_bytes);
     karst_table_size(table, pin->after_bytes);
     karst_table_size(table, pin->joined);
@@ -23,10 +32,9 @@ static void write_pin(struct karst_call *call, struct karst_table *table, const 
 }
 
 void karst_pins_write_between(struct karst_call *call, const struct karst_pins *pins) {
-    static const struct karst_column columns[] = {{"pin", KARST_LEFT},           {"size", KARST_RIGHT},
-                                                  {"blocks", KARST_RIGHT},       {"state", KARST_LEFT},
-                                                  {"free before", KARST_RIGHT},  {"free behind", KARST_RIGHT},
-                                                  {"in one piece", KARST_RIGHT}, {"arena", KARST_FLEXIBLE}};
+    static const struct karst_column columns[] = {
+        {"pin", KARST_LEFT},     {"size", KARST_RIGHT},   {"blocks", KARST_LEFT},   {"before", KARST_RIGHT},
+        {"behind", KARST_RIGHT}, {"joined", KARST_RIGHT}, {"arena", KARST_FLEXIBLE}};
     struct karst_writer *writer = &call->writer;
     if (pins->pins.count == 0) {
         karst_print(writer, "no pins: no free memory is kept apart by just a few small blocks\n");
@@ -60,23 +68,21 @@ static void write_top(struct karst_call *call, struct karst_table *table, const 
         const struct karst_top_pin *pin = &top->pins[i];
         karst_table_address(table, pin->last.address);
         karst_table_size(table, top_pin_size(pin));
-        karst_table_count(table, pin->blocks);
-        karst_table_text(table, KARST_STYLE_PLAIN, "%s", top_pin_state(pin));
+        write_blocks(table, pin->blocks, pin->cached, top_pin_state(pin));
         karst_table_size(table, pin->to_top);
         karst_table_size(table, pin->to_system);
         karst_table_known_size(table, pin->resident);
-        karst_table_text(table, KARST_STYLE_PLAIN, "%s%s",
-                         karst_arena_text(call->session, pin->last.heap, pin->last.arena).text,
-                         i ? ", below that" : "");
+        karst_table_text(table, i ? KARST_STYLE_DIM : KARST_STYLE_PLAIN, "%s",
+                         i ? "then" : karst_arena_text(call->session, pin->last.heap, pin->last.arena).text);
         call->last_address = pin->last.address;
     }
 }
 
 void karst_pins_write_tops(struct karst_call *call, const struct karst_pins *pins, size_t depth) {
-    static const struct karst_column columns[] = {
-        {"under the top", KARST_LEFT}, {"size", KARST_RIGHT},       {"blocks", KARST_RIGHT},
-        {"state", KARST_LEFT},         {"to the top", KARST_RIGHT}, {"to the system", KARST_RIGHT},
-        {"resident", KARST_RIGHT},     {"arena", KARST_FLEXIBLE}};
+    static const struct karst_column columns[] = {{"under the top", KARST_LEFT}, {"size", KARST_RIGHT},
+                                                  {"blocks", KARST_LEFT},        {"to the top", KARST_RIGHT},
+                                                  {"to system", KARST_RIGHT},    {"resident", KARST_RIGHT},
+                                                  {"arena", KARST_FLEXIBLE}};
     struct karst_writer *writer = &call->writer;
     if (pins->tops.count == 0) {
         karst_print(writer, "nothing lies under a heap's top\n");
@@ -97,18 +103,19 @@ void karst_pins_write_trim(struct karst_call *call, const struct karst_pins *pin
         karst_print(writer, "the allocator offers no trim\n");
     } else if (trim->bytes == 0) {
         karst_print(writer, "a trim now (glibc: malloc_trim(0)) would return nothing\n");
-    } else if (trim->resident == UINT64_MAX) {
-        karst_print(
-            writer,
-            "a trim now (glibc: malloc_trim(0)) would return up to %s, in %s pieces; how much of that is "
-            "resident is unknown\n",
-            karst_size_text(writer, trim->bytes).text, karst_count_text(trim->ranges).text);
     } else {
-        karst_print(writer, "a trim now (glibc: malloc_trim(0)) would return ");
-        karst_print_styled(writer, KARST_STYLE_GOOD, "%s", karst_size_text(writer, trim->resident).text);
-        karst_print(writer, " of resident memory: the whole pages in %s free piece%s (%s)\n",
-                    karst_count_text(trim->ranges).text, karst_plural(trim->ranges),
-                    karst_size_text(writer, trim->bytes).text);
+        struct karst_text bytes = karst_size_text(writer, trim->bytes);
+        bool known = trim->resident != UINT64_MAX;
+        karst_print(writer, "a trim now (glibc: malloc_trim(0)) would return %s", known ? "" : "up to ");
+        karst_print_styled(writer, KARST_STYLE_GOOD, "%s",
+                           known ? karst_size_text(writer, trim->resident).text : bytes.text);
+        karst_print(writer, "%s,\nthe whole pages in %s free piece%s", known ? " of resident memory" : "",
+                    karst_count_text(trim->ranges).text, karst_plural(trim->ranges));
+        if (known) {
+            karst_print(writer, " (%s)\n", bytes.text);
+        } else {
+            karst_print(writer, "; how much of that is resident is unknown\n");
+        }
     }
 }
 

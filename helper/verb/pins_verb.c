@@ -4,6 +4,7 @@
 #include "verbs.h"
 
 #define DEFAULT_COUNT 10
+#define SHOWN_DEPTH   4 /* pins under each top; JSON has them all */
 
 enum { OPTION_LIMIT, OPTION_ARENA };
 
@@ -28,7 +29,7 @@ static bool run(struct karst_call *call) {
         karst_pins_set_json(call, root, &holes.pins);
         karst_call_write_json(call, root);
     } else {
-        karst_pins_write_tops(call, &holes.pins, KARST_TOP_PIN_DEPTH);
+        karst_pins_write_tops(call, &holes.pins, SHOWN_DEPTH);
         karst_print(&call->writer, "\n");
         karst_pins_write_between(call, &holes.pins);
         karst_print(&call->writer, "\n");
@@ -53,12 +54,13 @@ const struct karst_verb karst_verb_pins = {
         "First what lies directly under each heap's top: free memory below it can't go back to the system by "
         "shrinking the heap while it is there. For each it says how much would join the top if it went (and "
         "those above it had gone), and how much of that a trim would then give back, whole pages, and what "
-        "of those is resident. A cached block pins, too, until its thread uses it again or ends; memory of "
+        "of those is resident. What would be next under the top follows, as `then`. A cached block pins, "
+        "too, until its thread uses it again or ends; memory of "
         "the allocator's own (metadata) can't be freed by the program.\n"
         "\n"
         "Then pins between free memory: a live or cached block, or up to 16 of them, small (at most an "
         "eighth) against what would be one piece without them, by how much would be joined to the larger "
-        "side.\n"
+        "side. `before` and `behind` are the free memory on both sides, `joined` is all of it in one piece.\n"
         "\n"
         "Last what a trim (malloc_trim(0)) would return now.",
     .json = "{\"pins\": [...], \"pinned\": {\"pins\", \"bytes\", \"free_bytes\"} (of all between free "
