@@ -1,9 +1,13 @@
 #include <inttypes.h>
+#include <string.h>
 
 #include "verb.h"
 #include "verbs.h"
 
 enum { OPTION_ALL, OPTION_KIND };
+
+/* More rows than that, and nothing asked for in particular: neighbours of one kind share a row. */
+#define FOLDED_BEYOND 40
 
 static const struct karst_verb_argument arguments[] = {
     {"ARENA", KARST_VALUE_ARENA, false, "only the bins of this arena"},
@@ -55,36 +59,107 @@ static void write_bin(struct karst_call *call, struct karst_table *table, const 
     karst_table_text(table, KARST_STYLE_BAD, "%s", bin->damaged ? "damaged" : "");
 }
 
-static void write_text(struct karst_call *call) {
+/* One row for neighbours of the table that are alike: a thread's tcache, an arena's small bins. */
+static bool are_alike(const struct karst_bin *bin, const struct karst_bin *other) {
+    return bin->arena == other->arena && bin->owner == other->owner && strcmp(bin->kind, other->kind) == 0;
+}
+
+static void write_folded(struct karst_call *call, struct karst_table *table, const struct karst_heap *heap,
+                         const struct karst_bin *bin, uint64_t lists) {
+    karst_table_text(table, KARST_STYLE_SYMBOL, "%s", bin->kind);
+    karst_table_text(
+        table, KARST_STYLE_PLAIN, "%s",
+        bin->arena == KARST_NONE ? "" : karst_arena_text(call->session, heap->index, bin->arena).text);
+    karst_table_count(table, lists);
+    karst_table_count(table, bin->blocks);
+    karst_table_size(table, bin->bytes);
+    write_owner(table, bin);
+    karst_table_text(table, KARST_STYLE_BAD, "%s", bin->damaged ? "damaged" : "");
+}
+
+static void fold_heap(struct karst_call *call, struct karst_table *table, const struct karst_heap *heap) {
+    struct karst_bin sum = {0};
+    uint64_t lists = 0;
+    for (uint32_t index = 0; index < heap->bin_count; index++) {
+        const struct karst_bin *bin = &heap->bins[index];
+        if (!is_wanted(call, heap, index)) {
+            continue;
+        }
+        if (lists && !are_alike(bin, &sum)) {
+            write_folded(call, table, heap, &sum, lists);
+            lists = 0;
+        }
+        if (lists++ == 0) {
+            sum = *bin;
+            continue;
+        }
+        sum.blocks += bin->blocks;
+        sum.bytes += bin->bytes;
+        sum.damaged |= bin->damaged;
+    }
+    if (lists) {
+        write_folded(call, table, heap, &sum, lists);
+    }
+}
+
+static void write_folded_table(struct karst_call *call) {
+    static const struct karst_column columns[] = {
+        {"kind", KARST_LEFT},   {"arena", KARST_FLEXIBLE},   {"lists", KARST_RIGHT}, {"blocks", KARST_RIGHT},
+        {"bytes", KARST_RIGHT}, {"owner", KARST_SPARE_LEFT}, {"", KARST_LEFT},
+    };
+    struct karst_table *table = karst_table_open(&call->writer, columns, sizeof columns / sizeof *columns);
+    for (size_t i = 0; i < call->session->heap_count; i++) {
+        fold_heap(call, table, call->session->heaps[i]);
+    }
+    karst_table_close(table);
+}
+
+static void write_full_table(struct karst_call *call) {
     static const struct karst_column columns[] = {
         {"bin", KARST_FLEXIBLE},     {"arena", KARST_SPARE_LEFT},
         {"from", KARST_RIGHT},       {"to", KARST_RIGHT},
         {"blocks", KARST_RIGHT},     {"bytes", KARST_RIGHT},
         {"owner", KARST_SPARE_LEFT}, {"", KARST_LEFT},
     };
+    struct karst_table *table = karst_table_open(&call->writer, columns, sizeof columns / sizeof *columns);
+    for (size_t i = 0; i < call->session->heap_count; i++) {
+        const struct karst_heap *heap = call->session->heaps[i];
+        for (uint32_t index = 0; index < heap->bin_count; index++) {
+            if (is_wanted(call, heap, index)) {
+                write_bin(call, table, heap, &heap->bins[index]);
+            }
+        }
+    }
+    karst_table_close(table);
+}
+
+static void write_text(struct karst_call *call) {
     struct karst_writer *writer = &call->writer;
-    struct karst_table *table = karst_table_open(writer, columns, sizeof columns / sizeof *columns);
     uint64_t shown = 0, hidden = 0, blocks = 0, bytes = 0;
     for (size_t i = 0; i < call->session->heap_count; i++) {
         const struct karst_heap *heap = call->session->heaps[i];
         for (uint32_t index = 0; index < heap->bin_count; index++) {
-            if (!is_wanted(call, heap, index)) {
-                hidden++;
-                continue;
-            }
-            write_bin(call, table, heap, &heap->bins[index]);
-            shown++;
-            blocks += heap->bins[index].blocks;
-            bytes += heap->bins[index].bytes;
+            bool wanted = is_wanted(call, heap, index);
+            shown += wanted;
+            hidden += !wanted;
+            blocks += wanted ? heap->bins[index].blocks : 0;
+            bytes += wanted ? heap->bins[index].bytes : 0;
         }
     }
-    karst_table_close(table);
+    bool all = call->options[OPTION_ALL].given;
+    bool narrowed = call->arguments[0].given || call->options[OPTION_KIND].given;
+    bool folded = !all && !narrowed && shown > FOLDED_BEYOND;
+    if (folded) {
+        write_folded_table(call);
+    } else {
+        write_full_table(call);
+    }
     karst_print(writer, "%s block%s, %s, in %s bin%s", karst_count_text(blocks).text, karst_plural(blocks),
                 karst_size_text(writer, bytes).text, karst_count_text(shown).text, karst_plural(shown));
-    if (!call->options[OPTION_ALL].given && !call->arguments[0].given && !call->options[OPTION_KIND].given) {
+    if (!all && !narrowed) {
         karst_print(writer, "; %s more are empty", karst_count_text(hidden).text);
     }
-    karst_print(writer, "\n");
+    karst_print(writer, folded ? "\neach of them: karst bins ARENA, or --bin KIND, or --all\n" : "\n");
 }
 
 static json_t *bin_json(struct karst_call *call, const struct karst_heap *heap, uint32_t index) {
@@ -140,10 +215,13 @@ const struct karst_verb karst_verb_bins = {
     .name = "bins",
     .group = KARST_GROUP_OVERVIEW,
     .summary = "one row a list of freed blocks: its sizes, blocks, bytes, owner",
-    .help = "One row for each bin or cache that is not empty. `from` and `to` are the sizes of the blocks it "
-            "takes, headers included; `owner` is the thread a cache belongs to. `damaged` marks a list that "
-            "could not be followed to its end: blocks and bytes are what was met until there, and `karst "
-            "check` says what is wrong.",
+    .help =
+        "One row for each bin or cache that is not empty; more than forty are folded, neighbours of one kind "
+        "into a row, unless an arena, a kind or --all is given. `from` and `to` are the sizes of the blocks "
+        "it "
+        "takes, headers included; `owner` is the thread a cache belongs to. `damaged` marks a list that "
+        "could not be followed to its end: blocks and bytes are what was met until there, and `karst "
+        "check` says what is wrong.",
     .json = "{\"bins\": [...], \"target\"}. Each bin has name (unique in its allocator), kind, allocator, "
             "arena (null: of "
             "none), owner (a thread's id, or null), owner_gone, smallest, largest (null: any), state (of its "
