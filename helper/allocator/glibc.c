@@ -693,28 +693,37 @@ static bool walk(struct karst_heap *heap, const struct karst_extent *extent, str
 
 struct bin_count {
     struct karst_bin *bin;
-    struct address_list *addresses; /* NULL: counts only */
+    struct address_list *unsorted; /* NULL: counts only */
+    struct karst *session;
+    struct karst_error *error;
+    bool interrupted;
 };
 
 static bool count_node(void *context, uint64_t chunk, uint64_t size_word) {
     struct bin_count *count = context;
     count->bin->blocks++;
     count->bin->bytes += size_word & ~(uint64_t)GLIBC_FLAGS;
-    if (count->addresses) {
-        add_address(count->addresses, chunk, 0);
-        return !count->addresses->out_of_memory;
+    if (count->unsorted) {
+        add_address(count->unsorted, chunk, 0);
     }
-    return true;
+    /* A node costs about what a page of a walk does. */
+    count->interrupted = !karst_session_progress(count->session, 4096, count->error);
+    return !count->interrupted && !(count->unsorted && count->unsorted->out_of_memory);
 }
 
-/* The caches were counted when they were found; here follow the doubly linked bins. */
-static void load_arena_bins(struct glibc_heap *glibc, const struct glibc_arena *arena,
-                            struct address_list *unsorted) {
+/* The caches were counted when they were found; here follow the doubly linked bins. false: interrupted. */
+static bool load_arena_bins(struct glibc_heap *glibc, const struct glibc_arena *arena,
+                            struct address_list *unsorted, struct karst_error *error) {
     for (unsigned i = 1; i < GLIBC_BINS; i++) {
-        struct bin_count count = {&glibc->heap.bins[arena->first_bin + i - 1], i == 1 ? unsorted : NULL};
-        count.bin->damaged =
-            glibc_follow_bin(glibc, arena, i, false, count_node, &count).end != GLIBC_LIST_END;
+        struct karst_bin *bin = &glibc->heap.bins[arena->first_bin + i - 1];
+        struct bin_count count = {bin, i == 1 ? unsorted : NULL, glibc->heap.session, error, false};
+        bin->blocks = bin->bytes = 0;
+        bin->damaged = glibc_follow_bin(glibc, arena, i, false, count_node, &count).end != GLIBC_LIST_END;
+        if (count.interrupted) {
+            return false;
+        }
     }
+    return true;
 }
 
 bool glibc_load_bins(struct karst_heap *heap, struct karst_error *error) {
@@ -724,10 +733,7 @@ bool glibc_load_bins(struct karst_heap *heap, struct karst_error *error) {
     }
     struct address_list unsorted = {0};
     for (size_t a = 0; a < heap->arena_count; a++) {
-        if (!glibc->arenas[a].uninitialized) {
-            load_arena_bins(glibc, &glibc->arenas[a], &unsorted);
-        }
-        if (!karst_session_progress(heap->session, 1, error)) {
+        if (!glibc->arenas[a].uninitialized && !load_arena_bins(glibc, &glibc->arenas[a], &unsorted, error)) {
             free(unsorted.items);
             return false;
         }

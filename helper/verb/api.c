@@ -31,7 +31,13 @@ bool karst_for_each_block(struct karst *session,
 bool karst_find_block(struct karst *session, uint64_t address, struct karst_block *block,
                       struct karst_error *error) {
     struct karst_neighbourhood found;
-    if (!prepare(session, error) || !karst_find_neighbourhood(session, address, &found, error)) {
+    if (!karst_session_need_heaps(session, error) ||
+        !karst_find_neighbourhood(session, address, &found, error)) {
+        return false;
+    }
+    /* Only the bin of a free block needs the lists, and following them all takes its time. */
+    if (found.block.state == KARST_STATE_FREE && found.block.bin == KARST_NONE &&
+        (!prepare(session, error) || !karst_find_neighbourhood(session, address, &found, error))) {
         return false;
     }
     *block = found.block;
