@@ -27,7 +27,10 @@ static unsigned state_at(const struct karst_block *block, uint64_t address) {
 
 static void check_cells(const struct karst_picture *picture, uint64_t from, uint64_t to) {
     struct karst_picture_cell *cells = calloc(picture->rows * picture->columns + 1, sizeof *cells);
-    for (size_t i = 0; CHECK(cells != NULL) && i < fake.block_count; i++) {
+    if (!CHECK(cells != NULL)) {
+        return;
+    }
+    for (size_t i = 0; i < fake.block_count; i++) {
         const struct karst_block *block = &fake.blocks[i];
         for (uint64_t at = block->start; at < block->start + block->size; at += 16) {
             size_t row, column;
