@@ -180,7 +180,9 @@ char *main_tcache(void) {
     } places[] = {{-0x290, 0x290}, {-0x300, 0x300}, {-0x310, 0x310}, {0x20, 0x300}, {0x20, 0x310}};
     for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
         char *tcache = (char *)first_block + places[i].distance;
-        if (((uintptr_t)tcache & 0xfff) >= 0x10 && chunk_size(tcache) == places[i].size) {
+        /* The heap begins where the first block's page does. */
+        bool in_heap = (uintptr_t)tcache >> 12 == (uintptr_t)first_block >> 12;
+        if (in_heap && chunk_size(tcache) == places[i].size) {
             return tcache;
         }
     }
