@@ -76,12 +76,16 @@ fuzz: $(BUILD)/fuzz/corpus/.made
 	done
 
 # ---- lint -------------------------------------------------------------------------------------------
-LINTED := $(filter %.c,$(C_FILES))
-TIDY    = clang-tidy --quiet $(1) -- -std=gnu11 $(CPPFLAGS) $(INCLUDES) 2>&1 | grep -v 'warnings generated\|^Suppressed\|^Use -header' || true
+LINT_PACKAGES := clang clang-format clang-tidy cppcheck pyflakes3
+SCRIPT_PLACES  = $(wildcard gdb drgn helper/python docs tests .ci)
 
 lint:
-	clang-format --dry-run -Werror $(C_FILES)
-	@echo clang-tidy ...
-	@printf '%s\n' $(LINTED) | xargs -P $(JOBS) -n 4 clang-tidy --quiet -- || exit 1
-	$(PYTHON) -m compileall -q gdb drgn helper/python tests
-	pyflakes3 gdb drgn helper/python tests
+	@.ci/deps $(LINT_PACKAGES)
+	@clang-format --dry-run -Werror $(C_FILES)
+	@echo 'clang-tidy on all sources'
+	@printf '%s\n' $(filter helper/%.c tests/%.c,$(C_FILES)) | xargs -P $(JOBS) -n 3 sh -c \
+	    'clang-tidy --quiet "$$@" -- -std=gnu11 $(CPPFLAGS) $(INCLUDES) 2>/dev/null' clang-tidy
+	@cppcheck --quiet --std=c11 --enable=warning,portability --inline-suppr --error-exitcode=1 \
+	    --suppressions-list=tests/cppcheck.txt -j $(JOBS) -Ihelper/include $(addprefix -I,helper/target helper/allocator helper/analysis helper/report helper/verb) helper
+	$(PYTHON) -m compileall -q $(SCRIPT_PLACES)
+	pyflakes3 $(SCRIPT_PLACES)

@@ -1,6 +1,6 @@
 /* The program that the pages in docs/verbs look at: a mailbox in small, the same in each run. Messages come
- * and most are deleted; an attachment was let go and left a large hole, with a small block behind it; a second
- * thread has an arena of its own. `mailbox damaged` then writes past a message's end.
+ * and most are deleted; an attachment was let go and left a large hole, with a small block behind it; a
+ * second thread has an arena of its own. `mailbox damaged` then writes past a message's end.
  *
  * Prints "name address" lines for blocks of interest, then "ready", and waits. */
 #include <inttypes.h>

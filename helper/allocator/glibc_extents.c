@@ -192,7 +192,7 @@ static bool is_break(const struct glibc_heap *glibc) {
     for (size_t i = 0; i < target->module_count; i++) {
         below = target->modules[i].start < glibc->sbrk_base ? &target->modules[i] : below;
     }
-    return below == &target->modules[0] && glibc->sbrk_base - below->end < BRK_DISTANCE;
+    return below && below == &target->modules[0] && glibc->sbrk_base - below->end < BRK_DISTANCE;
 }
 
 /* Where the main arena's part at the break ends, when its top is elsewhere: behind the last two fenceposts

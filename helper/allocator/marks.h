@@ -25,8 +25,12 @@ bool karst_marks_add(struct karst_marks *marks, uint64_t address);
 /* The first marked place in [from, to), 0: none. */
 uint64_t karst_marks_first(const struct karst_marks *marks, uint64_t from, uint64_t to);
 
+/* What lies outside the extent is not marked. */
 static inline bool karst_marks_has(const struct karst_marks *marks, uint64_t address) {
     uint64_t place = (address - marks->start) / KARST_MARK_BYTES;
+    if (place / KARST_MARK_PLACES >= marks->piece_count) {
+        return false;
+    }
     const uint64_t *piece = marks->pieces[place / KARST_MARK_PLACES];
     return piece && piece[place % KARST_MARK_PLACES / 64] & (uint64_t)1 << (place % 64);
 }

@@ -90,6 +90,7 @@ bool karst_count_sizes(struct karst_filter *filter, bool exact, struct karst_siz
     filter->block = count_block;
     filter->block_context = &counter;
     bool walked = karst_filter_walk(filter, error);
+    filter->block_context = NULL;
     take_classes(&counter, sizes);
     return walked && (!counter.out_of_memory || karst_fail_memory(error));
 }

@@ -129,7 +129,7 @@ bool terminal_poll(void *context, const char *what, uint64_t done, uint64_t tota
         int rest = (int)terminal->shown > size ? (int)terminal->shown - size : 0;
         fprintf(stderr, "\r%s%*s", text, rest, "");
         fflush(stderr);
-        terminal->shown = (size_t)(size + rest);
+        terminal->shown = (size_t)size + (size_t)rest;
     }
     return !interrupted;
 }

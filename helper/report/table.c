@@ -276,9 +276,10 @@ void karst_table_flush(struct karst_table *table) {
         write_cell(table, i, KARST_STYLE_TITLE, title, strlen(title));
     }
     table->headed = true;
-    for (size_t i = 0; i < table->cell_count; i++) {
+    for (size_t i = 0, column = 0; i < table->cell_count; i++) {
         const struct cell *cell = &table->cells[i];
-        write_cell(table, i % table->column_count, cell->style, table->text + cell->offset, cell->size);
+        write_cell(table, column, cell->style, table->text + cell->offset, cell->size);
+        column = column + 1 < table->column_count ? column + 1 : 0;
     }
     table->cell_count = table->text_size = 0;
 }

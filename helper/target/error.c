@@ -5,6 +5,11 @@
 #include <stdio.h>
 #include <string.h>
 
+/* What the analyzer is told of them in other files. */
+#undef karst_fail
+#undef karst_fail_errno
+#undef karst_fail_memory
+
 static void set_text(struct karst_error *error, enum karst_error_code code, const char *format,
                      va_list arguments) {
     error->code = code;

@@ -68,7 +68,7 @@ static void write_row(struct listing *listing, const struct karst_map *map) {
 static json_t *key_json(const char *name) {
     char key[40];
     size_t size = 0;
-    for (; name[size] && size < sizeof key - 1; size++) {
+    for (; size < sizeof key - 1 && name[size]; size++) {
         key[size] = name[size] == ' ' ? '_' : name[size];
     }
     key[size] = '\0';

@@ -54,13 +54,13 @@ def run(argv: list[str], sample: bool) -> Run:
     start = time.monotonic()
     process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
     anonymous = file = 0
-    pid, status, usage = 0, 0, None
-    while pid == 0:
+    while True:
         pid, status, usage = os.wait4(process.pid, os.WNOHANG if sample else 0)
-        if pid == 0:
-            now = memory_of(process.pid)
-            anonymous, file = max(anonymous, now[0]), max(file, now[1])
-            time.sleep(0.002)
+        if pid != 0:
+            break
+        now = memory_of(process.pid)
+        anonymous, file = max(anonymous, now[0]), max(file, now[1])
+        time.sleep(0.002)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode not in (0, 1):
         sys.exit(f"bench: {' '.join(argv)}: ended with {process.returncode}")
@@ -160,13 +160,14 @@ def measure_stop(options: argparse.Namespace) -> bool:
     victim = subprocess.Popen([str(options.tools / "make_core"), "--blocks", str(blocks), "--live"],
                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
     assert victim.stdin and victim.stdout
+    ask, answers = victim.stdin, victim.stdout
 
     def longest_gap() -> float:
-        victim.stdin.write("\n")
-        return int(victim.stdout.readline()) / 1e9
+        ask.write("\n")
+        return int(answers.readline()) / 1e9
 
     try:
-        if victim.stdout.readline() != "ready\n":
+        if answers.readline() != "ready\n":
             sys.exit("bench: the live process did not start")
         karst = [str(options.karst), "-p", str(victim.pid), "summary"]
         heap = json.loads(output([*karst, "--json"]))["total"]["system_bytes"]
@@ -178,10 +179,11 @@ def measure_stop(options: argparse.Namespace) -> bool:
             run(karst, sample=False)
             gaps.append(longest_gap())
     finally:
-        victim.stdin.close()
+        ask.close()
         victim.wait()
     per_4gib = [gap * 4 * GIB / heap for gap in gaps]
-    over = "" if min(per_4gib) < 1 else "  over"
+    # What is the same for any heap, symbols above all, says nothing about 4 GiB when the heap is small.
+    over = "  over" if min(per_4gib) >= 1 and heap > GIB else ""
     print(f"live process, heap {heap / GIB:.2f} GiB: `karst -p PID summary` stops it for {min(gaps):.2f} s at least, "
           f"{statistics.median(gaps):.2f} s in the median (left alone: {statistics.median(idle):.3f} s); per 4 GiB "
           f"{min(per_4gib):.2f} and {statistics.median(per_4gib):.2f} s (limit 1){over}")

@@ -1,7 +1,7 @@
-/* What the tests of the debugger plugins look at: three threads with heaps of their own, frames whose variables
- * hold blocks in different ways, and a little of every state. `debugged` prints "ready" and waits in work();
- * `debugged fork` forks a child whose heap then differs; `debugged loop` allocates in a loop, for breakpoints
- * and interrupts; `debugged many N` makes N blocks first. */
+/* What the tests of the debugger plugins look at: three threads with heaps of their own, frames whose
+ * variables hold blocks in different ways, and a little of every state. `debugged` prints "ready" and waits
+ * in work(); `debugged fork` forks a child whose heap then differs; `debugged loop` allocates in a loop, for
+ * breakpoints and interrupts; `debugged many N` makes N blocks first. */
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
