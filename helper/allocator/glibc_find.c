@@ -241,7 +241,11 @@ static unsigned par_score(struct glibc_heap *glibc, const struct glibc_layout *l
     uint64_t tcache_bins = glibc_word(bytes + layout->par_tcache_bins);
     uint64_t tcache_count = glibc_word(bytes + layout->par_tcache_count);
     uint64_t page = glibc->heap.target->page_size;
-    if (n_mmaps > 1u << 28 || mapped % page != 0 || (n_mmaps == 0) != (mapped == 0) ||
+    /* From 2.43 on mremap_chunk() leaves the header out of what it adds: the sum drifts with each block
+     * resized. */
+    bool drifts = layout->mapped_size_excludes_header;
+    if (n_mmaps > 1u << 28 || mapped % (drifts ? GLIBC_ALIGN : page) != 0 ||
+        (!drifts && (n_mmaps == 0) != (mapped == 0)) ||
         (sbrk_base != 0 && !karst_target_mapping(glibc->heap.target, sbrk_base)) ||
         tcache_count > UINT16_MAX) {
         return 0;
