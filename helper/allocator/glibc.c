@@ -667,10 +667,12 @@ static bool stream_mapped(struct glibc_heap *glibc, const struct karst_extent *e
     size_t cached = cached_from(glibc, chunk);
     bool is_cached = cached < glibc->cached_count && glibc->cached[cached].chunk == chunk &&
                      glibc->cached[cached].bin != KARST_NONE;
+    /* 2.43's malloc_usable_size() leaves out a word more than the header (malloc/malloc.c, memsize()). */
+    uint64_t kept = GLIBC_HEADER + (glibc->layout.mapped_size_excludes_header ? 8 : 0);
     *block = (struct karst_block){.start = extent->start,
                                   .size = extent->end - extent->start,
                                   .address = chunk + GLIBC_HEADER,
-                                  .usable = extent->end - chunk - GLIBC_HEADER,
+                                  .usable = extent->end - chunk - kept,
                                   .arena = KARST_NONE,
                                   .bin = is_cached ? glibc->cached[cached].bin : KARST_NONE,
                                   .heap = glibc->heap.index,
