@@ -80,16 +80,16 @@ class Verb(gdb.Command):
             return
         if self.own and "type" in parsed.own:
             values.type_named(parsed.own["type"])  # fails now, not behind the answer
-        current = session.current()
         words = [self.name, *parsed.words[:parsed.options], *self._rows(argument, from_tty, parsed),
                  *_typed_filter(parsed), *parsed.words[parsed.options:]]
-        answer = current.run(words, styles.sequences(str(settings.get("color"))))
-        if answer.last_address:
-            pointer = gdb.Value(answer.last_address).cast(gdb.lookup_type("void").pointer())
-            gdb.set_convenience_variable("_", pointer)
-        gdb.set_convenience_variable("_karst_status", answer.status)
-        if not parsed.has("json"):
-            self._say_more(current, parsed)
+        with session.current() as current:
+            answer = current.run(words, styles.sequences(str(settings.get("color"))))
+            if answer.last_address:
+                pointer = gdb.Value(answer.last_address).cast(gdb.lookup_type("void").pointer())
+                gdb.set_convenience_variable("_", pointer)
+            gdb.set_convenience_variable("_karst_status", answer.status)
+            if not parsed.has("json"):
+                self._say_more(current, parsed)
 
     def _rows(self, line: str, from_tty: bool, parsed: Parsed) -> list[str]:
         """The options that choose a list's rows: the setting `count`, and the next ones when Enter repeats."""
@@ -191,6 +191,7 @@ def _candidates(kind: dict[str, Any]) -> list[str]:
 
 def _rows(words: list[str], key: str) -> list[dict[str, Any]]:
     try:
-        return session.current().json(words)[key]
+        with session.current() as current:
+            return current.json(words)[key]
     except (gdb.error, gdb.GdbError, KeyError):
         return []

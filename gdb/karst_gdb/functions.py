@@ -34,9 +34,9 @@ class _Function(gdb.Function):
         if len(arguments) != 1:
             raise gdb.GdbError(f"{self._called} takes one address")
         address = address_of_value(arguments[0], f"the argument of {self._called}")
-        current = session.current()
-        block = current.find_block(address)
-        return self._nowhere if block is None else self._answer(current, block)
+        with session.current() as current:
+            block = current.find_block(address)
+            return self._nowhere if block is None else self._answer(current, block)
 
 
 def register() -> None:

@@ -1,8 +1,10 @@
-"""One engine session an inferior, kept while nothing changes under it."""
+"""One engine session an inferior, kept while nothing changes under it. What runs on without telling us gets a
+session for one question."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import gdb
 
@@ -69,20 +71,23 @@ def symbols() -> Symbols:
     return _symbols.setdefault(gdb.selected_inferior().num, Symbols())
 
 
-def current() -> engine.Session:
+@contextmanager
+def current() -> Iterator[engine.Session]:
     """The selected inferior's session; fails with one line when there is nothing to read."""
     number = gdb.selected_inferior().num
     kept = _sessions.get(number)
     if kept is not None and target.is_current(kept[0]):
-        return kept[1]
+        yield kept[1]
+        return
     _drop(number)
     wanted = target.selected()
-    session = engine.Session(wanted, symbols(), no_symbols=not settings.get("symbols"))
-    _sessions[number] = (wanted, session)
-    return session
-
-
-def kept() -> engine.Session | None:
-    """The selected inferior's session if there is one already."""
-    found = _sessions.get(gdb.selected_inferior().num)
-    return found[1] if found is not None and target.is_current(found[0]) else None
+    # In passing, symbols would take ten times as long to load as the heap takes to find by its structure.
+    session = engine.Session(wanted, symbols(), no_symbols=wanted.passing or not settings.get("symbols"))
+    if not wanted.passing and not wanted.partly_running:
+        _sessions[number] = (wanted, session)
+        yield session
+        return
+    try:
+        yield session
+    finally:
+        session.close()

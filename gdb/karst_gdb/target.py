@@ -25,6 +25,7 @@ class Target:
     executable: str  # "" if GDB has none
     connection: object  # GDB's number of the connection: a core loaded anew has another one
     partly_running: bool  # non-stop mode: some threads run while we read
+    passing: bool  # GDB looks at it in passing (a breakpoint's condition): it runs on without an event
 
 
 def _target_stack() -> list[str]:
@@ -84,7 +85,7 @@ def selected() -> Target:
     stack = _target_stack()
     executable = inferior.progspace.filename or ""
     if "core" in stack:
-        return Target(CORE, inferior.pid, core_path(), executable, _connection_number(inferior), False)
+        return Target(CORE, inferior.pid, core_path(), executable, _connection_number(inferior), False, False)
     if not inferior.pid:
         raise gdb.GdbError("no process: start one (run), attach to one (attach PID) or load a core (core-file PATH)")
     if is_executing():
@@ -92,7 +93,8 @@ def selected() -> Target:
     if gdb.selected_thread() is None:
         raise gdb.GdbError("no thread is selected: select one of the process's (thread N)")
     kind = PROCESS if "native" in stack else REMOTE
-    return Target(kind, inferior.pid, "", executable, _connection_number(inferior), _some_thread_runs(inferior))
+    return Target(kind, inferior.pid, "", executable, _connection_number(inferior), _some_thread_runs(inferior),
+                  gdb.selected_thread().is_running())
 
 
 def is_current(target: Target) -> bool:
@@ -100,5 +102,9 @@ def is_current(target: Target) -> bool:
     inferior = gdb.selected_inferior()
     number = _connection_number(inferior)
     return (number is not None and number == target.connection and inferior.pid == target.pid
-            and (inferior.progspace.filename or "") == target.executable and not target.partly_running
-            and not is_executing())
+            and (inferior.progspace.filename or "") == target.executable and not _selected_thread_runs())
+
+
+def _selected_thread_runs() -> bool:
+    thread = gdb.selected_thread()
+    return thread is not None and thread.is_running()

@@ -162,6 +162,13 @@ def test_function_in_a_condition(directory: Path) -> None:
     assert answers.of("output $_karst_state(block)").good() == '"live"'
 
 
+def test_condition_sees_each_hit(directory: Path) -> None:
+    """Between the hits of a condition that is false GDB tells of no run; the heap has grown all the same."""
+    commands = ["break use_block if $_karst_usable(block) < size || size == 4000", "run loop", "output size", "kill"]
+    answers = gdb([DEBUGGED], commands, directory)
+    assert answers.of("output size").good() == "4000"
+
+
 def test_variables_that_hold_a_block(core: Path, directory: Path) -> None:
     commands = []
     for thread in (1, 2, 3):
