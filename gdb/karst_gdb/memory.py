@@ -92,11 +92,11 @@ class Memory:
         block = self._blocks.get(address - offset)
         if block is None:
             block = self._read_there(address - offset, _BLOCK)
-            if len(block) < offset + size:  # a hole in front of it, or the end
-                return self._read_there(address, size)
             self._blocks[address - offset] = block
             if len(self._blocks) > _BLOCKS_KEPT:
                 self._blocks.popitem(last=False)
+        if len(block) < offset + size:  # the block has a hole, in front of this or behind
+            return self._read_there(address, size)
         return block[offset:offset + size]
 
     def _read_whole(self, address: int, size: int) -> memoryview | None:

@@ -511,6 +511,36 @@ def test_gdbserver(directory: Path) -> None:
     assert "no process" in answers.of("karst summary").one_line()
 
 
+def test_lent_memory_around_holes(directory: Path) -> None:
+    """Pieces of any size and place, in any order: the bytes up to the first page that is not there."""
+    script = directory / "memory.py"
+    script.write_text("""
+import random, gdb
+from karst_gdb import memory
+chance, size = random.Random(3), 1 << 20
+pages = [chance.random() < 0.8 for _ in range(size // 4096)]
+content = chance.randbytes(size)
+
+class Inferior:
+    def read_memory(self, address, length):
+        if not all(pages[page] for page in range(address // 4096, (address + length - 1) // 4096 + 1)):
+            raise gdb.MemoryError("Cannot access memory")
+        return memoryview(content)[address:address + length]
+
+lent = memory.Memory(Inferior())
+for turn in range(5000):
+    length = chance.choice((1, 8, 100, 4096, 20000, 70000))
+    address = chance.randrange(size - length - 65536)
+    end = address
+    while end < address + length and pages[end // 4096]:
+        end = min((end | 4095) + 1, address + length)
+    assert bytes(lent.read(address, length)) == content[address:end], (hex(address), length)
+print("all alike")
+""")
+    answers = gdb([], [f"source {script}"], directory)
+    assert answers.said[0].good() == "all alike\n", answers.output
+
+
 def test_symbols_that_gdb_knows(core: Path, directory: Path) -> None:
     """GDB keeps the symbols that it loaded; the engine alone finds none in an empty directory."""
     commands = ["karst info --json", f"set debug-file-directory {directory}", "set karst symbols on", "karst info --json"]
