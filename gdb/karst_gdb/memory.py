@@ -51,21 +51,21 @@ def _parse_info(text: str) -> list[Mapping]:
     return found
 
 
-def _remote_file(path: str) -> str:
-    """The text of a file of the remote machine, "" where it can't be had."""
+def remote_file(path: str) -> bytes:
+    """A file of the remote machine, empty where it can't be had."""
     with tempfile.TemporaryDirectory(prefix="karst-") as folder:
         local = os.path.join(folder, "file")
         try:
             gdb.execute(f"remote get {path} {local}", to_string=True)
-            with open(local, encoding="utf-8", errors="surrogateescape") as file:
+            with open(local, "rb") as file:
                 return file.read()
         except (gdb.error, OSError):
-            return ""
+            return b""
 
 
 def mappings() -> list[Mapping]:
     """The selected inferior's mappings in address order; fails with one line where GDB can't list them."""
-    found = _parse_maps(_remote_file(f"/proc/{gdb.selected_inferior().pid}/maps"))
+    found = _parse_maps(os.fsdecode(remote_file(f"/proc/{gdb.selected_inferior().pid}/maps")))
     if not found:
         try:
             found = _parse_info(gdb.execute("info proc mappings", to_string=True))

@@ -26,6 +26,13 @@ class _Setting(gdb.Parameter):
         return self.shown.format(value)
 
 
+def _begin_anew() -> str:
+    """What was learned under another setting is dropped."""
+    from karst_gdb import session  # which needs the settings itself
+    session.drop_all()
+    return ""
+
+
 class Count(_Setting):
     """Rows that karst's long lists show at a time; Enter goes on.
 The option of a verb itself, as in `karst blocks --limit 50`, goes before."""
@@ -60,12 +67,24 @@ Off, it finds every heap by its structure, as on a system without symbols."""
     show_doc = "Show whether karst may use symbols and debug information."
 
     def get_set_string(self) -> str:
-        from karst_gdb import session  # which needs the settings itself
-        session.drop_all()
-        return ""
+        return _begin_anew()
 
     def get_show_string(self, value: str) -> str:
         return f"karst {'uses symbols and debug information' if self.value else 'uses no symbols'}."
+
+
+class Direct(_Setting):
+    """Whether karst itself reads a process behind gdbserver that runs on this machine.
+Off, or where it runs elsewhere, its memory is read through GDB, which takes much longer."""
+
+    set_doc = "Set whether karst itself reads a process behind gdbserver that runs on this machine."
+    show_doc = "Show whether karst itself reads a process behind gdbserver that runs on this machine."
+
+    def get_set_string(self) -> str:
+        return _begin_anew()
+
+    def get_show_string(self, value: str) -> str:
+        return f"karst reads a process behind gdbserver {'itself, if it runs here' if self.value else 'through GDB'}."
 
 
 class EnginePath(_Setting):
@@ -111,6 +130,7 @@ def register() -> None:
     all_settings["count"] = Count("count", gdb.PARAM_ZINTEGER, 20)
     all_settings["color"] = Colour("color", gdb.PARAM_ENUM, "auto", ["auto", "on", "off"])
     all_settings["symbols"] = Symbols("symbols", gdb.PARAM_BOOLEAN, True)
+    all_settings["direct"] = Direct("direct", gdb.PARAM_BOOLEAN, True)
     all_settings["engine-path"] = EnginePath("engine-path", gdb.PARAM_OPTIONAL_FILENAME, "")
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import gdb
 
+from karst_gdb import here, settings
+
 CORE, PROCESS, REMOTE = "core", "process", "remote"
 
 # Names of GDB's targets, which it does not translate. "native" is a process here; "core" and "exec" are files.
@@ -92,7 +94,8 @@ def selected() -> Target:
         raise gdb.GdbError("the process is running: interrupt it first")
     if gdb.selected_thread() is None:
         raise gdb.GdbError("no thread is selected: select one of the process's (thread N)")
-    kind = PROCESS if "native" in stack else REMOTE
+    is_here = "native" in stack or (bool(settings.get("direct")) and here.runs_here(inferior.pid))
+    kind = PROCESS if is_here else REMOTE
     return Target(kind, inferior.pid, "", executable, _connection_number(inferior), _some_thread_runs(inferior),
                   gdb.selected_thread().is_running())
 

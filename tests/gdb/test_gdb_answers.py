@@ -97,13 +97,26 @@ def rows(text: str) -> list[Any]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def test_gdbserver_here(directory: Path) -> None:
+    """A process behind gdbserver on this machine is read as the command line reads it."""
+    with started([DEBUGGED], directory) as program:
+        target = Target.process(program.pid)
+        asked = questions(live_block(target))
+        expected = command_line(target, asked)
+        with gdbserver(["--attach", "localhost:0", str(program.pid)], directory) as port:
+            found = in_gdb([DEBUGGED], asked, directory, before=[f"target remote localhost:{port}"])
+    assert found == expected
+
+
 def test_gdbserver(directory: Path) -> None:
+    """Through GDB alone."""
     with started([DEBUGGED], directory) as program:
         target = Target.process(program.pid)
         asked = [words for words in questions(live_block(target)) if words != "info"]
         expected = command_line(target, asked)
         with gdbserver(["--attach", "localhost:0", str(program.pid)], directory) as port:
-            found = in_gdb([DEBUGGED], asked, directory, before=[f"target remote localhost:{port}"])
+            found = in_gdb([DEBUGGED], asked, directory,
+                           before=["set karst direct off", f"target remote localhost:{port}"])
     for words in asked:
         here, there = (without(rows(text[words]), "target", "limit_known") for text in (expected, found))
         assert there == here, words

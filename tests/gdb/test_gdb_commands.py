@@ -501,7 +501,7 @@ def test_gdbserver(directory: Path) -> None:
     """Through gdbserver: threads, variables and memory that changes."""
     with started([DEBUGGED], directory) as program, \
             gdbserver(["--attach", "localhost:0", str(program.pid)], directory) as port:
-        commands = [f"target remote localhost:{port}", "thread 3", "frame function handle_request", "karst block buf",
+        commands = ["set karst direct off", f"target remote localhost:{port}", "thread 3", "frame function handle_request", "karst block buf",
                     "karst check --json", "set var *((unsigned long *) buf - 1) = 0xffffffffffffff1", "karst check --json",
                     "detach", "karst summary"]
         answers = gdb([DEBUGGED], commands, directory)
