@@ -123,14 +123,34 @@ def index(verbs: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+# Rows of the picture, and its legend: where blocks fall in its cells depends on where the heap happens to begin.
+MAP_LINE = re.compile(r"^(0x[0-9a-f]+ +[░▒▓█· -]{8,}|.*· free).*\n", re.MULTILINE)
+DUMP_LINE = re.compile(r"^  0x[0-9a-f]+  [0-9a-f]{2} .*$", re.MULTILINE)
+
+
+def normalised(text: str) -> list[str]:
+    """Without what differs from run to run and from one libc to the next: numbers and the columns they make."""
+    text = MAP_LINE.sub("", text)
+    text = DUMP_LINE.sub("  BYTES", text)
+    text = re.sub(r"[▏▎▍▌▋▊▉█]+", "BAR", text)
+    text = re.sub(r"0x[0-9a-f]+|[0-9][0-9,.]*( [KMG]?B\b)?", "N", text)
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+def write_if_other(path: Path, text: str) -> None:
+    """Leaves a page alone that differs only in addresses and sizes."""
+    if not path.exists() or normalised(path.read_text(encoding="utf-8")) != normalised(text):
+        path.write_text(text, encoding="utf-8")
+
+
 def write_pages(build: Path, folder: Path) -> None:
     karst_engine.load(str(build / "libkarst.so"))
     compile_mailbox(build)
     recorder, verbs = Recorder(build), karst_engine.verbs()
     folder.mkdir(parents=True, exist_ok=True)
     for verb in verbs:
-        (folder / f"{verb['name']}.md").write_text(page(verb, recorder), encoding="utf-8")
-    (folder / "README.md").write_text(index(verbs), encoding="utf-8")
+        write_if_other(folder / f"{verb['name']}.md", page(verb, recorder))
+    write_if_other(folder / "README.md", index(verbs))
 
 
 def fill_in_demo(sections: dict[str, str], path: Path) -> None:

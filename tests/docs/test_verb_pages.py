@@ -12,21 +12,10 @@ from pathlib import Path
 import pytest
 from karst_command import BUILD, ROOT
 
+sys.path.append(str(ROOT / "docs"))
+from generate import normalised  # noqa: E402
+
 PAGES = ROOT / "docs" / "verbs"
-# Rows of the picture, and its legend: where blocks fall in its cells depends on where the heap happens to begin.
-MAP_LINE = re.compile(r"^(0x[0-9a-f]+ +[░▒▓█· -]{8,}|.*· free).*\n", re.MULTILINE)
-DUMP_LINE = re.compile(r"^  0x[0-9a-f]+  [0-9a-f]{2} .*$", re.MULTILINE)
-
-
-def normalised(text: str) -> list[str]:
-    """Without what differs from run to run and from one libc to the next: numbers and the columns they make."""
-    text = MAP_LINE.sub("", text)
-    text = DUMP_LINE.sub("  BYTES", text)
-    text = re.sub(r"[▏▎▍▌▋▊▉█]+", "BAR", text)
-    text = re.sub(r"0x[0-9a-f]+|[0-9][0-9,.]*( [KMG]?B\b)?", "N", text)
-    return [" ".join(line.split()) for line in text.splitlines()]
-
-
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("verbs")
