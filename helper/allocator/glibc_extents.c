@@ -58,6 +58,15 @@ static uint64_t run_end(const struct karst_target *target, uint64_t address) {
     return end;
 }
 
+/* The page behind the one at; from memory that is missing, the first one that may be there. */
+static uint64_t next_page(struct glibc_heap *glibc, uint64_t at) {
+    const uint64_t page = glibc->heap.target->page_size;
+    if (karst_window_at(&glibc->lists, at, GLIBC_HEADER)) {
+        return at + page;
+    }
+    return (at + karst_target_missing(glibc->heap.target, at) + page - 1) & ~(page - 1);
+}
+
 static bool heap_info(struct glibc_heap *glibc, uint64_t heap, uint64_t arena, uint64_t *previous,
                       uint64_t *size) {
     uint64_t owner;
@@ -266,7 +275,7 @@ static bool search_segments(struct glibc_heap *glibc) {
             }
             uint64_t end = segment_end(glibc, &window, at, limit, &budget);
             if (!end) {
-                at += page;
+                at = next_page(glibc, at);
                 continue;
             }
             fine = add_extent(glibc, at, end, 0, KARST_EXTENT_SEGMENT);
@@ -430,7 +439,7 @@ static bool scan_mapped(struct glibc_heap *glibc, bool everywhere, struct mapped
             if (!everywhere) {
                 break;
             }
-            at += page;
+            at = next_page(glibc, at);
             sure = false;
         }
         done = at;
