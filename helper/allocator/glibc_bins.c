@@ -17,6 +17,9 @@
 #define MODULE_DATA_MAX (16u << 20) /* how much of a libc's variables is searched for the key */
 #define KEYS_TRIED      16u
 #define TCB_SPAN        16384u /* how far into a mapping thread control blocks are looked for */
+#define TCB_LINKS       0x240u /* where in struct pthread its list of stacks and its thread id are, about */
+#define TCB_LINKS_SIZE  0x100u
+#define TCBS_FOLLOWED   16384u
 
 /* A thread control block: what the thread pointer points at. */
 struct tcb {
@@ -47,8 +50,8 @@ static bool add_tcb(struct tcb_list *list, uint64_t address, int64_t tid) {
 /* Which thread a control block belongs to, when its registers are not known: struct pthread keeps the
  * thread id about 0x2d0 bytes in (nptl/descr.h). */
 static int64_t tid_of_tcb(struct karst_target *target, uint64_t address) {
-    uint32_t words[0x100 / 4];
-    if (!karst_target_read_all(target, address + 0x240, words, sizeof words)) {
+    uint32_t words[TCB_LINKS_SIZE / 4];
+    if (!karst_target_read_all(target, address + TCB_LINKS, words, sizeof words)) {
         return -1;
     }
     for (size_t w = 0; w < sizeof words / sizeof *words; w++) {
@@ -76,6 +79,29 @@ static bool scan_for_tcbs(struct glibc_heap *glibc, uint64_t start, uint64_t end
     return true;
 }
 
+/* struct pthread is in a list of stacks: the control blocks that the one at address is linked with. From 2.42
+ * on stacks have no mapping for a guard between them, so that only the last of a run is at a mapping's end.
+ */
+static bool follow_tcb_links(struct glibc_heap *glibc, uint64_t address, struct tcb_list *list) {
+    struct karst_target *target = glibc->heap.target;
+    uint64_t links[TCB_LINKS_SIZE / 8], words[3];
+    if (!karst_target_read_all(target, address + TCB_LINKS, links, sizeof links)) {
+        return true;
+    }
+    for (size_t i = 0; i < sizeof links / sizeof *links; i++) {
+        for (unsigned back = 0; back <= 8; back += 8) {
+            /* next leads to the same field of the neighbour, and so does prev, a word behind it. */
+            uint64_t other = links[i] - (TCB_LINKS + 8 * i - back);
+            if (other % 64 == 0 && links[i] > 0x1000 &&
+                karst_target_read_all(target, other, words, sizeof words) && words[0] == other &&
+                words[2] == other && !add_tcb(list, other, tid_of_tcb(target, other))) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
 /* All control blocks: of the threads, and of those whose thread is gone (the child of a fork has its
  * parent's other threads' caches in its heap, and nobody will ever use them). */
 static bool find_tcbs(struct glibc_heap *glibc, struct tcb_list *list) {
@@ -97,6 +123,11 @@ static bool find_tcbs(struct glibc_heap *glibc, struct tcb_list *list) {
         uint64_t head = size < 2 * TCB_SPAN ? size : TCB_SPAN;
         if (!scan_for_tcbs(glibc, mapping->start, mapping->start + head, list) ||
             (size > head && !scan_for_tcbs(glibc, mapping->end - TCB_SPAN, mapping->end, list))) {
+            return false;
+        }
+    }
+    for (size_t i = 0; i < list->count && list->count < TCBS_FOLLOWED; i++) {
+        if (!follow_tcb_links(glibc, list->items[i].address, list)) {
             return false;
         }
     }
