@@ -308,6 +308,10 @@ static bool choose_layout(struct glibc_heap *glibc, const struct root *root) {
         layout = layout ? layout : root->generation;
         how = "the one of the table that fits what was found";
     }
+    if (root->ring_broken) {
+        /* Its shape was guessed, from what is the same in all: where the bins are. */
+        glibc->main_arena = root->arena + root->generation->state_bins - layout->state_bins;
+    }
     glibc->layout = *layout;
     if (minor) {
         snprintf(glibc->heap.version, sizeof glibc->heap.version, "2.%u", minor);
