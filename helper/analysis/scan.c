@@ -50,19 +50,11 @@ static bool scan_bytes(struct karst_scan *scan, const uint8_t *bytes, size_t wor
     return tell_group(scan, bytes + i * sizeof(uint64_t), words - i, address + i * sizeof(uint64_t));
 }
 
-/* A core has no contents for pages that were never touched: nothing points anywhere from there. */
-static bool is_absent(const struct karst_scan *scan, uint64_t start, uint64_t end) {
-    return scan->session->target->kind == KARST_TARGET_CORE &&
-           karst_target_resident(scan->session->target, start, end) == 0;
-}
-
 /* Where to go on behind what can't be read at address. */
 static uint64_t step_over(struct karst_scan *scan, uint64_t address, uint64_t end) {
     uint64_t missing = karst_target_missing(scan->session->target, address);
     missing = missing < end - address ? missing : end - address;
-    if (!is_absent(scan, address, address + missing)) {
-        scan->unreadable += missing;
-    }
+    scan->unreadable += missing;
     return address + missing;
 }
 
@@ -75,10 +67,10 @@ bool karst_scan_range(struct karst_scan *scan, uint64_t start, uint64_t end, boo
     while (address <= end - sizeof(uint64_t)) {
         uint64_t before = address, piece = end - address;
         piece = piece < PIECE_WORDS * sizeof(uint64_t) ? piece : PIECE_WORDS * sizeof(uint64_t);
-        const uint8_t *bytes = karst_window_at(&scan->window, address, sizeof(uint64_t));
-        if (bytes && is_absent(scan, address, address + piece)) {
-            address += piece;
-        } else if (bytes) {
+        /* Nothing points anywhere from pages that were never touched. */
+        uint64_t untouched = karst_target_untouched(scan->session->target, address, end) & ~(uint64_t)7;
+        const uint8_t *bytes = untouched ? NULL : karst_window_at(&scan->window, address, sizeof(uint64_t));
+        if (bytes) {
             uint64_t there = scan->window.end - address;
             size_t words = (size_t)((there < piece ? there : piece) / sizeof(uint64_t));
             if (!scan_bytes(scan, bytes, words, address)) {
@@ -86,7 +78,7 @@ bool karst_scan_range(struct karst_scan *scan, uint64_t start, uint64_t end, boo
             }
             address += words * sizeof(uint64_t);
         } else {
-            address = step_over(scan, address, end);
+            address = untouched ? address + untouched : step_over(scan, address, end);
         }
         if (progress && !karst_session_progress(scan->session, address - before, error)) {
             return false;

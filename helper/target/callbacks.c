@@ -8,6 +8,8 @@
 struct lent {
     struct karst_target target;
     struct karst_callbacks callbacks; /* a copy: the caller's struct need not outlive the call */
+    uint64_t refused_end;             /* where the run of pages that could not be read ends so far */
+    unsigned refused;                 /* how many they are */
 };
 
 static size_t lent_read(struct karst_target *target, uint64_t address, void *buffer, size_t size) {
@@ -25,13 +27,25 @@ static uint64_t lent_resident(struct karst_target *target, uint64_t start, uint6
     return bytes == UINT64_MAX || bytes < end - start ? bytes : end - start;
 }
 
+/* A debugger can't tell where memory begins again, and each try may cost a round trip: when so many pages in
+ * a row can't be read, the rest of the mapping is taken for missing too. */
+#define REFUSED_MAX 256
+
+static uint64_t lent_missing(struct karst_target *target, uint64_t address) {
+    struct lent *lent = (struct lent *)target;
+    const struct karst_mapping *mapping = karst_target_mapping(target, address);
+    lent->refused = address == lent->refused_end ? lent->refused + 1 : 1;
+    lent->refused_end = (address / target->page_size + 1) * target->page_size;
+    return mapping && lent->refused >= REFUSED_MAX ? mapping->end - address : 0;
+}
+
 static void lent_close(struct karst_target *target) {
     karst_target_free_parts(target);
     free(target);
 }
 
 static const struct karst_target_ops lent_ops = {
-    .read = lent_read, .resident = lent_resident, .close = lent_close};
+    .read = lent_read, .resident = lent_resident, .missing = lent_missing, .close = lent_close};
 
 /* Copies the mappings that make sense; false: out of memory. */
 static bool take_mappings(struct lent *lent) {

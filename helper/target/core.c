@@ -162,6 +162,24 @@ static uint64_t resident_in_file(struct core *core, uint64_t start, uint64_t end
     return resident;
 }
 
+static uint64_t core_untouched(struct karst_target *target, uint64_t address, uint64_t end) {
+    struct core *core = (struct core *)target;
+    const struct core_region *region = region_at(core, address);
+    if (!core->residency_known || !region) {
+        return 0;
+    }
+    end = region->end < end ? region->end : end;
+    if (region->kind == CORE_REGION_OMITTED) {
+        return core->anonymous_saved ? end - address : 0;
+    }
+    uint64_t offset = region->offset + (address - region->start);
+    if (region->kind != CORE_REGION_SAVED || !seek_extent(core, offset) || core->extent_is_data) {
+        return 0;
+    }
+    uint64_t hole = core->extent_end - offset;
+    return hole < end - address ? hole : end - address;
+}
+
 static uint64_t core_resident(struct karst_target *target, uint64_t start, uint64_t end) {
     struct core *core = (struct core *)target;
     uint64_t resident = 0;
@@ -207,6 +225,7 @@ static void core_close(struct karst_target *target) {
 static const struct karst_target_ops core_ops = {.read = core_read,
                                                  .view = core_view,
                                                  .resident = core_resident,
+                                                 .untouched = core_untouched,
                                                  .missing = core_missing,
                                                  .close = core_close};
 

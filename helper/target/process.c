@@ -306,6 +306,26 @@ static size_t process_read(struct karst_target *target, uint64_t address, void *
     return done;
 }
 
+/* At most a few GB at a time: who asks may want to tell how far it is. */
+static uint64_t process_untouched(struct karst_target *target, uint64_t address, uint64_t end) {
+    struct process *process = (struct process *)target;
+    const struct karst_mapping *mapping = karst_target_mapping(target, address);
+    if (!mapping || !is_private_anonymous(mapping)) {
+        return 0;
+    }
+    uint64_t page_size = target->page_size, page = address / page_size;
+    uint64_t last = (end < mapping->end ? end : mapping->end) / page_size;
+    for (unsigned region = 0; region < 64 && page < last; region++) {
+        bool touched = true;
+        uint64_t same = process_same_pages(process, page, last, &touched);
+        if (same == 0 || touched) {
+            break;
+        }
+        page += same;
+    }
+    return page * page_size > address ? page * page_size - address : 0;
+}
+
 static uint64_t process_resident(struct karst_target *target, uint64_t start, uint64_t end) {
     struct process *process = (struct process *)target;
     uint64_t page_size = target->page_size, first = start / page_size, last = (end - 1) / page_size;
@@ -363,6 +383,7 @@ static void process_close(struct karst_target *target) {
 
 static const struct karst_target_ops process_ops = {.read = process_read,
                                                     .resident = process_resident,
+                                                    .untouched = process_untouched,
                                                     .open_module = process_open_module,
                                                     .close = process_close};
 

@@ -276,6 +276,12 @@ const struct karst_mapping *karst_target_mapping(const struct karst_target *targ
     return mapping && mapping->start <= address ? mapping : NULL;
 }
 
+uint64_t karst_target_untouched(struct karst_target *target, uint64_t address, uint64_t end) {
+    uint64_t bytes =
+        target->ops->untouched && address < end ? target->ops->untouched(target, address, end) : 0;
+    return bytes < end - address ? bytes : end - address;
+}
+
 uint64_t karst_target_missing(struct karst_target *target, uint64_t address) {
     uint64_t page = target->page_size ? target->page_size : 4096, left = page - address % page;
     uint64_t missing = target->ops->missing ? target->ops->missing(target, address) : 0;

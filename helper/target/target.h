@@ -36,6 +36,8 @@ struct karst_target_ops {
     /* A file descriptor of the module's file by a way of its own (a process's /proc), -1: there is none;
      * the paths are tried then. May be NULL. */
     int (*open_module)(struct karst_target *target, const struct karst_module *module);
+    /* As karst_target_untouched(). May be NULL. */
+    uint64_t (*untouched)(struct karst_target *target, uint64_t address, uint64_t end);
     /* As karst_target_missing(); 0: nothing is known. May be NULL. */
     uint64_t (*missing)(struct karst_target *target, uint64_t address);
     void (*close)(struct karst_target *target);
@@ -89,6 +91,10 @@ size_t karst_target_read(struct karst_target *target, uint64_t address, void *bu
 bool karst_target_read_all(struct karst_target *target, uint64_t address, void *buffer, size_t size);
 bool karst_target_read_u64(struct karst_target *target, uint64_t address, uint64_t *value);
 bool karst_target_read_u32(struct karst_target *target, uint64_t address, uint32_t *value);
+
+/* How many bytes from address on, up to end, are pages that the program never touched: nothing but zeros, and
+ * need not be read. 0: none, or it can't be told; there may be more behind them. */
+uint64_t karst_target_untouched(struct karst_target *target, uint64_t address, uint64_t end);
 
 /* For an address that could not be read: how many bytes from there on cannot be read either. At least the
  * rest of the page, and never beyond the address space. */
