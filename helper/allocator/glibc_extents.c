@@ -64,7 +64,8 @@ static uint64_t next_page(struct glibc_heap *glibc, uint64_t at) {
     if (karst_window_at(&glibc->lists, at, GLIBC_HEADER)) {
         return at + page;
     }
-    return (at + karst_target_missing(glibc->heap.target, at) + page - 1) & ~(page - 1);
+    uint64_t missing = karst_target_missing(glibc->heap.target, at), left = UINT64_MAX - page - at;
+    return (at + (missing < left ? missing : left) + page - 1) & ~(page - 1);
 }
 
 static bool heap_info(struct glibc_heap *glibc, uint64_t heap, uint64_t arena, uint64_t *previous,
