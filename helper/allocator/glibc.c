@@ -654,7 +654,7 @@ static inline bool stream_chunk(void *context, const struct glibc_chunk *chunk) 
 static bool stream_mapped(struct glibc_heap *glibc, const struct karst_extent *extent,
                           struct karst_batch *batch) {
     uint64_t total, chunk = glibc_mapped_chunk(glibc, extent->start, extent->end, false, &total);
-    if (chunk && extent->start + total != extent->end) {
+    if (!chunk || extent->start + total != extent->end) {
         chunk = glibc_mapped_chunk(glibc, extent->start, extent->end, true, &total);
     }
     if (!chunk) {
