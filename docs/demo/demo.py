@@ -50,7 +50,7 @@ class Demo:
     def run(self, words: Sequence[str | Path], good: Sequence[int] = (0,)) -> str:
         done = subprocess.run([str(word) for word in words], cwd=ROOT, stdin=subprocess.DEVNULL, text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120,
-                              env={**os.environ, "LC_ALL": "C.UTF-8"})
+                              env={**os.environ, "LC_ALL": "C.UTF-8", "DEBUGINFOD_URLS": ""})
         if done.returncode not in good:
             raise SystemExit(f"{shlex.join(map(str, words))} failed ({done.returncode}):\n{done.stdout}{done.stderr}")
         return done.stdout
@@ -58,8 +58,7 @@ class Demo:
     def gdb(self, target: Sequence[str | Path], commands: Sequence[str]) -> dict[str, str]:
         """What each command said. A mark that GDB echoes stands between them."""
         mark = "@@karst-demo@@"
-        words: list[str | Path] = ["gdb", "-nx", "-batch", "-ex", "set debuginfod enabled off",
-                                   "-ex", f"source {HERE.parents[1] / 'gdb' / 'karst.py'}", *target]
+        words: list[str | Path] = ["gdb", "-nx", "-batch", "-ex", f"source {HERE.parents[1] / 'gdb' / 'karst.py'}", *target]
         for command in commands:
             words += ["-ex", f"echo {mark}\\n", "-ex", command]
         pieces = self.run(words).split(mark + "\n")[1:]

@@ -92,8 +92,8 @@ class _Remote(_Lent):
     def __init__(self, target: Target, known: Symbols) -> None:
         super().__init__(known)
         self.pid = target.pid
-        self._memory = memory.Memory(gdb.selected_inferior())
         self._mappings = memory.mappings()
+        self._memory = memory.Memory(gdb.selected_inferior(), self._mappings)
         self._threads = registers.threads()
         self.read = _in_gdb(self._memory.read)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from bisect import bisect_right
 from collections import OrderedDict
 
 import gdb
@@ -76,28 +77,49 @@ def mappings() -> list[Mapping]:
     return sorted(found, key=lambda mapping: mapping.start)
 
 
+def _ranges(mappings: list[Mapping]) -> list[tuple[int, int]]:
+    """Start and end of what is mapped in one piece, in address order."""
+    ranges: list[tuple[int, int]] = []
+    for mapping in mappings:
+        if ranges and mapping.start <= ranges[-1][1]:
+            ranges[-1] = (ranges[-1][0], max(mapping.end, ranges[-1][1]))
+        else:
+            ranges.append((mapping.start, mapping.end))
+    return ranges
+
+
 class Memory:
     """An inferior's memory by GDB, in large pieces. Small reads are served from blocks that are kept: the
-    session that this belongs to is dropped before the inferior runs or its memory changes."""
+    session that this belongs to is dropped before the inferior runs or its memory changes.
 
-    def __init__(self, inferior: gdb.Inferior) -> None:
+    Nothing is read outside the mappings: a read below a stack makes the kernel let that stack grow."""
+
+    def __init__(self, inferior: gdb.Inferior, mappings: list[Mapping]) -> None:
         self._inferior = inferior
+        self._ranges = _ranges(mappings)
+        self._starts = [start for start, _ in self._ranges]
         self._blocks: OrderedDict[int, memoryview] = OrderedDict()
 
     def read(self, address: int, size: int) -> memoryview:
         """Up to size bytes at address: as many as are there from the start on."""
-        offset = address % _BLOCK
-        if offset + size > _BLOCK:
+        index = bisect_right(self._starts, address) - 1
+        if index < 0 or address >= self._ranges[index][1]:
+            return memoryview(b"")
+        start, end = self._ranges[index]
+        size = min(size, end - address)
+        start = max(start, address - address % _BLOCK)
+        end = min(end, address - address % _BLOCK + _BLOCK)
+        if address + size > end:
             return self._read_there(address, size)
-        block = self._blocks.get(address - offset)
+        block = self._blocks.get(start)
         if block is None:
-            block = self._read_there(address - offset, _BLOCK)
-            self._blocks[address - offset] = block
+            block = self._read_there(start, end - start)
+            self._blocks[start] = block
             if len(self._blocks) > _BLOCKS_KEPT:
                 self._blocks.popitem(last=False)
-        if len(block) < offset + size:  # the block has a hole, in front of this or behind
+        if len(block) < address - start + size:  # a page in the block is not there, in front of this or behind
             return self._read_there(address, size)
-        return block[offset:offset + size]
+        return block[address - start:address - start + size]
 
     def _read_whole(self, address: int, size: int) -> memoryview | None:
         try:

@@ -103,9 +103,10 @@ def selected() -> Target:
 def is_current(target: Target) -> bool:
     """Whether target is still what is selected, without asking GDB for long texts."""
     inferior = gdb.selected_inferior()
-    number = _connection_number(inferior)
-    return (number is not None and number == target.connection and inferior.pid == target.pid
-            and (inferior.progspace.filename or "") == target.executable and not _selected_thread_runs())
+    return (_connection_number(inferior) == target.connection and inferior.pid == target.pid
+            and (inferior.progspace.filename or "") == target.executable and not _selected_thread_runs()
+            # GDB 10 does not number its connections: a core is then known by its path.
+            and (target.connection is not None or target.kind != CORE or core_path() == target.core))
 
 
 def _selected_thread_runs() -> bool:

@@ -302,7 +302,7 @@ _library: Optional[ctypes.CDLL] = None
 def _candidates() -> list[str]:
     """Beside the source tree, in the PREFIX that this file is installed under, then as the system finds it."""
     found = []
-    for parent in Path(__file__).resolve().parents[:6]:
+    for parent in list(Path(__file__).resolve().parents)[:6]:
         for folder in ("build", "lib", "lib64"):
             found.append(str(parent / folder / "libkarst.so"))
     return [path for path in found if os.path.exists(path)] + ["libkarst.so"]

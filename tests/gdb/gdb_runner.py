@@ -19,7 +19,8 @@ HERE = Path(__file__).resolve().parent
 PLUGIN = ROOT / "gdb" / "karst.py"
 GDB = os.environ.get("KARST_GDB", "gdb")
 SECONDS = 120.0
-BASE = [GDB, "-nx", "-q", "-iex", "set debuginfod enabled off", "-iex", "set confirm off"]
+os.environ["DEBUGINFOD_URLS"] = ""  # GDB 10 has no setting for it
+BASE = [GDB, "-nx", "-q", "-iex", "set confirm off"]
 
 
 @dataclass(frozen=True)

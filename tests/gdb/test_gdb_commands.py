@@ -501,10 +501,13 @@ def test_gdbserver(directory: Path) -> None:
     """Through gdbserver: threads, variables and memory that changes."""
     with started([DEBUGGED], directory) as program, \
             gdbserver(["--attach", "localhost:0", str(program.pid)], directory) as port:
-        commands = ["set karst direct off", f"target remote localhost:{port}", "thread 3", "frame function handle_request", "karst block buf",
+        maps = Path(f"/proc/{program.pid}/maps").read_text()
+        commands = ["set karst direct off", f"target remote localhost:{port}", "thread 3", "frame function handle_request",
+                    "karst refs kept", "karst block buf",
                     "karst check --json", "set var *((unsigned long *) buf - 1) = 0xffffffffffffff1", "karst check --json",
                     "detach", "karst summary"]
         answers = gdb([DEBUGGED], commands, directory)
+        assert Path(f"/proc/{program.pid}/maps").read_text() == maps, "to read the stack does not make it grow"
     assert re.search(r"thread 3, frame \d, buf in handle_request", answers.of("karst block buf").good())
     healthy, damaged = (said.json()["healthy"] for said in answers.all("karst check --json"))
     assert healthy and not damaged
@@ -519,20 +522,26 @@ import random, gdb
 from karst_gdb import memory
 chance, size = random.Random(3), 1 << 20
 pages = [chance.random() < 0.8 for _ in range(size // 4096)]
-content = chance.randbytes(size)
+content = bytes(chance.randrange(256) for _ in range(size))
+mapped = [(0, 100), (100, 130), (135, 140), (141, 200), (220, 256)]  # pages
+mappings = [memory.Mapping(start * 4096, end * 4096, 3) for start, end in mapped]
 
 class Inferior:
     def read_memory(self, address, length):
-        if not all(pages[page] for page in range(address // 4096, (address + length - 1) // 4096 + 1)):
+        assert any(start * 4096 <= address < end * 4096 for start, end in mapped), "never outside the mappings"
+        if not all(is_there(page) for page in range(address // 4096, (address + length - 1) // 4096 + 1)):
             raise gdb.MemoryError("Cannot access memory")
         return memoryview(content)[address:address + length]
 
-lent = memory.Memory(Inferior())
+def is_there(page):
+    return pages[page] and any(start <= page < end for start, end in mapped)
+
+lent = memory.Memory(Inferior(), mappings)
 for turn in range(5000):
     length = chance.choice((1, 8, 100, 4096, 20000, 70000))
     address = chance.randrange(size - length - 65536)
     end = address
-    while end < address + length and pages[end // 4096]:
+    while end < address + length and is_there(end // 4096):
         end = min((end | 4095) + 1, address + length)
     assert bytes(lent.read(address, length)) == content[address:end], (hex(address), length)
 print("all alike")
