@@ -49,15 +49,23 @@ $(TEST_BUILD)/unit/%: tests/unit/%.c $(BUILD)/libkarst.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $< $(BUILD)/libkarst.a $(LDFLAGS) $(LIBRARIES) -lm -o $@
 
-# The same on the glibc of other Debian suites: 2.31, 2.41, 2.43. Needs the network the first time.
+# The same on the glibc of other Debian suites: 2.31, 2.41, 2.43; the plugin in their GDBs: 10 with Python 3.9,
+# 16 with 3.13. Needs the network the first time.
 DISTROS          := bullseye trixie sid
+GDB_DISTROS      := bullseye trixie
 OLD_PROGRAMS     := $(addprefix $(BUILD)/distros/bullseye/programs/,ledger catalogue)
 CATALOGUE_PIECES := $(patsubst tests/corruption/%.c,$(TEST_BUILD)/old/%.o,$(wildcard tests/corruption/*.c))
 
 test-distros: deps
 	@for suite in $(DISTROS); do tests/distros/get-libc $$suite $(BUILD)/distros/$$suite || exit; done
 	@$(MAKE) --no-print-directory -s all test-programs $(OLD_PROGRAMS)
+	@for suite in $(GDB_DISTROS); do tests/distros/get-gdb $$suite $(BUILD)/distros/gdb-$$suite || exit; done
 	KARST_BUILD=$(abspath $(BUILD)) $(PYTHON) -m pytest -p no:cacheprovider $(PYTEST_ARGUMENTS) tests/distros
+	@for suite in $(GDB_DISTROS); do \
+	    echo "GDB of Debian $$suite"; \
+	    KARST_BUILD=$(abspath $(BUILD)) KARST_GDB=$(abspath $(BUILD))/distros/gdb-$$suite/gdb \
+	        $(PYTHON) -m pytest -p no:cacheprovider $(PYTEST_ARGUMENTS) tests/gdb || exit; \
+	done
 
 # 2.31 lacks symbol versions that the system's libc has: what runs on it is linked with it.
 $(TEST_BUILD)/old/%.o: tests/programs/%.c

@@ -291,12 +291,12 @@ class Terminal:
 
     PROMPT = "(gdb) "
 
-    def __init__(self, words: Sequence[str | os.PathLike[str]], directory: Path, *, height: int = 0) -> None:
+    def __init__(self, words: Sequence[str | os.PathLike[str]], directory: Path) -> None:
         master, slave = pty.openpty()
         self.master = master
         environment = {**os.environ, "TERM": "xterm", "LC_ALL": "C.UTF-8", "INPUTRC": os.devnull, "HOME": str(directory)}
         environment.pop("NO_COLOR", None)
-        more = ["-iex", f"set height {height}", "-iex", "set width 100", "-ex", f"source {PLUGIN}"]
+        more = ["-iex", "set height 0", "-iex", "set width 100", "-ex", f"source {PLUGIN}"]
         self.process = subprocess.Popen(
             [*BASE, *more, *map(os.fspath, words)], stdin=slave, stdout=slave, stderr=slave,
             cwd=directory, env=environment, start_new_session=True)
@@ -372,8 +372,9 @@ def test_pipes_get_plain_text(terminal: Terminal) -> None:
 
 
 def test_pages(core: Path, directory: Path) -> None:
-    terminal = Terminal([DEBUGGED, core], directory, height=12)
+    terminal = Terminal([DEBUGGED, core], directory)
     try:
+        terminal.type("set height 12")
         more = "--Type <RET> for more, q to quit, c to continue without paging--"
         first = terminal.type("karst blocks --all", end=more)
         assert 5 < len(block_addresses(first)) < 12
