@@ -83,4 +83,4 @@ format:
 
 include tests/tools.mk
 
--include $(shell find $(BUILD) -name '*.d' -type f 2>/dev/null)
+-include $(shell find $(BUILD)/helper $(BUILD)/tests -name '*.d' -type f 2>/dev/null)
