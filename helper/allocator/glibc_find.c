@@ -431,10 +431,31 @@ static uint64_t arena_of_heap(struct glibc_heap *glibc, uint64_t heap) {
     return know_arena(glibc, next) ? arena : 0;
 }
 
+/* Where the next heap of a thread arena may be, at address or behind it: where memory was touched, for what a
+ * mapping reserves may be vast. mapping->end: nowhere. */
+static uint64_t next_heap(struct karst_target *target, const struct karst_mapping *mapping, uint64_t address,
+                          bool here) {
+    uint64_t at = here ? address : address + GLIBC_HEAP_ALIGNMENT;
+    for (;;) {
+        at = (at + GLIBC_HEAP_ALIGNMENT - 1) & ~(GLIBC_HEAP_ALIGNMENT - 1);
+        if (at < address || at >= mapping->end) {
+            return mapping->end;
+        }
+        uint64_t word, nothing = karst_target_untouched(target, at, mapping->end);
+        if (nothing == 0) {
+            if (karst_target_read_u64(target, at, &word)) {
+                return at;
+            }
+            nothing = karst_target_missing(target, at);
+        }
+        at = nothing < mapping->end - at ? at + nothing : mapping->end;
+    }
+}
+
 /* Heaps of thread arenas stand at multiples of 64 MiB, so their arenas are found even if the ring is broken:
  * each that is found may be what another one links to. */
 static bool add_arenas_of_heaps(struct glibc_heap *glibc) {
-    const struct karst_target *target = glibc->heap.target;
+    struct karst_target *target = glibc->heap.target;
     for (bool more = true; more;) {
         more = false;
         for (size_t i = 0; i < target->mapping_count; i++) {
@@ -442,8 +463,8 @@ static bool add_arenas_of_heaps(struct glibc_heap *glibc) {
             if (!karst_mapping_is_anonymous(mapping)) {
                 continue;
             }
-            uint64_t heap = (mapping->start + GLIBC_HEAP_ALIGNMENT - 1) & ~(GLIBC_HEAP_ALIGNMENT - 1);
-            for (; heap < mapping->end; heap += GLIBC_HEAP_ALIGNMENT) {
+            uint64_t heap = next_heap(target, mapping, mapping->start, true);
+            for (; heap < mapping->end; heap = next_heap(target, mapping, heap, false)) {
                 uint64_t arena = arena_of_heap(glibc, heap);
                 if (arena && !add_arena(glibc, arena, true)) {
                     return false;
