@@ -89,9 +89,11 @@ static int write_piece(const char *text, size_t size, void *data) {
     return writer->closed ? -1 : 0;
 }
 
+/* ASCII only: a terminal may take more than C0 for controls. */
 void karst_json_write(struct karst_writer *writer, json_t *root) {
     if (!writer->out_of_memory) {
-        if (json_dump_callback(root, write_piece, writer, JSON_COMPACT) && !writer->closed) {
+        if (json_dump_callback(root, write_piece, writer, JSON_COMPACT | JSON_ENSURE_ASCII) &&
+            !writer->closed) {
             writer->out_of_memory = true;
         }
         karst_write(writer, KARST_STYLE_PLAIN, "\n", 1);

@@ -56,7 +56,7 @@ struct karst_line_names {
 /* before, name as JSON (null for NULL), after. */
 static bool make_end(struct line_end *end, const char *before, const char *name, const char *after) {
     json_t *value = name ? karst_json_text(name) : json_null();
-    char *quoted = json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT);
+    char *quoted = json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT | JSON_ENSURE_ASCII);
     json_decref(value);
     if (!quoted) {
         return false;
