@@ -76,7 +76,7 @@ fuzz: $(BUILD)/fuzz/corpus/.made
 	done
 
 # ---- lint -------------------------------------------------------------------------------------------
-LINT_PACKAGES := clang clang-format clang-tidy cppcheck pyflakes3
+LINT_PACKAGES := clang clang-format clang-tidy cppcheck mypy pyflakes3
 SCRIPT_PLACES  = $(wildcard gdb drgn helper/python docs tests .ci)
 
 lint:
@@ -89,3 +89,7 @@ lint:
 	    --suppressions-list=tests/cppcheck.txt -j $(JOBS) -Ihelper/include $(addprefix -I,helper/target helper/allocator helper/analysis helper/report helper/verb) helper
 	$(PYTHON) -m compileall -q $(SCRIPT_PLACES)
 	pyflakes3 $(SCRIPT_PLACES)
+	@for script in helper/python/karst_engine.py $(wildcard tests/bench/*.py tests/fuzz/*.py docs/*.py); do \
+	    MYPYPATH=helper/python mypy --python-version 3.9 --ignore-missing-imports --no-error-summary \
+	        --cache-dir=$(BUILD)/mypy $$script || exit 1; \
+	done

@@ -1,7 +1,7 @@
 /* Runs the engine, all verbs, on damaged cores: it may be wrong about them, but it may not crash, hang,
  * leak, take memory without bound, write half a JSON document or let through control characters.
  *
- *   mutate [--seed N] [-n CASES] [--jobs J] CORE...     cases 0 to CASES - 1
+ *   mutate [--seed N] [--from K] [-n CASES] [--jobs J] CORE...     so many cases from case K (0) on
  *   mutate [--seed N] --case K CORE...                  one again, verbosely
  *
  * To be built with AddressSanitizer. Case K with seed N is the same damage to the same core each time.
@@ -506,6 +506,7 @@ static uint64_t run_all(struct progress *shares, uint64_t first, uint64_t end, u
 int main(int argc, char **argv) {
     static const struct option options[] = {{"seed", required_argument, NULL, 's'},
                                             {"case", required_argument, NULL, 'k'},
+                                            {"from", required_argument, NULL, 'f'},
                                             {"jobs", required_argument, NULL, 'j'},
                                             {NULL, 0, NULL, 0}};
     uint64_t first = 0, cases = 1000, jobs = 1;
@@ -518,6 +519,9 @@ int main(int argc, char **argv) {
             first = strtoull(optarg, NULL, 0);
             cases = 1;
             run.verbose = true;
+            break;
+        case 'f':
+            first = strtoull(optarg, NULL, 0);
             break;
         case 'n':
             cases = strtoull(optarg, NULL, 0);
@@ -532,7 +536,9 @@ int main(int argc, char **argv) {
     struct progress *shares =
         mmap(NULL, JOBS_MAX * sizeof *shares, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (optind == argc || jobs < 1 || jobs > JOBS_MAX || shares == MAP_FAILED) {
-        fprintf(stderr, "usage: mutate [--seed N] [-n CASES | --case K] [--jobs 1..%d] CORE...\n", JOBS_MAX);
+        fprintf(stderr,
+                "usage: mutate [--seed N] [[--from K] [-n CASES] | --case K] [--jobs 1..%d] CORE...\n",
+                JOBS_MAX);
         return 2;
     }
     run.paths = argv + optind;
