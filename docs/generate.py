@@ -109,8 +109,8 @@ def page(verb: dict[str, Any], recorder: Recorder) -> str:
     sessions = recorder.session(SESSIONS.get(name, [name]))
     return (f"# karst {name}\n\n<!-- Written by docs/generate.py: edit the verb's help, then `make docs`. -->\n\n"
             f"```text\n{karst_engine.help_text(name, 98).rstrip()}\n```\n\n## A session\n\n"
-            f"The same command, without `-p {PID}`, works in GDB, where an address may be any expression. The program is "
-            f"[mailbox.c](../demo/mailbox.c).\n\n```text\n{sessions.rstrip()}\n```\n")
+            f"The same command, without `-p {PID}`, works in GDB, where an address may be any expression. "
+            f"The program is [mailbox.c](../demo/mailbox.c).\n\n```text\n{sessions.rstrip()}\n```\n")
 
 
 def index(verbs: list[dict[str, Any]]) -> str:

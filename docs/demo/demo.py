@@ -58,7 +58,8 @@ class Demo:
     def gdb(self, target: Sequence[str | Path], commands: Sequence[str]) -> dict[str, str]:
         """What each command said. A mark that GDB echoes stands between them."""
         mark = "@@karst-demo@@"
-        words: list[str | Path] = ["gdb", "-nx", "-batch", "-ex", f"source {HERE.parents[1] / 'gdb' / 'karst.py'}", *target]
+        plugin = ROOT / "gdb" / "karst.py"
+        words: list[str | Path] = ["gdb", "-nx", "-batch", "-ex", f"source {plugin}", *target]
         for command in commands:
             words += ["-ex", f"echo {mark}\\n", "-ex", command]
         pieces = self.run(words).split(mark + "\n")[1:]

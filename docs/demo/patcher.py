@@ -64,8 +64,8 @@ def main() -> None:
         cache.popleft()
     indexed = sum(map(len, indexes))
     longer = len(text) + ADDED * len(line(FILES, 0))
-    print(f"{os.getpid()}: revision {REVISIONS}: {len(text):,} bytes of text and {indexed:,} bytes of indexes are held; "
-          f"the next text will have {longer:,} bytes", flush=True)
+    print(f"{os.getpid()}: revision {REVISIONS}: {len(text):,} bytes of text and {indexed:,} bytes of indexes are "
+          f"held; the next text will have {longer:,} bytes", flush=True)
     if "--once" not in sys.argv:
         time.sleep(600)
 

@@ -61,7 +61,9 @@ class Parsed:
 
 def split(line: str) -> list[Word]:
     words: list[Word] = []
-    start, closing, quote = None, [], ""
+    start: int | None = None
+    closing: list[str] = []
+    quote = ""
     for place, letter in enumerate(line + " "):
         inside = place < len(line) and (closing or quote)
         if letter.isspace() and not inside:
@@ -169,7 +171,8 @@ def is_expression(verb: dict[str, Any], rest: list[Word], text: str, options: Op
 def parse(line: str, verb: dict[str, Any], own_options: list[dict[str, Any]]) -> Parsed:
     options = Options.of_verb(verb, own_options)
     own = {option["name"] for option in own_options}
-    parsed, rest = Parsed(verb["name"]), []
+    parsed = Parsed(verb["name"])
+    rest: list[Word] = []
     words = split(line)
     place = 0
     while place < len(words):

@@ -68,7 +68,8 @@ class Verb(gdb.Command):
         self.own = _OWN_OPTIONS.get(self.name, [])
         self.options = {option["name"]: option for option in verb["options"] + self.own}
         self.is_list = _LIMIT in self.options and _SKIP in self.options
-        self.__doc__ = _documentation(verb)
+        self.text = _documentation(verb)
+        self.__doc__ = self.text
         super().__init__(f"karst {self.name}", gdb.COMMAND_DATA)
 
     def invoke(self, argument: str, from_tty: bool) -> None:
@@ -76,7 +77,7 @@ class Verb(gdb.Command):
             self.dont_repeat()
         parsed = parse(argument, self.verb, self.own)
         if parsed.has("help"):
-            gdb.write(self.__doc__ + "\n")
+            gdb.write(self.text + "\n")
             return
         if self.own and "type" in parsed.own:
             values.type_named(parsed.own["type"])  # fails now, not behind the answer

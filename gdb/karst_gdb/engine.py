@@ -14,7 +14,7 @@ import gdb
 import karst_engine
 from karst_engine import Block, KarstError, State
 
-from karst_gdb import memory, registers, styles
+from karst_gdb import memory, registers
 from karst_gdb.symbols import Symbols
 from karst_gdb.target import CORE, PROCESS, Target
 
@@ -82,8 +82,14 @@ class _Lent(karst_engine.Target):
     """Symbols and layouts that GDB knows."""
 
     def __init__(self, known: Symbols) -> None:
-        self.symbol = _in_gdb(known.symbol)
-        self.member = _in_gdb(known.member)
+        self._symbol = _in_gdb(known.symbol)
+        self._member = _in_gdb(known.member)
+
+    def symbol(self, module: Optional[str], name: str) -> Optional[karst_engine.Symbol]:
+        return self._symbol(module, name)
+
+    def member(self, module: Optional[str], type_name: str, member: str) -> Optional[tuple[int, int]]:
+        return self._member(module, type_name, member)
 
 
 class _Remote(_Lent):
@@ -93,9 +99,11 @@ class _Remote(_Lent):
         super().__init__(known)
         self.pid = target.pid
         self._mappings = memory.mappings()
-        self._memory = memory.Memory(gdb.selected_inferior(), self._mappings)
+        self._read = _in_gdb(memory.Memory(gdb.selected_inferior(), self._mappings).read)
         self._threads = registers.threads()
-        self.read = _in_gdb(self._memory.read)
+
+    def read(self, address: int, size: int) -> memoryview:
+        return self._read(address, size)
 
     def mappings(self) -> Sequence[karst_engine.Mapping]:
         return self._mappings

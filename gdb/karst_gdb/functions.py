@@ -25,7 +25,8 @@ def _arena(current: engine.Session, block: Block) -> str:
 class _Function(gdb.Function):
     def __init__(self, name: str, says: str, answer: Callable[[engine.Session, Block], _Answer],
                  nowhere: _Answer) -> None:
-        self.__doc__ = f"{says}\nUsage: ${name} (ADDRESS)\nADDRESS may be anywhere in the block. In no heap: {nowhere!r}."
+        self.__doc__ = (f"{says}\nUsage: ${name} (ADDRESS)\n"
+                        f"ADDRESS may be anywhere in the block. In no heap: {nowhere!r}.")
         self._called = f"${name}"
         self._answer, self._nowhere = answer, nowhere
         super().__init__(name)

@@ -17,7 +17,8 @@ _PAGE = 4096
 _BLOCK = 64 * 1024
 _BLOCKS_KEPT = 256
 _MAPS_LINE = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ ([0-9]+) *(.*)")
-_INFO_LINE = re.compile(r"\s*0x([0-9a-f]+)\s+0x([0-9a-f]+)\s+0x[0-9a-f]+\s+0x([0-9a-f]+)(?:\s+([-rwxsp]{4,5})(?=\s|$))?\s*(.*)")
+_INFO_LINE = re.compile(r"\s*0x([0-9a-f]+)\s+0x([0-9a-f]+)\s+0x[0-9a-f]+\s+0x([0-9a-f]+)"
+                        r"(?:\s+([-rwxsp]{4,5})(?=\s|$))?\s*(.*)")
 _PERMISSIONS = {"r": 1, "w": 2, "x": 4, "s": 8}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gdb
 
 _PREFIX = "karst "
@@ -17,7 +19,7 @@ class _Setting(gdb.Parameter):
             super().__init__(_PREFIX + name, gdb.COMMAND_DATA, kind, choices)
         else:
             super().__init__(_PREFIX + name, gdb.COMMAND_DATA, kind)
-        self.value = default
+        self.value: Any = default
 
     def get_set_string(self) -> str:
         return ""
@@ -43,10 +45,11 @@ The option of a verb itself, as in `karst blocks --limit 50`, goes before."""
     good = 20
 
     def get_set_string(self) -> str:
-        if self.value < 1:
+        rows = int(self.value)
+        if rows < 1:
             self.value = self.good
             raise gdb.GdbError("a list shows at least one row at a time; `karst blocks --all` shows all")
-        self.good = self.value
+        self.good = rows
         return ""
 
 
@@ -134,5 +137,5 @@ def register() -> None:
     all_settings["engine-path"] = EnginePath("engine-path", gdb.PARAM_OPTIONAL_FILENAME, "")
 
 
-def get(name: str) -> object:
+def get(name: str) -> Any:
     return all_settings[name].value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import dataclass
 
 import gdb
@@ -47,8 +48,8 @@ def _is_core_file(path: str) -> bool:
         return False
     if len(header) < 18 or header[:4] != _ELF_MAGIC:
         return False
-    order = "little" if header[5] == 1 else "big"
-    return int.from_bytes(header[16:18], order) == _ET_CORE
+    kind = struct.unpack("<H" if header[5] == 1 else ">H", header[16:18])[0]
+    return kind == _ET_CORE
 
 
 def core_path() -> str:

@@ -153,8 +153,8 @@ def test_functions(core: Path, directory: Path) -> None:
 
 
 def test_function_in_a_condition(directory: Path) -> None:
-    commands = ["break use_block if $_karst_usable(block) > 1000", "run loop", "output size", "output $_karst_state(block)",
-                "continue", "output size", "kill"]
+    commands = ["break use_block if $_karst_usable(block) > 1000", "run loop", "output size",
+                "output $_karst_state(block)", "continue", "output size", "kill"]
     answers = gdb([DEBUGGED], commands, directory)
     sizes = [int(said.good()) for said in answers.all("output size")]
     # malloc(1000) gives 1,000 usable bytes, the next size, 1,100, is the first that gives more.
@@ -222,8 +222,9 @@ def test_typed_values(directory: Path) -> None:
 
 
 def test_settings(core: Path, directory: Path) -> None:
-    commands = ["show karst", "set karst count 3", "show karst count", "karst blocks --json", "karst blocks --limit 2 --json",
-                "set karst count 0", "set karst count 200", "karst blocks --json", "karst info --json", "set karst symbols off",
+    commands = ["show karst", "set karst count 3", "show karst count", "karst blocks --json",
+                "karst blocks --limit 2 --json", "set karst count 0", "set karst count 200", "karst blocks --json",
+                "karst info --json", "set karst symbols off",
                 "karst info --json", "with karst symbols on -- karst info --json", "set karst color maybe"]
     answers = gdb([DEBUGGED, core], commands, directory)
     shown = answers.of("show karst").good()
@@ -294,7 +295,8 @@ class Terminal:
     def __init__(self, words: Sequence[str | os.PathLike[str]], directory: Path) -> None:
         master, slave = pty.openpty()
         self.master = master
-        environment = {**os.environ, "TERM": "xterm", "LC_ALL": "C.UTF-8", "INPUTRC": os.devnull, "HOME": str(directory)}
+        environment = {**os.environ, "TERM": "xterm", "LC_ALL": "C.UTF-8", "INPUTRC": os.devnull,
+                       "HOME": str(directory)}
         environment.pop("NO_COLOR", None)
         more = ["-iex", "set height 0", "-iex", "set width 100", "-ex", f"source {PLUGIN}"]
         self.process = subprocess.Popen(
@@ -406,7 +408,8 @@ def test_interrupt_in_the_middle(directory: Path) -> None:
     text = "".join(lines[-12:])
     listed = sum(line.startswith('{"address"') for line in lines)
     assert 1 < listed < 1500000
-    assert any(line.endswith("Quit\n") for line in lines[-12:]) and "Traceback" not in text and "Exception" not in text, text
+    assert any(line.endswith("Quit\n") for line in lines[-12:]), text
+    assert "Traceback" not in text and "Exception" not in text, text
     after = lines[lines.index("ends\n") + 1:]
     assert json.loads(after[0])["matched"] >= 1500000, "the next command works"
     assert after[1].startswith("$1 = ") and any("* 1 " in line for line in after), text
@@ -503,10 +506,10 @@ def test_gdbserver(directory: Path) -> None:
     with started([DEBUGGED], directory) as program, \
             gdbserver(["--attach", "localhost:0", str(program.pid)], directory) as port:
         maps = Path(f"/proc/{program.pid}/maps").read_text()
-        commands = ["set karst direct off", f"target remote localhost:{port}", "thread 3", "frame function handle_request",
-                    "karst refs kept", "karst block buf",
-                    "karst check --json", "set var *((unsigned long *) buf - 1) = 0xffffffffffffff1", "karst check --json",
-                    "detach", "karst summary"]
+        commands = ["set karst direct off", f"target remote localhost:{port}", "thread 3",
+                    "frame function handle_request", "karst refs kept", "karst block buf",
+                    "karst check --json", "set var *((unsigned long *) buf - 1) = 0xffffffffffffff1",
+                    "karst check --json", "detach", "karst summary"]
         answers = gdb([DEBUGGED], commands, directory)
         assert Path(f"/proc/{program.pid}/maps").read_text() == maps, "to read the stack does not make it grow"
     assert re.search(r"thread 3, frame \d, buf in handle_request", answers.of("karst block buf").good())
@@ -553,7 +556,8 @@ print("all alike")
 
 def test_symbols_that_gdb_knows(core: Path, directory: Path) -> None:
     """GDB keeps the symbols that it loaded; the engine alone finds none in an empty directory."""
-    commands = ["karst info --json", f"set debug-file-directory {directory}", "set karst symbols on", "karst info --json"]
+    commands = ["karst info --json", f"set debug-file-directory {directory}", "set karst symbols on",
+                "karst info --json"]
     answers = gdb([DEBUGGED, core], commands, directory)
     alone = Target.core(core, "-e", DEBUGGED, "--debug-dir", str(directory)).json_text("info")
     assert "by symbol" not in alone
@@ -592,6 +596,16 @@ def test_engine_of_another_version(directory: Path) -> None:
     assert "99" in answers.said[0].one_line()
     assert "/nothing/there" in answers.said[1].one_line()
     assert "/nothing/there" in answers.said[2].one_line()
+
+
+def test_installed(core: Path, directory: Path) -> None:
+    prefix = directory / "prefix"
+    subprocess.run(["make", "-s", "install", f"PREFIX={prefix}", f"BUILD={BUILD}"], cwd=ROOT, check=True,
+                   stdout=subprocess.DEVNULL, timeout=SECONDS)
+    answers = gdb([DEBUGGED, core], ["karst summary --json", "show karst engine-path"], directory,
+                  plugin=prefix / "share" / "karst" / "gdb" / "karst.py")
+    assert answers.said[0].json()["allocators"]
+    assert str(prefix / "lib" / "libkarst.so") in answers.said[1].good()
 
 
 def test_sourced_twice(core: Path, directory: Path) -> None:

@@ -30,7 +30,8 @@ __attribute__((noinline)) static void work(void) {
 __attribute__((noinline)) static void wait_for_input(struct request *request, bool first) {
     pthread_barrier_wait(&all_there);
     if (first) {
-        usleep(100000); /* the others come to rest, too: what lies below their stacks is then the same each time */
+        usleep(100000); /* the others come to rest, too: what lies below their stacks is then the same each
+                           time */
         dprintf(1, "ready\n");
     }
     work();
