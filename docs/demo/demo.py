@@ -35,6 +35,7 @@ class Demo:
         self.output = build / "demo"
         self.output.mkdir(parents=True, exist_ok=True)
         self.sections: dict[str, str] = {}  # what was shown, for the documents
+        self.complaints = ""  # of the command that ran last
         self.bold = "\x1b[1m" if sys.stdout.isatty() else ""
         self.plain = "\x1b[m" if sys.stdout.isatty() else ""
 
@@ -51,6 +52,7 @@ class Demo:
         done = subprocess.run([str(word) for word in words], cwd=ROOT, stdin=subprocess.DEVNULL, text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120,
                               env={**os.environ, "LC_ALL": "C.UTF-8", "DEBUGINFOD_URLS": ""})
+        self.complaints = done.stderr
         if done.returncode not in good:
             raise SystemExit(f"{shlex.join(map(str, words))} failed ({done.returncode}):\n{done.stdout}{done.stderr}")
         return done.stdout
@@ -62,8 +64,11 @@ class Demo:
         words: list[str | Path] = ["gdb", "-nx", "-batch", "-ex", f"source {plugin}", *target]
         for command in commands:
             words += ["-ex", f"echo {mark}\\n", "-ex", command]
-        pieces = self.run(words).split(mark + "\n")[1:]
-        return dict(zip(commands, pieces))
+        answers = dict(zip(commands, self.run(words).split(mark + "\n")[1:]))
+        for command in commands:
+            if command.startswith("karst") and not answers.get(command, "").strip():
+                raise SystemExit(f"GDB does not answer `{command}`:\n{self.complaints}")
+        return answers
 
     def karst(self, name: str, *words: str | Path, good: Sequence[int] = (0,)) -> str:
         shown = shlex.join(["karst", *(str(word).replace(f"{ROOT}/", "") for word in words)])
