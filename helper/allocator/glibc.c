@@ -23,6 +23,15 @@ bool glibc_read(struct glibc_heap *glibc, uint64_t address, uint64_t *word) {
     return true;
 }
 
+uint64_t glibc_next_place(struct karst_target *target, uint64_t at, uint64_t end, uint64_t step) {
+    uint8_t byte;
+    bool there = karst_target_read(target, at, &byte, 1) == 1;
+    uint64_t empty = there ? karst_target_untouched(target, at, end) : karst_target_missing(target, at);
+    uint64_t next = empty < end - at ? at + empty : end;
+    next = next > at ? next & ~(step - 1) : at;
+    return next > at ? next : at <= UINT64_MAX - step ? (at & ~(step - 1)) + step : end;
+}
+
 static const struct karst_extent *extent_of(const struct glibc_heap *glibc, uint64_t address) {
     const struct karst_extent *extents = glibc->heap.extents;
     size_t low = 0, high = glibc->heap.extent_count;
@@ -406,16 +415,11 @@ static bool begins_chain(struct walk *walk, uint64_t address, uint64_t word) {
 /* The first place at or behind from where the chain of chunks goes on, walk->end if there is none. bad is
  * the chunk whose header is no good. */
 static uint64_t resync(struct walk *walk, uint64_t bad, uint64_t from) {
-    uint64_t limit = walk->limit;
+    const uint64_t limit = walk->limit, page = walk->glibc->heap.target->page_size;
     for (uint64_t at = from; at < limit; at += GLIBC_ALIGN) {
         const uint8_t *bytes = karst_window_at(&walk->window, at, GLIBC_HEADER);
-        if (!bytes) {
-            uint64_t missing =
-                karst_target_missing(walk->glibc->heap.target, at) & ~(uint64_t)(GLIBC_ALIGN - 1);
-            if (missing >= limit - at) {
-                break;
-            }
-            at += missing ? missing - GLIBC_ALIGN : 0;
+        if (!bytes || (at % page == 0 && glibc_word(bytes + 8) == 0)) {
+            at = glibc_next_place(walk->glibc->heap.target, at, limit, GLIBC_ALIGN) - GLIBC_ALIGN;
             continue;
         }
         uint64_t word = glibc_word(bytes + 8);

@@ -58,16 +58,6 @@ static uint64_t run_end(const struct karst_target *target, uint64_t address) {
     return end;
 }
 
-/* The page behind the one at; from memory that is missing, the first one that may be there. */
-static uint64_t next_page(struct glibc_heap *glibc, uint64_t at) {
-    const uint64_t page = glibc->heap.target->page_size;
-    if (karst_window_at(&glibc->lists, at, GLIBC_HEADER)) {
-        return at + page;
-    }
-    uint64_t missing = karst_target_missing(glibc->heap.target, at), left = UINT64_MAX - page - at;
-    return (at + (missing < left ? missing : left) + page - 1) & ~(page - 1);
-}
-
 static bool heap_info(struct glibc_heap *glibc, uint64_t heap, uint64_t arena, uint64_t *previous,
                       uint64_t *size) {
     uint64_t owner;
@@ -189,6 +179,7 @@ bool glibc_overlaps_extent(const struct glibc_heap *glibc, uint64_t start, uint6
     return false;
 }
 
+#define BREAK_PAGES  (1u << 20)   /* how far from the end of the break its last fenceposts are looked for */
 #define BRK_DISTANCE (1ull << 30) /* how far behind the executable the kernel may put the break at first */
 
 /* Is what sbrk_base points at really the break, and not (no room there) a mapping that took its place? */
@@ -210,7 +201,8 @@ static bool is_break(const struct glibc_heap *glibc) {
  * walk tells them apart. 0: there are none. */
 static uint64_t break_end(struct glibc_heap *glibc, uint64_t start, uint64_t run) {
     const uint64_t page = glibc->heap.target->page_size;
-    for (uint64_t end = run & ~(page - 1); end > start + page; end -= page) {
+    uint64_t end = run & ~(page - 1);
+    for (uint64_t pages = 0; end > start + page && pages < BREAK_PAGES; end -= page, pages++) {
         const uint8_t *bytes = karst_window_at(&glibc->lists, end - 2 * GLIBC_HEADER, 2 * GLIBC_HEADER);
         if (bytes && (glibc_word(bytes + 8) & ~(uint64_t)GLIBC_PREV_INUSE) == GLIBC_FENCEPOST &&
             glibc_word(bytes + 24) == (GLIBC_FENCEPOST | GLIBC_PREV_INUSE)) {
@@ -276,7 +268,7 @@ static bool search_segments(struct glibc_heap *glibc) {
             }
             uint64_t end = segment_end(glibc, &window, at, limit, &budget);
             if (!end) {
-                at = next_page(glibc, at);
+                at = glibc_next_place(target, at, mapping->end, page);
                 continue;
             }
             fine = add_extent(glibc, at, end, 0, KARST_EXTENT_SEGMENT);
@@ -394,7 +386,7 @@ uint64_t glibc_mapped_chunk(struct glibc_heap *glibc, uint64_t start, uint64_t l
     const uint64_t page = glibc->heap.target->page_size;
     uint64_t last = limit - start < first_total ? limit : start + first_total;
     for (uint64_t chunk = start + page - GLIBC_HEADER; thorough && chunk + GLIBC_MIN_CHUNK <= last;
-         chunk += page) {
+         chunk = glibc_next_place(glibc->heap.target, chunk + GLIBC_HEADER, last, page) - GLIBC_HEADER) {
         if ((*total = mapped_size(glibc, start, chunk, limit)) != 0) {
             return chunk;
         }
@@ -440,7 +432,7 @@ static bool scan_mapped(struct glibc_heap *glibc, bool everywhere, struct mapped
             if (!everywhere) {
                 break;
             }
-            at = next_page(glibc, at);
+            at = glibc_next_place(target, at, mapping->end, page);
             sure = false;
         }
         done = at;
