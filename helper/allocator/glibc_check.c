@@ -19,7 +19,7 @@ struct check {
     struct glibc_heap *glibc;
     struct karst_findings *findings;
     struct karst_error *error;
-    struct karst_marks *marks; /* per extent of the heap; none for mapped blocks */
+    struct karst_marks *marks; /* per extent of the heap */
     uint8_t *seen;             /* per entry of the cached set: met while its list was followed */
     unsigned named;            /* lists named so far */
     bool in_flux;              /* what is looked at right now may be half changed */
@@ -66,13 +66,13 @@ static bool make_marks(struct check *check) {
     const struct karst_heap *heap = &check->glibc->heap;
     check->marks = calloc(heap->extent_count + 1, sizeof *check->marks);
     check->seen = calloc(check->glibc->cached_count / 8 + 1, 1);
-    bool made = check->marks && check->seen;
-    for (size_t i = 0; made && i < heap->extent_count; i++) {
-        const struct karst_extent *extent = &heap->extents[i];
-        made = extent->kind == KARST_EXTENT_MAPPED ||
-               karst_marks_open(&check->marks[i], extent->start, extent->end);
+    if (!check->marks || !check->seen) {
+        return karst_fail_memory(check->error);
     }
-    return made || karst_fail_memory(check->error);
+    for (size_t i = 0; i < heap->extent_count; i++) {
+        check->marks[i].start = heap->extents[i].start;
+    }
+    return true;
 }
 
 static void free_marks(struct check *check) {
