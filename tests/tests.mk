@@ -14,6 +14,7 @@ deps:
 
 # In two steps: what is built depends on what deps installs.
 test: deps
+	@.ci/unpack $(TEST_BUILD)/nginx nginx || true
 	@$(MAKE) --no-print-directory -s all test-programs
 	@$(MAKE) --no-print-directory -s run-tests
 

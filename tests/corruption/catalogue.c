@@ -87,6 +87,10 @@ static void add_bystanders(size_t count, unsigned random) {
     }
 }
 
+void stand_by(size_t count) {
+    add_bystanders(count, (unsigned)count);
+}
+
 /* What is freed here goes to large bins that the cases do not use. */
 void allocated(void) {
     void *freed[40];
@@ -262,8 +266,8 @@ int main(int argc, char **argv) {
         say("skip this glibc has no fastbins\n");
     } else {
         populate();
-        write_bystanders(argc > 2 ? argv[2] : ".");
         entry->run();
+        write_bystanders(argc > 2 ? argv[2] : ".");
     }
     say("ready %d\n", (int)getpid());
     for (;;) {

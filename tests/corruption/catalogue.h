@@ -38,6 +38,9 @@ static inline struct chunk *chunk_after(void *block) {
 void *allocate(size_t size);
 void release(void *block);
 
+/* So many more blocks that have nothing to do with the damage, and have to be reported in spite of it. */
+void stand_by(size_t count);
+
 /* Ends a case's own allocations: bystanders are put behind them, so that the damage lies amid a heap. */
 void allocated(void);
 

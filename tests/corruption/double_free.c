@@ -108,6 +108,23 @@ static void merged_and_other_tcache(void) {
     }
 }
 
+static void *thread_block;
+
+static void take_thread_block(void *argument) {
+    (void)argument;
+    thread_block = allocate(SMALL);
+    stand_by(50);
+}
+
+/* A block of a thread's arena, freed by two other threads. */
+static void of_thread_arena(void) {
+    void *other = allocate(SMALL);
+    in_thread(take_thread_block, NULL);
+    allocated();
+    in_thread(release, thread_block);
+    release(damage("double-free", thread_block) ? thread_block : other);
+}
+
 const struct case_ double_free_cases[] = {
     {"double-free-tcache-of-two-threads", tcache_of_two_threads, false},
     {"double-free-tcache-twice", tcache_twice, false},
@@ -118,5 +135,6 @@ const struct case_ double_free_cases[] = {
     {"double-free-fastbin-and-other-tcache", fastbin_and_other_tcache, true},
     {"double-free-unsorted-and-other-tcache", unsorted_and_other_tcache, false},
     {"double-free-merged-and-other-tcache", merged_and_other_tcache, false},
+    {"double-free-in-thread-arena", of_thread_arena, false},
     {0},
 };
