@@ -1,6 +1,6 @@
 /* glibc malloc: what its parts share. glibc_layout.c has the layouts of its versions as data, glibc_find.c
- * finds the roots, glibc_extents.c the memory, glibc_bins.c the bins and caches, glibc.c walks, glibc_check.c
- * checks. Facts: docs/allocators/glibc.md. */
+ * finds the roots, glibc_extents.c the memory, glibc_mapped.c mapped blocks, glibc_bins.c the bins and
+ * caches, glibc.c walks, glibc_check.c checks. Facts: docs/allocators/glibc.md. */
 #ifndef KARST_ALLOCATOR_GLIBC_H
 #define KARST_ALLOCATOR_GLIBC_H
 
@@ -192,8 +192,13 @@ bool glibc_walk_chunks(struct glibc_heap *glibc, const struct karst_extent *exte
 /* What the main arena, and a thread arena, are made of; needs mp_ and the arenas read. */
 bool glibc_add_main_extents(struct glibc_heap *glibc);
 bool glibc_add_thread_heaps(struct glibc_heap *glibc, uint32_t index);
-/* Blocks with a mapping of their own; needs the arenas' extents. */
-bool glibc_add_mapped_extents(struct glibc_heap *glibc);
+/* The blocks with a mapping of their own, of all libcs of the process; needs their arenas' extents. */
+bool glibc_add_mapped_extents(struct glibc_heap **heaps, size_t count);
+/* Adds memory to the heap; nothing when it is empty. false: out of memory. */
+bool glibc_add_extent(struct glibc_heap *glibc, uint64_t start, uint64_t end, uint32_t arena,
+                      enum karst_extent_kind kind);
+/* The end of the readable private memory that goes on without a gap from address; 0: none there. */
+uint64_t glibc_run_end(const struct karst_target *target, uint64_t address);
 /* The chunk of the block that is mapped from start on and ends at or before limit, 0: there is none; *total:
  * its bytes from start on. thorough: also where no alignment explains it, at a look into each page. */
 uint64_t glibc_mapped_chunk(struct glibc_heap *glibc, uint64_t start, uint64_t limit, bool thorough,

@@ -720,6 +720,31 @@ static void check_arena(struct check *check, uint32_t index) {
     }
 }
 
+/* Mapped blocks of several libcs are only told apart by what each counts, so their sum is held against the
+ * sum of the counts, once. */
+static void check_mapped(struct check *check) {
+    const struct glibc_heap *first = NULL;
+    const struct karst *session = check->glibc->heap.session;
+    uint64_t mapped = 0, counted = 0;
+    for (size_t i = 0; i < session->heap_count; i++) {
+        if (session->heaps[i]->allocator != &karst_glibc) {
+            continue;
+        }
+        const struct glibc_heap *glibc = (const struct glibc_heap *)session->heaps[i];
+        for (size_t k = 0; k < glibc->heap.extent_count && glibc->par; k++) {
+            mapped += glibc->heap.extents[k].kind == KARST_EXTENT_MAPPED;
+        }
+        counted += glibc->par ? glibc->n_mmaps : 0;
+        first = first || !glibc->par ? first : glibc;
+    }
+    if (check->glibc == first && mapped != counted && !first->heap.target->missing_memory) {
+        REPORT(check, BAD_COUNT, SUSPECT, first->par + first->layout.par_n_mmaps, 0,
+               "%" PRIu64 " blocks with mappings of their own were found, but malloc counts %" PRIu64
+               ": a header was overwritten, or a mapping was taken away\tn_mmaps at 0x%" PRIx64,
+               mapped, counted, first->par + first->layout.par_n_mmaps);
+    }
+}
+
 static void check_roots(struct check *check) {
     const struct glibc_heap *glibc = check->glibc;
     if (glibc->ring_broken) {
@@ -731,16 +756,7 @@ static void check_roots(struct check *check) {
     for (uint32_t i = 0; i < glibc->heap.arena_count; i++) {
         check_arena(check, i);
     }
-    uint64_t mapped = 0;
-    for (size_t i = 0; i < glibc->heap.extent_count; i++) {
-        mapped += glibc->heap.extents[i].kind == KARST_EXTENT_MAPPED;
-    }
-    if (glibc->par && mapped != glibc->n_mmaps && !glibc->heap.target->missing_memory) {
-        REPORT(check, BAD_COUNT, SUSPECT, glibc->par + glibc->layout.par_n_mmaps, 0,
-               "%" PRIu64 " blocks with mappings of their own were found, but malloc counts %" PRIu64
-               ": a header was overwritten, or a mapping was taken away\tn_mmaps at 0x%" PRIx64,
-               mapped, glibc->n_mmaps, glibc->par + glibc->layout.par_n_mmaps);
-    }
+    check_mapped(check);
 }
 
 static void check_lists(struct check *check) {

@@ -1,7 +1,7 @@
-/* glibc malloc: which memory its arenas are made of, and the blocks with a mapping of their own.
+/* glibc malloc: which memory its arenas are made of.
  *
  * The main arena is what sbrk gave, or (no room at the break) segments from mmap; a thread arena is a chain
- * of heaps; a mapped block is in no list, so it is looked for in the mappings and held against mp_. */
+ * of heaps. */
 #include "glibc.h"
 
 #include <inttypes.h>
@@ -10,12 +10,11 @@
 
 #define HEAPS_MAX    65536u
 #define HEAP_LARGEST (1ull << 34)
-#define MAPPED_HUGE  1u /* in prev_size of a mapped chunk, glibc 2.43: it is of huge pages */
 
 /* ---- extents ---------------------------------------------------------------------------------------- */
 
-static bool add_extent(struct glibc_heap *glibc, uint64_t start, uint64_t end, uint32_t arena,
-                       enum karst_extent_kind kind) {
+bool glibc_add_extent(struct glibc_heap *glibc, uint64_t start, uint64_t end, uint32_t arena,
+                      enum karst_extent_kind kind) {
     if (start >= end) {
         return true;
     }
@@ -44,8 +43,7 @@ void glibc_sort_extents(struct glibc_heap *glibc) {
     }
 }
 
-/* The end of the readable private memory that goes on without a gap from address. */
-static uint64_t run_end(const struct karst_target *target, uint64_t address) {
+uint64_t glibc_run_end(const struct karst_target *target, uint64_t address) {
     const struct karst_mapping *mapping = karst_target_mapping(target, address);
     uint64_t end = 0;
     const struct karst_mapping *last = target->mappings + target->mapping_count;
@@ -83,7 +81,7 @@ static uint64_t heap_of_top(struct glibc_heap *glibc, const struct glibc_arena *
  * top's mapping starts. */
 static uint64_t heap_by_mapping(struct glibc_heap *glibc, const struct glibc_arena *arena) {
     uint64_t first = arena->address - glibc->layout.heap_info_size;
-    uint64_t end = run_end(glibc->heap.target, first);
+    uint64_t end = glibc_run_end(glibc->heap.target, first);
     if (arena->top >= first && arena->top < end) {
         return first;
     }
@@ -96,7 +94,7 @@ static uint64_t heap_by_mapping(struct glibc_heap *glibc, const struct glibc_are
 /* Adds the heap at heap; *previous: the one before it, 0: it is the first. */
 static bool add_thread_heap(struct glibc_heap *glibc, uint32_t index, uint64_t heap, uint64_t *previous) {
     struct glibc_arena *arena = &glibc->arenas[index];
-    uint64_t end = run_end(glibc->heap.target, heap), size;
+    uint64_t end = glibc_run_end(glibc->heap.target, heap), size;
     bool sound = heap_info(glibc, heap, arena->address, previous, &size) &&
                  size > glibc->layout.heap_info_size && size <= HEAP_LARGEST && (!end || size <= end - heap);
     if (!sound) {
@@ -108,7 +106,7 @@ static bool add_thread_heap(struct glibc_heap *glibc, uint32_t index, uint64_t h
     if (holds_top && arena->top + arena->top_size != heap + size) {
         arena->top_damaged = true;
     }
-    return add_extent(glibc, heap, heap + size, index, KARST_EXTENT_HEAP);
+    return glibc_add_extent(glibc, heap, heap + size, index, KARST_EXTENT_HEAP);
 }
 
 bool glibc_add_thread_heaps(struct glibc_heap *glibc, uint32_t index) {
@@ -225,7 +223,7 @@ static bool add_break(struct glibc_heap *glibc, uint64_t *bytes) {
     if (!is_break(glibc)) {
         return true;
     }
-    uint64_t run = run_end(glibc->heap.target, glibc->sbrk_base);
+    uint64_t run = glibc_run_end(glibc->heap.target, glibc->sbrk_base);
     bool holds_top = arena->top >= glibc->sbrk_base && arena->top < run && !arena->top_damaged;
     uint64_t end = holds_top ? arena->top + arena->top_size : break_end(glibc, glibc->sbrk_base, run);
     if (!end) {
@@ -235,7 +233,7 @@ static bool add_break(struct glibc_heap *glibc, uint64_t *bytes) {
     uint64_t foreign = 0;
     glibc_walk_chunks(glibc, &extent, count_foreign, &foreign);
     *bytes = end - glibc->sbrk_base - foreign;
-    return add_extent(glibc, extent.start, extent.end, 0, KARST_EXTENT_BRK);
+    return glibc_add_extent(glibc, extent.start, extent.end, 0, KARST_EXTENT_BRK);
 }
 
 /* Looks in anonymous memory for segments of a main arena that is in several pieces (no room at the break:
@@ -260,7 +258,7 @@ static bool search_segments(struct glibc_heap *glibc) {
         if (!karst_mapping_is_anonymous(mapping)) {
             continue;
         }
-        uint64_t limit = run_end(target, mapping->start), at = mapping->start;
+        uint64_t limit = glibc_run_end(target, mapping->start), at = mapping->start;
         while (fine && at < mapping->end && found < arena->system_mem && budget) {
             if (glibc_overlaps_extent(glibc, at, at + page, &behind)) {
                 at = (behind + page - 1) & ~(page - 1);
@@ -271,7 +269,7 @@ static bool search_segments(struct glibc_heap *glibc) {
                 at = glibc_next_place(target, at, mapping->end, page);
                 continue;
             }
-            fine = add_extent(glibc, at, end, 0, KARST_EXTENT_SEGMENT);
+            fine = glibc_add_extent(glibc, at, end, 0, KARST_EXTENT_SEGMENT);
             found += end - at;
             at = end;
         }
@@ -292,7 +290,7 @@ bool glibc_add_main_extents(struct glibc_heap *glibc) {
         return true;
     }
     uint64_t start = glibc->sbrk_base;
-    uint64_t top_run = run_end(target, arena->top);
+    uint64_t top_run = glibc_run_end(target, arena->top);
     uint64_t top_end = arena->top + arena->top_size;
     if (!arena->top_damaged &&
         (top_end <= arena->top || top_end > top_run || top_end % target->page_size != 0)) {
@@ -303,186 +301,16 @@ bool glibc_add_main_extents(struct glibc_heap *glibc) {
         const struct karst_mapping *mapping = karst_target_mapping(target, arena->top);
         start = mapping ? mapping->start : 0;
     }
-    uint64_t run = start ? run_end(target, start) : 0;
+    uint64_t run = start ? glibc_run_end(target, start) : 0;
     if (run && start <= arena->top && arena->top < run && !(arena->flags & GLIBC_NONCONTIGUOUS)) {
-        return add_extent(glibc, start, arena->top_damaged ? run : top_end, 0, KARST_EXTENT_BRK);
+        return glibc_add_extent(glibc, start, arena->top_damaged ? run : top_end, 0, KARST_EXTENT_BRK);
     }
     if (run && arena->top_damaged) {
-        return add_extent(glibc, start, run, 0, KARST_EXTENT_BRK);
+        return glibc_add_extent(glibc, start, run, 0, KARST_EXTENT_BRK);
     }
     if (!run && start && !top_run) {
         /* The heap's memory is missing (a truncated core): what is known of it is where it was. */
-        return add_extent(glibc, start, top_end > start ? top_end : start, 0, KARST_EXTENT_BRK);
+        return glibc_add_extent(glibc, start, top_end > start ? top_end : start, 0, KARST_EXTENT_BRK);
     }
     return search_segments(glibc);
-}
-
-/* ---- blocks with a mapping of their own ------------------------------------------------------------- */
-
-struct mapped {
-    uint64_t start, end;
-    bool sure; /* stands at the start of a mapping, or right behind another one */
-};
-
-struct mapped_list {
-    struct mapped *items;
-    size_t count, capacity;
-};
-
-static bool add_mapped(struct mapped_list *list, uint64_t start, uint64_t end, bool sure) {
-    if (list->count == list->capacity) {
-        size_t capacity = list->capacity ? list->capacity * 2 : 64;
-        struct mapped *items = realloc(list->items, capacity * sizeof *items);
-        if (!items) {
-            return false;
-        }
-        list->items = items;
-        list->capacity = capacity;
-    }
-    list->items[list->count++] = (struct mapped){start, end, sure};
-    return true;
-}
-
-/* Is the header at chunk that of a block mapped from start on? Its bytes from start to its end, 0: no. */
-static uint64_t mapped_size(struct glibc_heap *glibc, uint64_t start, uint64_t chunk, uint64_t limit) {
-    const uint8_t *bytes = karst_window_at(&glibc->lists, chunk, GLIBC_HEADER);
-    if (!bytes) {
-        return 0;
-    }
-    uint64_t offset = glibc_word(bytes), word = glibc_word(bytes + 8);
-    uint64_t left_out = 0;
-    if (glibc->layout.mapped_size_excludes_header) {
-        offset &= ~(uint64_t)MAPPED_HUGE;
-        left_out = GLIBC_HEADER;
-    }
-    uint64_t size = (word & ~(uint64_t)GLIBC_FLAGS) + left_out;
-    if (offset != chunk - start || (word & GLIBC_FLAGS) != GLIBC_IS_MMAPPED || size < GLIBC_MIN_CHUNK ||
-        size > limit - chunk || (offset + size) % glibc->heap.target->page_size != 0) {
-        return 0;
-    }
-    return offset + size;
-}
-
-uint64_t glibc_mapped_chunk(struct glibc_heap *glibc, uint64_t start, uint64_t limit, bool thorough,
-                            uint64_t *total) {
-    const uint8_t *bytes = karst_window_at(&glibc->lists, start, GLIBC_HEADER);
-    if (!bytes || (glibc_word(bytes) & ~(uint64_t)MAPPED_HUGE) != 0 ||
-        (glibc_word(bytes + 8) & (GLIBC_FLAGS | 8)) != GLIBC_IS_MMAPPED) {
-        return 0;
-    }
-    /* An aligned block has its header further in, and leaves the first one behind as it was at first. */
-    uint64_t first_total = (glibc_word(bytes + 8) & ~(uint64_t)GLIBC_FLAGS) + GLIBC_HEADER;
-    for (unsigned power = 5; power < 48; power++) {
-        uint64_t alignment = 1ull << power;
-        uint64_t chunk = ((start + GLIBC_HEADER + alignment - 1) & ~(alignment - 1)) - GLIBC_HEADER;
-        if (chunk >= limit || limit - chunk < GLIBC_MIN_CHUNK) {
-            break;
-        }
-        if (chunk > start && (*total = mapped_size(glibc, start, chunk, limit)) != 0) {
-            return chunk;
-        }
-    }
-    /* One that realloc moved elsewhere is no longer aligned as it was: it may begin before any page. */
-    const uint64_t page = glibc->heap.target->page_size;
-    uint64_t last = limit - start < first_total ? limit : start + first_total;
-    for (uint64_t chunk = start + page - GLIBC_HEADER; thorough && chunk + GLIBC_MIN_CHUNK <= last;
-         chunk = glibc_next_place(glibc->heap.target, chunk + GLIBC_HEADER, last, page) - GLIBC_HEADER) {
-        if ((*total = mapped_size(glibc, start, chunk, limit)) != 0) {
-            return chunk;
-        }
-    }
-    *total = mapped_size(glibc, start, start, limit);
-    return *total ? start : 0;
-}
-
-/* Looks at the start of each mapping and behind each block found; everywhere: at every page, and for headers
- * at every place. */
-static bool scan_mapped(struct glibc_heap *glibc, bool everywhere, struct mapped_list *list) {
-    struct karst_target *target = glibc->heap.target;
-    const uint64_t page = target->page_size, stretch = 2ull << 20;
-    uint64_t done = 0, behind;
-    for (size_t i = 0; i < target->mapping_count; i++) {
-        const struct karst_mapping *mapping = &target->mappings[i];
-        if (!karst_mapping_is_anonymous(mapping)) {
-            continue;
-        }
-        uint64_t limit = run_end(target, mapping->start);
-        uint64_t at = mapping->start > done ? mapping->start : done;
-        bool sure = true;
-        while (at < mapping->end) {
-            if (glibc_overlaps_extent(glibc, at, at + page, &behind)) {
-                at = (behind + page - 1) & ~(page - 1);
-                sure = true;
-                continue;
-            }
-            if (at % stretch == 0 && mapping->end - at >= stretch &&
-                karst_target_resident(target, at, at + stretch) == 0) {
-                at += stretch; /* never touched: no header there */
-                continue;
-            }
-            uint64_t total;
-            if (glibc_mapped_chunk(glibc, at, limit, everywhere, &total)) {
-                if (!add_mapped(list, at, at + total, sure)) {
-                    return false;
-                }
-                at += total;
-                sure = true;
-                continue;
-            }
-            if (!everywhere) {
-                break;
-            }
-            at = glibc_next_place(target, at, mapping->end, page);
-            sure = false;
-        }
-        done = at;
-    }
-    return true;
-}
-
-static bool adds_up(const struct glibc_heap *glibc, const struct mapped_list *list, bool sure_only) {
-    uint64_t count = 0, bytes = 0;
-    for (size_t i = 0; i < list->count; i++) {
-        if (list->items[i].sure || !sure_only) {
-            count++;
-            bytes += list->items[i].end - list->items[i].start;
-        }
-    }
-    return count == glibc->n_mmaps && bytes == glibc->mmapped_mem;
-}
-
-/* Of more candidates than there are blocks, the sure ones are taken; of too few, all. */
-bool glibc_add_mapped_extents(struct glibc_heap *glibc) {
-    if (!glibc->par || glibc->n_mmaps == 0) {
-        return true;
-    }
-    struct mapped_list list = {0};
-    bool fine = scan_mapped(glibc, false, &list);
-    bool exact = fine && adds_up(glibc, &list, false);
-    bool sure_only = false;
-    if (fine && !exact) {
-        list.count = 0;
-        fine = scan_mapped(glibc, true, &list);
-        exact = fine && adds_up(glibc, &list, false);
-        if (fine && !exact && (adds_up(glibc, &list, true) || list.count > glibc->n_mmaps)) {
-            exact = adds_up(glibc, &list, true);
-            sure_only = true;
-        }
-    }
-    uint64_t taken = 0, bytes = 0;
-    for (size_t i = 0; i < list.count && fine; i++) {
-        if (list.items[i].sure || !sure_only) {
-            taken++;
-            bytes += list.items[i].end - list.items[i].start;
-            fine = add_extent(glibc, list.items[i].start, list.items[i].end, KARST_NONE, KARST_EXTENT_MAPPED);
-        }
-    }
-    free(list.items);
-    if (fine && !exact) {
-        fine = karst_facts_add(&glibc->heap.facts, "mapped blocks", 0,
-                               "found %" PRIu64 " (%" PRIu64 " bytes), but mp_ counts %" PRIu64 " (%" PRIu64
-                               " bytes)",
-                               taken, bytes, glibc->n_mmaps, glibc->mmapped_mem);
-    }
-    return fine;
 }

@@ -598,10 +598,16 @@ static bool note_flux(struct glibc_heap *glibc) {
     return true;
 }
 
-/* ---- putting it together
- * ---------------------------------------------------------------------------------------- */
+/* ---- putting it together ---------------------------------------------------------------------------- */
 
-static bool fill(struct glibc_heap *glibc, const struct root *root) {
+/* The libcs met so far; each belongs to this list until the session takes it over. */
+struct libcs {
+    struct glibc_heap **items;
+    size_t count;
+};
+
+/* Its arenas and their memory. */
+static bool fill_arenas(struct glibc_heap *glibc, const struct root *root) {
     if (!choose_layout(glibc, root)) {
         return false;
     }
@@ -615,9 +621,11 @@ static bool fill(struct glibc_heap *glibc, const struct root *root) {
         }
     }
     glibc_sort_extents(glibc);
-    if (!glibc_add_mapped_extents(glibc)) {
-        return false;
-    }
+    return true;
+}
+
+/* What takes all its memory to be known. */
+static bool fill_lists(struct glibc_heap *glibc) {
     glibc_sort_extents(glibc);
     for (uint32_t i = 0; i < glibc->heap.arena_count; i++) {
         if (!glibc_add_arena_bins(glibc, i)) {
@@ -631,33 +639,29 @@ static bool fill(struct glibc_heap *glibc, const struct root *root) {
     return note_flux(glibc);
 }
 
-static bool know_root(const struct karst *session, uint64_t arena) {
-    for (size_t i = 0; i < session->heap_count; i++) {
-        const struct karst_heap *heap = session->heaps[i];
-        if (heap->allocator == &karst_glibc && ((const struct glibc_heap *)heap)->main_arena == arena) {
+static bool know_root(const struct libcs *libcs, uint64_t arena) {
+    for (size_t i = 0; i < libcs->count; i++) {
+        if (libcs->items[i]->main_arena == arena) {
             return true;
         }
     }
     return false;
 }
 
-static void name_heap(struct karst *session, struct glibc_heap *glibc) {
-    unsigned count = 1;
-    for (size_t i = 0; i < session->heap_count; i++) {
-        count += session->heaps[i]->allocator == &karst_glibc;
+static bool add_libc(struct libcs *libcs, struct glibc_heap *glibc) {
+    struct glibc_heap **items = realloc(libcs->items, (libcs->count + 1) * sizeof(struct glibc_heap *));
+    if (!items) {
+        return false;
     }
-    if (count == 1) {
-        snprintf(glibc->heap.name, sizeof glibc->heap.name, "glibc");
-    } else {
-        snprintf(glibc->heap.name, sizeof glibc->heap.name, "glibc #%u (%.24s)", count,
-                 base_name(glibc->module->path));
-    }
+    libcs->items = items;
+    items[libcs->count++] = glibc;
+    return true;
 }
 
-/* Makes a heap of a root; an allocator that nobody used yet is left out. */
-static bool add_root(struct karst *session, struct karst_module *module, const struct root *root,
-                     struct karst_error *error) {
-    if (know_root(session, root->arena)) {
+/* Makes a heap of a root. */
+static bool add_root(struct karst *session, struct libcs *libcs, struct karst_module *module,
+                     const struct root *root, struct karst_error *error) {
+    if (know_root(libcs, root->arena)) {
         return true;
     }
     struct glibc_heap *glibc = calloc(1, sizeof *glibc);
@@ -671,7 +675,7 @@ static bool add_root(struct karst *session, struct karst_module *module, const s
     glibc->main_arena = root->arena;
     glibc->ring_broken = root->ring_broken;
     karst_window_open(&glibc->lists, session->target, session->target->page_size);
-    if (!fill(glibc, root)) {
+    if (!fill_arenas(glibc, root)) {
         bool unknown = glibc->layout.state_size == 0;
         glibc_close(&glibc->heap);
         if (!unknown) {
@@ -683,12 +687,7 @@ static bool add_root(struct karst *session, struct karst_module *module, const s
             module->path);
         return true;
     }
-    if (glibc->heap.extent_count == 0) {
-        glibc_close(&glibc->heap);
-        return true;
-    }
-    name_heap(session, glibc);
-    if (!karst_session_add_heap(session, &glibc->heap)) {
+    if (!add_libc(libcs, glibc)) {
         glibc_close(&glibc->heap);
         return karst_fail_memory(error);
     }
@@ -696,11 +695,12 @@ static bool add_root(struct karst *session, struct karst_module *module, const s
 }
 
 /* Looks in one module: by symbol, then in its writable data. */
-static bool find_in_module(struct karst *session, struct karst_module *module, struct karst_error *error) {
+static bool find_in_module(struct karst *session, struct libcs *libcs, struct karst_module *module,
+                           struct karst_error *error) {
     struct karst_target *target = session->target;
     struct root root;
     if (root_by_symbol(target, module, &root)) {
-        return add_root(session, module, &root, error);
+        return add_root(session, libcs, module, &root, error);
     }
     for (size_t i = 0; i < target->mapping_count; i++) {
         const struct karst_mapping *mapping = &target->mappings[i];
@@ -708,22 +708,67 @@ static bool find_in_module(struct karst *session, struct karst_module *module, s
             continue;
         }
         if (scan_for_arena(target, mapping->start, mapping->end, &root)) {
-            return add_root(session, module, &root, error);
+            return add_root(session, libcs, module, &root, error);
         }
     }
     return true;
 }
 
-bool glibc_find(struct karst *session, struct karst_error *error) {
+/* The libc first, so that it gets the plain name. */
+static bool find_libcs(struct karst *session, struct libcs *libcs, struct karst_error *error) {
     struct karst_target *target = session->target;
-    /* The libc first, so that it gets the plain name. */
     for (unsigned pass = 0; pass < 2; pass++) {
         for (size_t i = 0; i < target->module_count; i++) {
             if (is_libc(&target->modules[i]) == (pass == 0) &&
-                !find_in_module(session, &target->modules[i], error)) {
+                !find_in_module(session, libcs, &target->modules[i], error)) {
                 return false;
             }
         }
     }
     return true;
+}
+
+static void name_heap(struct glibc_heap *glibc, unsigned number) {
+    if (number == 1) {
+        snprintf(glibc->heap.name, sizeof glibc->heap.name, "glibc");
+    } else {
+        snprintf(glibc->heap.name, sizeof glibc->heap.name, "glibc #%u (%.24s)", number,
+                 base_name(glibc->module->path));
+    }
+}
+
+/* Hands a libc's heap to the session; one that nobody used yet stays in the list, to be closed. */
+static bool hand_over(struct karst *session, struct glibc_heap **libc, unsigned *number,
+                      struct karst_error *error) {
+    if ((*libc)->heap.extent_count == 0) {
+        return true;
+    }
+    if (!fill_lists(*libc)) {
+        return karst_fail_memory(error);
+    }
+    name_heap(*libc, ++*number);
+    if (!karst_session_add_heap(session, &(*libc)->heap)) {
+        return karst_fail_memory(error);
+    }
+    *libc = NULL;
+    return true;
+}
+
+bool glibc_find(struct karst *session, struct karst_error *error) {
+    struct libcs libcs = {0};
+    unsigned number = 0;
+    bool fine = find_libcs(session, &libcs, error);
+    if (fine && !glibc_add_mapped_extents(libcs.items, libcs.count)) {
+        fine = karst_fail_memory(error);
+    }
+    for (size_t i = 0; i < libcs.count && fine; i++) {
+        fine = hand_over(session, &libcs.items[i], &number, error);
+    }
+    for (size_t i = 0; i < libcs.count; i++) {
+        if (libcs.items[i]) {
+            glibc_close(&libcs.items[i]->heap);
+        }
+    }
+    free(libcs.items);
+    return fine;
 }

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from karst_command import Target
 from karst_heaps import HEAPS, Heap, assert_exact, assert_hammered, assert_healthy, assert_totals, start
-from karst_ledger import compare, read_ledger
+from karst_ledger import compare, read_ledger, read_mallinfo2
 from karst_libcs import SYSTEM, Ways
 from karst_programs import gcore
 from karst_symbols import make_symbol_table_directory
 
 NAMES = [name for name, heap in HEAPS.items() if heap.since < 42]
-TWO_HEAPS = ["second-libc", "checking-libc"]
+TWO_HEAPS = ["second-libc", "second-libc-mapped", "checking-libc"]
 ENDS = ["process", "core"]
 
 
@@ -44,6 +44,20 @@ def test_healthy(name: str, directory: Path, ways: Ways) -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in TWO_HEAPS])
 def test_totals_are_mallocs_own(name: str, directory: Path, ways: Ways) -> None:
     assert_totals(HEAPS[name], SYSTEM, directory, ways)
+
+
+def test_mapped_blocks_of_two_libcs(directory: Path, ways: Ways) -> None:
+    """Nothing in a block with a mapping of its own says whose it is: each libc gets as many as it counts."""
+    with start(HEAPS["second-libc-mapped"], SYSTEM, directory) as program:
+        ledger, info = read_ledger(directory), read_mallinfo2(directory)
+        for way, options in ways.items():
+            target = Target.process(program.pid, *options)
+            rows = target.json("summary")["allocators"]
+            mapped = [(row["mapped"]["blocks"], row["mapped"]["bytes"]) for row in rows]
+            assert len(mapped) == 2 and (info["hblks"], info["hblkhd"]) in mapped, f"with {way}: {mapped}"
+            assert all(blocks for blocks, _ in mapped), f"with {way}: {mapped}"
+            found = [block.address for block in target.blocks("--state", "live")]
+            assert len(found) == len(set(found)) and set(ledger) <= set(found), f"with {way}"
 
 
 @pytest.mark.parametrize("end", ENDS)

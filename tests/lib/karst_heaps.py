@@ -57,6 +57,9 @@ HEAPS = {
     "static": Heap(("--seed=18", MAPPED), program="ledger-static", others=8),
     # The dynamic linker's own records of the second libc, and that libc's start.
     "second-libc": Heap(("--second-libc", "--seed=19"), others=40, since=34),
+    "second-libc-mapped": Heap(
+        ("--second-libc", "--seed=22"), tunables("glibc.malloc.mmap_threshold=131072"), others=40, since=34
+    ),
     # Each block is a byte longer than asked, and its usable size is what was asked.
     "checking-libc": Heap(
         ("--seed=20",),

@@ -1,0 +1,347 @@
+/* glibc malloc: the blocks with a mapping of their own.
+ *
+ * They are in no list, so they are looked for in the mappings and held against mp_ (n_mmaps, mmapped_mem).
+ * Nothing in such a block says which of several libcs in the process made it: all are looked for at once,
+ * then dealt out so that each libc has as many blocks and bytes as it counts. */
+#include "glibc.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MAPPED_HUGE 1u         /* in prev_size of a mapped chunk, glibc 2.43: it is of huge pages */
+#define DEAL_BLOCKS 256u       /* blocks that a libc is dealt singly; who has more gets what others leave */
+#define DEAL_STEPS  (1u << 20) /* tries at making up a libc's sum */
+
+/* ---- headers ---------------------------------------------------------------------------------------- */
+
+/* Is the header at chunk that of a block mapped from start on? Its bytes from start to its end, 0: no. */
+static uint64_t mapped_size(struct glibc_heap *glibc, uint64_t start, uint64_t chunk, uint64_t limit) {
+    const uint8_t *bytes = karst_window_at(&glibc->lists, chunk, GLIBC_HEADER);
+    if (!bytes) {
+        return 0;
+    }
+    uint64_t offset = glibc_word(bytes), word = glibc_word(bytes + 8);
+    uint64_t left_out = 0;
+    if (glibc->layout.mapped_size_excludes_header) {
+        offset &= ~(uint64_t)MAPPED_HUGE;
+        left_out = GLIBC_HEADER;
+    }
+    uint64_t size = (word & ~(uint64_t)GLIBC_FLAGS) + left_out;
+    if (offset != chunk - start || (word & GLIBC_FLAGS) != GLIBC_IS_MMAPPED || size < GLIBC_MIN_CHUNK ||
+        size > limit - chunk || (offset + size) % glibc->heap.target->page_size != 0) {
+        return 0;
+    }
+    return offset + size;
+}
+
+uint64_t glibc_mapped_chunk(struct glibc_heap *glibc, uint64_t start, uint64_t limit, bool thorough,
+                            uint64_t *total) {
+    const uint8_t *bytes = karst_window_at(&glibc->lists, start, GLIBC_HEADER);
+    if (!bytes || (glibc_word(bytes) & ~(uint64_t)MAPPED_HUGE) != 0 ||
+        (glibc_word(bytes + 8) & (GLIBC_FLAGS | 8)) != GLIBC_IS_MMAPPED) {
+        return 0;
+    }
+    /* An aligned block has its header further in, and leaves the first one behind as it was at first. */
+    uint64_t first_total = (glibc_word(bytes + 8) & ~(uint64_t)GLIBC_FLAGS) + GLIBC_HEADER;
+    for (unsigned power = 5; power < 48; power++) {
+        uint64_t alignment = 1ull << power;
+        uint64_t chunk = ((start + GLIBC_HEADER + alignment - 1) & ~(alignment - 1)) - GLIBC_HEADER;
+        if (chunk >= limit || limit - chunk < GLIBC_MIN_CHUNK) {
+            break;
+        }
+        if (chunk > start && (*total = mapped_size(glibc, start, chunk, limit)) != 0) {
+            return chunk;
+        }
+    }
+    /* One that realloc moved elsewhere is no longer aligned as it was: it may begin before any page. */
+    const uint64_t page = glibc->heap.target->page_size;
+    uint64_t last = limit - start < first_total ? limit : start + first_total;
+    for (uint64_t chunk = start + page - GLIBC_HEADER; thorough && chunk + GLIBC_MIN_CHUNK <= last;
+         chunk = glibc_next_place(glibc->heap.target, chunk + GLIBC_HEADER, last, page) - GLIBC_HEADER) {
+        if ((*total = mapped_size(glibc, start, chunk, limit)) != 0) {
+            return chunk;
+        }
+    }
+    *total = mapped_size(glibc, start, start, limit);
+    return *total ? start : 0;
+}
+
+/* ---- the search ------------------------------------------------------------------------------------- */
+
+struct mapped {
+    uint64_t start, end;
+    bool sure;                /* stands at the start of a mapping, or right behind another one */
+    struct glibc_heap *owner; /* NULL: not dealt yet */
+};
+
+struct mapped_list {
+    struct mapped *items;
+    size_t count, capacity;
+};
+
+/* All libcs of the process, and what those that have an account count. */
+struct makers {
+    struct glibc_heap **heaps;
+    size_t count;
+    struct karst_target *target;
+    uint64_t blocks, bytes;
+};
+
+static bool counts_any(const struct glibc_heap *glibc) {
+    return glibc->par != 0 && glibc->n_mmaps != 0;
+}
+
+/* Mappings are whole pages; glibc 2.43's sum drifts by 16 bytes with each block that realloc resized. */
+static uint64_t counted_bytes(const struct glibc_heap *glibc) {
+    return glibc->mmapped_mem - glibc->mmapped_mem % glibc->heap.target->page_size;
+}
+
+static bool add_mapped(struct mapped_list *list, uint64_t start, uint64_t end, bool sure) {
+    if (list->count == list->capacity) {
+        size_t capacity = list->capacity ? list->capacity * 2 : 64;
+        struct mapped *items = realloc(list->items, capacity * sizeof *items);
+        if (!items) {
+            return false;
+        }
+        list->items = items;
+        list->capacity = capacity;
+    }
+    list->items[list->count++] = (struct mapped){.start = start, .end = end, .sure = sure};
+    return true;
+}
+
+/* Does an extent of any libc touch the page at address? *behind: where that ends. */
+static bool is_taken(const struct makers *makers, uint64_t address, uint64_t *behind) {
+    for (size_t i = 0; i < makers->count; i++) {
+        if (glibc_overlaps_extent(makers->heaps[i], address, address + makers->target->page_size, behind)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Is there a block at start, by the headers that any of the libcs writes? There are two ways to write them.
+ */
+static bool is_block(const struct makers *makers, uint64_t start, uint64_t limit, bool thorough,
+                     uint64_t *total) {
+    bool tried[2] = {false, false};
+    for (size_t i = 0; i < makers->count; i++) {
+        bool way = makers->heaps[i]->layout.mapped_size_excludes_header;
+        if (!tried[way] && counts_any(makers->heaps[i]) &&
+            glibc_mapped_chunk(makers->heaps[i], start, limit, thorough, total)) {
+            return true;
+        }
+        tried[way] = tried[way] || counts_any(makers->heaps[i]);
+    }
+    return false;
+}
+
+/* Looks in one mapping from *at on; leaves *at where it stopped, which a block may put behind the mapping. */
+static bool search_mapping(const struct makers *makers, const struct karst_mapping *mapping, bool everywhere,
+                           uint64_t *at, struct mapped_list *list) {
+    struct karst_target *target = makers->target;
+    const uint64_t page = target->page_size, stretch = 2ull << 20;
+    uint64_t limit = glibc_run_end(target, mapping->start), behind, total;
+    bool sure = true;
+    while (*at < mapping->end) {
+        if (is_taken(makers, *at, &behind)) {
+            *at = (behind + page - 1) & ~(page - 1);
+            sure = true;
+        } else if (*at % stretch == 0 && mapping->end - *at >= stretch &&
+                   karst_target_resident(target, *at, *at + stretch) == 0) {
+            *at += stretch; /* never touched: no header there */
+        } else if (is_block(makers, *at, limit, everywhere, &total)) {
+            if (!add_mapped(list, *at, *at + total, sure)) {
+                return false;
+            }
+            *at += total;
+            sure = true;
+        } else if (everywhere) {
+            *at = glibc_next_place(target, *at, mapping->end, page);
+            sure = false;
+        } else {
+            break;
+        }
+    }
+    return true;
+}
+
+/* Looks at the start of each mapping and behind each block found; everywhere: at every page, and for headers
+ * at every place. */
+static bool search(const struct makers *makers, bool everywhere, struct mapped_list *list) {
+    uint64_t done = 0;
+    for (size_t i = 0; i < makers->target->mapping_count; i++) {
+        const struct karst_mapping *mapping = &makers->target->mappings[i];
+        if (karst_mapping_is_anonymous(mapping)) {
+            done = mapping->start > done ? mapping->start : done;
+            if (!search_mapping(makers, mapping, everywhere, &done, list)) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+static bool adds_up(const struct makers *makers, const struct mapped_list *list, bool sure_only) {
+    uint64_t count = 0, bytes = 0;
+    for (size_t i = 0; i < list->count; i++) {
+        if (list->items[i].sure || !sure_only) {
+            count++;
+            bytes += list->items[i].end - list->items[i].start;
+        }
+    }
+    return count == makers->blocks && bytes == makers->bytes;
+}
+
+static void drop_unsure(struct mapped_list *list) {
+    size_t kept = 0;
+    for (size_t i = 0; i < list->count; i++) {
+        if (list->items[i].sure) {
+            list->items[kept++] = list->items[i];
+        }
+    }
+    list->count = kept;
+}
+
+/* Of more candidates than there are blocks, the sure ones are taken; of too few, all. */
+static bool find_blocks(const struct makers *makers, struct mapped_list *list, bool *exact) {
+    if (!search(makers, false, list)) {
+        return false;
+    }
+    *exact = adds_up(makers, list, false);
+    if (*exact) {
+        return true;
+    }
+    list->count = 0;
+    if (!search(makers, true, list)) {
+        return false;
+    }
+    *exact = adds_up(makers, list, false);
+    if (!*exact && (adds_up(makers, list, true) || list->count > makers->blocks)) {
+        drop_unsure(list);
+        *exact = adds_up(makers, list, false);
+    }
+    return true;
+}
+
+/* ---- whose they are --------------------------------------------------------------------------------- */
+
+/* Largest first, so that a sum that can't be reached any more shows at once. */
+static int compare_sizes(const void *a, const void *b) {
+    const struct mapped *x = a, *y = b;
+    uint64_t size = x->end - x->start, other = y->end - y->start;
+    return size != other ? (size > other ? -1 : 1) : x->start < y->start ? -1 : x->start > y->start;
+}
+
+/* Gives owner so many of the blocks from index on that make up bytes; false: no choice does, or it would take
+ * too long to find. Equal blocks are as good as one another. As deep as there are blocks to give. */
+static bool deal(struct mapped_list *list, size_t index, uint64_t blocks, uint64_t bytes,
+                 struct glibc_heap *owner, unsigned *steps) {
+    if (blocks == 0) {
+        return bytes == 0;
+    }
+    uint64_t failed = 0;
+    for (size_t i = index; i < list->count && *steps; i++) {
+        uint64_t size = list->items[i].end - list->items[i].start;
+        (*steps)--;
+        if (list->items[i].owner || size > bytes || size == failed) {
+            continue;
+        }
+        if (blocks <= bytes / size && blocks * size < bytes) {
+            return false;
+        }
+        if (deal(list, i + 1, blocks - 1, bytes - size, owner, steps)) {
+            list->items[i].owner = owner;
+            return true;
+        }
+        failed = size;
+    }
+    return false;
+}
+
+static int compare_counts(const void *a, const void *b) {
+    const struct glibc_heap *x = *(struct glibc_heap *const *)a, *y = *(struct glibc_heap *const *)b;
+    return x->n_mmaps < y->n_mmaps ? -1 : x->n_mmaps > y->n_mmaps;
+}
+
+/* Who has few is served first; who has most gets the rest. *unsure: somebody's could not be told. */
+static bool deal_out(const struct makers *makers, struct mapped_list *list, bool *unsure) {
+    struct glibc_heap **order = calloc(makers->count, sizeof(struct glibc_heap *));
+    if (!order) {
+        return false;
+    }
+    size_t count = 0;
+    for (size_t i = 0; i < makers->count; i++) {
+        if (counts_any(makers->heaps[i])) {
+            order[count++] = makers->heaps[i];
+        }
+    }
+    qsort(order, count, sizeof *order, compare_counts);
+    if (count > 1) {
+        qsort(list->items, list->count, sizeof *list->items, compare_sizes);
+    }
+    for (size_t i = 0; i + 1 < count; i++) {
+        unsigned steps = DEAL_STEPS;
+        bool dealt = order[i]->n_mmaps <= DEAL_BLOCKS &&
+                     deal(list, 0, order[i]->n_mmaps, counted_bytes(order[i]), order[i], &steps);
+        *unsure = *unsure || !dealt;
+    }
+    for (size_t i = 0; i < list->count; i++) {
+        list->items[i].owner = list->items[i].owner ? list->items[i].owner : order[count - 1];
+    }
+    free(order);
+    return true;
+}
+
+/* What `info` says at each libc whose account is not met, or whose blocks may be another's. */
+static bool note(const struct makers *makers, const struct mapped_list *list, bool exact, bool unsure) {
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < list->count; i++) {
+        bytes += list->items[i].end - list->items[i].start;
+    }
+    bool fine = true;
+    for (size_t i = 0; i < makers->count && fine; i++) {
+        struct karst_facts *facts = &makers->heaps[i]->heap.facts;
+        if (!counts_any(makers->heaps[i])) {
+            continue;
+        }
+        if (!exact) {
+            fine = karst_facts_add(facts, "mapped blocks", 0,
+                                   "found %zu (%" PRIu64 " bytes), but mp_ counts %" PRIu64 " (%" PRIu64
+                                   " bytes)",
+                                   list->count, bytes, makers->blocks, makers->bytes);
+        }
+        if (unsure && fine) {
+            fine = karst_facts_add(facts, "whose mapped blocks", 0,
+                                   "not to be told: no choice of the %zu that were found was met that makes "
+                                   "up what each libc counts",
+                                   list->count);
+        }
+    }
+    return fine;
+}
+
+bool glibc_add_mapped_extents(struct glibc_heap **heaps, size_t count) {
+    struct makers makers = {.heaps = heaps, .count = count};
+    for (size_t i = 0; i < count; i++) {
+        if (counts_any(heaps[i])) {
+            makers.target = heaps[i]->heap.target;
+            makers.blocks += heaps[i]->n_mmaps;
+            makers.bytes += counted_bytes(heaps[i]);
+        }
+    }
+    if (!makers.target) {
+        return true;
+    }
+    struct mapped_list list = {0};
+    bool exact = false, unsure = false;
+    bool fine = find_blocks(&makers, &list, &exact) && deal_out(&makers, &list, &unsure) &&
+                note(&makers, &list, exact, unsure);
+    for (size_t i = 0; i < list.count && fine; i++) {
+        const struct mapped *block = &list.items[i];
+        fine = glibc_add_extent(block->owner, block->start, block->end, KARST_NONE, KARST_EXTENT_MAPPED);
+    }
+    free(list.items);
+    return fine;
+}
