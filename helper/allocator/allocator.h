@@ -16,10 +16,12 @@ enum karst_extent_kind {
     KARST_EXTENT_HEAP,    /* a heap of a thread arena */
     KARST_EXTENT_SEGMENT, /* memory from mmap or a foreign sbrk that an arena uses as its heap */
     KARST_EXTENT_MAPPED,  /* one block in a mapping of its own */
+    KARST_EXTENT_PAGES,   /* cut into page runs: slabs, large blocks, unused pages */
+    KARST_EXTENT_OWN,     /* the allocator's own: headers, tables */
     KARST_EXTENT_KINDS
 };
 
-/* "brk", "heap", "segment", "mapped" */
+/* "brk", "heap", "segment", "mapped", "pages", "own" */
 const char *karst_extent_kind_name(enum karst_extent_kind kind);
 
 /* Memory that an allocator got from the system and tiles with blocks: [start, end). */
@@ -56,6 +58,29 @@ struct karst_bin {
     bool damaged; /* the list could not be followed to its end: blocks and bytes are what was met */
 };
 
+/* A page run: whole pages that an allocator keeps together. Cut into regions of one size (jemalloc's runs and
+ * slabs, pymalloc's pools), one large block, or unused. */
+struct karst_page_run {
+    uint64_t address; /* of its first byte, header included */
+    uint64_t size;
+    uint64_t region_size;        /* 0: unused, or the allocator's own */
+    uint64_t first_region;       /* address */
+    uint64_t regions;            /* 1: a large block */
+    uint64_t live, cached, free; /* regions: these add up to regions, unless it is damaged */
+    uint32_t arena;              /* KARST_NONE: none */
+    uint32_t bin;                /* the row of its class in the heap's bins, KARST_NONE: none */
+    uint16_t heap;
+    bool damaged;     /* its header or bitmap makes no sense: see check */
+    const char *kind; /* "slab", "run", "pool", "large", "dirty" ...: static text */
+};
+
+/* A total in the allocator's own terms, for comparison with what it says of itself. */
+struct karst_figure {
+    const char *name; /* static: "allocated", "active" ... */
+    uint64_t value;
+};
+#define KARST_FIGURES_MAX 16
+
 struct karst_allocator {
     const char *name;
     /* Finds every instance in the session's target and hands each to karst_session_add_heap(). Finding
@@ -81,6 +106,16 @@ struct karst_allocator {
     /* What can be said about one block beyond its struct: header words, links, key. */
     bool (*describe)(struct karst_heap *heap, const struct karst_block *block, struct karst_facts *facts,
                      struct karst_error *error);
+    /* Streams the heap's page runs in address order; run returning false ends it, which is no error. NULL: it
+     * has none. Live and cached are told apart only if load_bins() was called before. */
+    bool (*runs)(struct karst_heap *heap, bool (*run)(void *context, const struct karst_page_run *run),
+                 void *context, struct karst_error *error);
+    /* Fills figures and returns how many, at most KARST_FIGURES_MAX, or -1: error. NULL: it has none. */
+    int (*figures)(struct karst_heap *heap, struct karst_figure *figures, struct karst_error *error);
+    /* Why address, which lies in block, is no block's start: one line, "" if there is nothing to say. NULL:
+     * the same always. */
+    void (*explain)(struct karst_heap *heap, const struct karst_block *block, uint64_t address, char *text,
+                    size_t size);
     void (*close)(struct karst_heap *heap);
 };
 

@@ -10,7 +10,7 @@ const struct karst_allocator *const karst_allocators[] = {&karst_glibc, NULL};
 #define POLL_EVERY_NS    250000000u
 
 const char *karst_extent_kind_name(enum karst_extent_kind kind) {
-    static const char *const names[KARST_EXTENT_KINDS] = {"brk", "heap", "segment", "mapped"};
+    static const char *const names[KARST_EXTENT_KINDS] = {"brk", "heap", "segment", "mapped", "pages", "own"};
     return kind < KARST_EXTENT_KINDS ? names[kind] : "?";
 }
 

@@ -130,10 +130,9 @@ static enum karst_map_owner module_part(const struct mapper *mapper, const struc
 /* Which kind of extents covers most of the mapping; KARST_MAP_OWNERS: none is in it. */
 static enum karst_map_owner heap_owner(struct mapper *mapper, struct karst_map *map) {
     static const enum karst_map_owner owners[KARST_EXTENT_KINDS] = {
-        [KARST_EXTENT_BRK] = KARST_MAP_BRK,
-        [KARST_EXTENT_HEAP] = KARST_MAP_ARENA,
-        [KARST_EXTENT_SEGMENT] = KARST_MAP_SEGMENT,
-        [KARST_EXTENT_MAPPED] = KARST_MAP_BLOCKS,
+        [KARST_EXTENT_BRK] = KARST_MAP_BRK,         [KARST_EXTENT_HEAP] = KARST_MAP_ARENA,
+        [KARST_EXTENT_SEGMENT] = KARST_MAP_SEGMENT, [KARST_EXTENT_MAPPED] = KARST_MAP_BLOCKS,
+        [KARST_EXTENT_PAGES] = KARST_MAP_ARENA,     [KARST_EXTENT_OWN] = KARST_MAP_ARENA,
     };
     const struct karst *session = mapper->session;
     const struct karst_mapping *mapping = map->mapping;

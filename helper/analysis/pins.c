@@ -235,6 +235,9 @@ void karst_pins_part(struct karst_pins *pins, const struct karst_part *part) {
     pins->blocks += part->gap.live + part->gap.cached;
     pins->cached += part->gap.cached;
     pins->other += part->gap.other;
+    if (pins->step_count && pins->steps[pins->step_count - 1].behind.state == KARST_STATE_FREE) {
+        pins->steps[pins->step_count - 1].behind = part->gap.first; /* not a free region before it */
+    }
     count_trim(pins, part);
     if (part->top) {
         find_top_pins(pins, part);

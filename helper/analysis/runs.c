@@ -15,12 +15,21 @@ static bool is_merged_on_demand(const struct karst *session, const struct karst_
     return block->bin < heap->bin_count && heap->bins[block->bin].trimmed;
 }
 
+/* A free region of a page run: no other request can have it, nor does it keep anything from coalescing. */
+static bool is_free_region(const struct karst_block *block) {
+    return block->state == KARST_STATE_FREE && (block->flags & KARST_BLOCK_REGION);
+}
+
+static bool gap_is_empty(const struct karst_gap *gap) {
+    return gap->live + gap->cached + gap->other == 0;
+}
+
 static void open_part(struct karst_run_reader *reader, const struct karst_block *block,
                       const struct karst_block *previous) {
     reader->part_open = true;
     reader->part = (struct karst_part){.extent = reader->extent, .start = block->start};
     if (previous) {
-        reader->gap.last = *previous;
+        reader->gap.last = is_free_region(previous) ? reader->before_regions : *previous;
     }
     reader->gap.end = block->start;
     reader->part.gap = reader->gap;
@@ -84,14 +93,27 @@ static void count_unused(struct karst_run_reader *reader, const struct karst_blo
 
 static void take_unused(struct karst_run_reader *reader, const struct karst_block *block,
                         const struct karst_block *previous) {
+    bool parted = previous && karst_hole_parted(previous->flags & KARST_BLOCK_REGION, block);
+    if (reader->run_open && parted) {
+        close_run(reader, block);
+    }
     if (!reader->run_open) {
         open_run(reader, block, previous);
     }
     count_unused(reader, block);
+    if (is_free_region(block)) {
+        if (reader->part_open) {
+            close_part(reader, block);
+        }
+        if (previous && !is_free_region(previous)) {
+            reader->before_regions = *previous;
+        }
+        return;
+    }
     if (block->state == KARST_STATE_CACHED && !is_merged_on_demand(reader->session, block)) {
         if (reader->part_open) {
             close_part(reader, block);
-        } else if (!previous) {
+        } else if (gap_is_empty(&reader->gap)) {
             reader->gap.first = *block;
         }
         reader->gap.cached++;
@@ -104,11 +126,11 @@ static void take_unused(struct karst_run_reader *reader, const struct karst_bloc
     reader->part.top += block->state == KARST_STATE_TOP ? block->size : 0;
 }
 
-static void take_used(struct karst_run_reader *reader, const struct karst_block *block,
-                      const struct karst_block *previous) {
+static void take_used(struct karst_run_reader *reader, const struct karst_block *block) {
     if (reader->run_open) {
         close_run(reader, block);
-    } else if (!previous) {
+    }
+    if (gap_is_empty(&reader->gap)) {
         reader->gap.first = *block;
     }
     switch (block->state) {
@@ -144,7 +166,7 @@ static bool take_blocks(struct karst_sink *sink, const struct karst_block *block
             i++;
             continue;
         }
-        take_used(reader, block, previous);
+        take_used(reader, block);
         /* Most blocks are live and follow another one: these cost a compare. */
         size_t first = ++i;
         while (i < count && blocks[i].state == KARST_STATE_LIVE) {

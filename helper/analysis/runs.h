@@ -26,14 +26,14 @@ struct karst_part {
     struct karst_block behind; /* the block behind it */
 };
 
-/* A maximal run of blocks that are free, cached or top. */
+/* A maximal run of blocks that are free, cached or top; it ends with the page run it lies in. */
 struct karst_run {
     const struct karst_extent *extent;
     struct karst_hole hole; /* a hole if karst_run_is_hole() */
     uint64_t top_bytes;
     uint64_t blocks;                  /* free and cached ones */
     bool has_before, has_after;       /* false: it begins, ends with the extent */
-    struct karst_block before, after; /* live, metadata or damaged */
+    struct karst_block before, after; /* live, metadata or damaged; at the end of a page run also unused */
 };
 
 /* A run is a hole if something in use bounds it on both sides and it is not the end of the heap. */
@@ -67,8 +67,9 @@ struct karst_run_reader {
     const struct karst_extent *extent; /* NULL: left out */
     bool run_open, part_open;
     bool has_last;
-    struct karst_block last; /* of the batch before */
-    struct karst_gap gap;    /* since the last part */
+    struct karst_block last;           /* of the batch before */
+    struct karst_block before_regions; /* what stands before the free regions met last */
+    struct karst_gap gap;              /* since the last part */
     struct karst_part part;
     struct karst_run run;
     struct karst_hole_tracker tracker;

@@ -15,10 +15,14 @@ enum karst_style karst_state_style(enum karst_state state) {
 }
 
 struct karst_arena_text karst_arena_text(const struct karst *session, uint16_t heap, uint32_t arena) {
-    struct karst_arena_text result;
+    struct karst_arena_text result; /* a heap that nobody uses, glibc's beside jemalloc, confuses no one */
     const struct karst_heap *of = session->heaps[heap];
     const char *name = arena < of->arena_count ? of->arenas[arena].name : "mapped";
-    if (session->heap_count > 1) {
+    size_t used = 0;
+    for (size_t i = 0; i < session->heap_count; i++) {
+        used += session->heaps[i]->extent_count != 0;
+    }
+    if (used > 1) {
         snprintf(result.text, sizeof result.text, "%s/%s", of->name, name);
     } else {
         snprintf(result.text, sizeof result.text, "%s", name);
