@@ -187,13 +187,13 @@ struct glibc_chunk {
 bool glibc_walk_chunks(struct glibc_heap *glibc, const struct karst_extent *extent,
                        bool (*chunk)(void *context, const struct glibc_chunk *chunk), void *context);
 
-/* ---- finding, over files; each false: out of memory ------------------------------------------------- */
+/* ---- finding, over files; each false: out of memory, or what error says ------------------------------ */
 
 /* What the main arena, and a thread arena, are made of; needs mp_ and the arenas read. */
-bool glibc_add_main_extents(struct glibc_heap *glibc);
+bool glibc_add_main_extents(struct glibc_heap *glibc, struct karst_error *error);
 bool glibc_add_thread_heaps(struct glibc_heap *glibc, uint32_t index);
 /* The blocks with a mapping of their own, of all libcs of the process; needs their arenas' extents. */
-bool glibc_add_mapped_extents(struct glibc_heap **heaps, size_t count);
+bool glibc_add_mapped_extents(struct glibc_heap **heaps, size_t count, struct karst_error *error);
 /* Adds memory to the heap; nothing when it is empty. false: out of memory. */
 bool glibc_add_extent(struct glibc_heap *glibc, uint64_t start, uint64_t end, uint32_t arena,
                       enum karst_extent_kind kind);

@@ -236,54 +236,81 @@ static bool add_break(struct glibc_heap *glibc, uint64_t *bytes) {
     return glibc_add_extent(glibc, extent.start, extent.end, 0, KARST_EXTENT_BRK);
 }
 
+/* The search for the pieces of a main arena. */
+struct segments {
+    struct glibc_heap *glibc;
+    struct karst_window window;
+    uint64_t found;  /* bytes of its pieces */
+    uint64_t wanted; /* bytes that the arena says it has */
+    uint64_t budget; /* chunks that may still be looked at: no damage makes the search long */
+    struct karst_error *error;
+};
+
+static bool search_mapping(struct segments *segments, const struct karst_mapping *mapping) {
+    struct glibc_heap *glibc = segments->glibc;
+    struct karst_target *target = glibc->heap.target;
+    const uint64_t page = target->page_size, limit = glibc_run_end(target, mapping->start);
+    uint64_t at = mapping->start, behind;
+    while (at < mapping->end && segments->found < segments->wanted && segments->budget) {
+        uint64_t from = at, end;
+        if (glibc_overlaps_extent(glibc, at, at + page, &behind)) {
+            at = (behind + page - 1) & ~(page - 1);
+        } else if ((end = segment_end(glibc, &segments->window, at, limit, &segments->budget)) != 0) {
+            if (!glibc_add_extent(glibc, at, end, 0, KARST_EXTENT_SEGMENT)) {
+                return karst_fail_memory(segments->error);
+            }
+            segments->found += end - at;
+            at = end;
+        } else {
+            at = glibc_next_place(target, at, mapping->end, page);
+        }
+        if (!karst_session_progress(glibc->heap.session, at - from, segments->error)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 /* Looks in anonymous memory for segments of a main arena that is in several pieces (no room at the break:
  * sysmalloc() maps them), until they make up what the arena says it has. */
-static bool search_segments(struct glibc_heap *glibc) {
-    struct karst_target *target = glibc->heap.target;
-    struct glibc_arena *arena = &glibc->arenas[0];
-    uint64_t found = 0, bytes = 0, behind;
+static bool search_segments(struct glibc_heap *glibc, struct karst_error *error) {
+    const struct karst_target *target = glibc->heap.target;
+    struct segments segments = {.glibc = glibc, .wanted = glibc->arenas[0].system_mem, .error = error};
+    uint64_t bytes = 0;
     for (size_t i = 0; i < target->mapping_count; i++) {
-        bytes += karst_mapping_is_anonymous(&target->mappings[i])
-                     ? target->mappings[i].end - target->mappings[i].start
-                     : 0;
-    }
-    bytes = bytes < arena->system_mem ? bytes : arena->system_mem;
-    uint64_t budget = 64 + bytes / GLIBC_MIN_CHUNK * 4;
-    struct karst_window window;
-    karst_window_open(&window, target, 1u << 16);
-    bool fine = add_break(glibc, &found);
-    uint64_t page = target->page_size;
-    for (size_t i = 0; i < target->mapping_count && fine && found < arena->system_mem && budget; i++) {
         const struct karst_mapping *mapping = &target->mappings[i];
-        if (!karst_mapping_is_anonymous(mapping)) {
-            continue;
-        }
-        uint64_t limit = glibc_run_end(target, mapping->start), at = mapping->start;
-        while (fine && at < mapping->end && found < arena->system_mem && budget) {
-            if (glibc_overlaps_extent(glibc, at, at + page, &behind)) {
-                at = (behind + page - 1) & ~(page - 1);
-                continue;
-            }
-            uint64_t end = segment_end(glibc, &window, at, limit, &budget);
-            if (!end) {
-                at = glibc_next_place(target, at, mapping->end, page);
-                continue;
-            }
-            fine = glibc_add_extent(glibc, at, end, 0, KARST_EXTENT_SEGMENT);
-            found += end - at;
-            at = end;
+        bytes += karst_mapping_is_anonymous(mapping) ? mapping->end - mapping->start : 0;
+    }
+    segments.budget = 64 + (bytes < segments.wanted ? bytes : segments.wanted) / GLIBC_MIN_CHUNK * 4;
+    if (!add_break(glibc, &segments.found)) {
+        return karst_fail_memory(error);
+    }
+    karst_session_begin(glibc->heap.session, "looking for the main arena's pieces", bytes);
+    karst_window_open(&segments.window, glibc->heap.target, 1u << 16);
+    bool fine = true;
+    for (size_t i = 0; i < target->mapping_count && fine; i++) {
+        if (karst_mapping_is_anonymous(&target->mappings[i])) {
+            fine = search_mapping(&segments, &target->mappings[i]);
         }
     }
-    karst_window_close(&window);
-    if (fine) {
-        fine = karst_facts_add(&glibc->heap.facts, "segments", 0,
-                               "the main arena is in pieces: %" PRIu64 " of its %" PRIu64 " bytes were found",
-                               found < arena->system_mem ? found : arena->system_mem, arena->system_mem);
+    karst_window_close(&segments.window);
+    uint64_t found = segments.found < segments.wanted ? segments.found : segments.wanted;
+    if (fine &&
+        !karst_facts_add(&glibc->heap.facts, "segments", 0,
+                         "the main arena is in pieces: %" PRIu64 " of its %" PRIu64 " bytes were found",
+                         found, segments.wanted)) {
+        return karst_fail_memory(error);
     }
     return fine;
 }
 
-bool glibc_add_main_extents(struct glibc_heap *glibc) {
+/* Memory without a gap: start to end, which may be a guess where top is damaged or memory is missing. */
+static bool add_break_whole(struct glibc_heap *glibc, uint64_t start, uint64_t end,
+                            struct karst_error *error) {
+    return glibc_add_extent(glibc, start, end, 0, KARST_EXTENT_BRK) || karst_fail_memory(error);
+}
+
+bool glibc_add_main_extents(struct glibc_heap *glibc, struct karst_error *error) {
     struct karst_target *target = glibc->heap.target;
     struct glibc_arena *arena = &glibc->arenas[0];
     if (arena->uninitialized) {
@@ -303,14 +330,14 @@ bool glibc_add_main_extents(struct glibc_heap *glibc) {
     }
     uint64_t run = start ? glibc_run_end(target, start) : 0;
     if (run && start <= arena->top && arena->top < run && !(arena->flags & GLIBC_NONCONTIGUOUS)) {
-        return glibc_add_extent(glibc, start, arena->top_damaged ? run : top_end, 0, KARST_EXTENT_BRK);
+        return add_break_whole(glibc, start, arena->top_damaged ? run : top_end, error);
     }
     if (run && arena->top_damaged) {
-        return glibc_add_extent(glibc, start, run, 0, KARST_EXTENT_BRK);
+        return add_break_whole(glibc, start, run, error);
     }
     if (!run && start && !top_run) {
         /* The heap's memory is missing (a truncated core): what is known of it is where it was. */
-        return glibc_add_extent(glibc, start, top_end > start ? top_end : start, 0, KARST_EXTENT_BRK);
+        return add_break_whole(glibc, start, top_end > start ? top_end : start, error);
     }
-    return search_segments(glibc);
+    return search_segments(glibc, error);
 }

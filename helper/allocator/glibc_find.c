@@ -607,17 +607,17 @@ struct libcs {
 };
 
 /* Its arenas and their memory. */
-static bool fill_arenas(struct glibc_heap *glibc, const struct root *root) {
-    if (!choose_layout(glibc, root)) {
-        return false;
-    }
+static bool fill_arenas(struct glibc_heap *glibc, struct karst_error *error) {
     read_par(glibc);
-    if (!read_arenas(glibc) || !glibc_add_main_extents(glibc)) {
+    if (!read_arenas(glibc)) {
+        return karst_fail_memory(error);
+    }
+    if (!glibc_add_main_extents(glibc, error)) {
         return false;
     }
     for (uint32_t i = 1; i < glibc->heap.arena_count; i++) {
         if (!glibc->arenas[i].uninitialized && !glibc_add_thread_heaps(glibc, i)) {
-            return false;
+            return karst_fail_memory(error);
         }
     }
     glibc_sort_extents(glibc);
@@ -675,7 +675,7 @@ static bool add_root(struct karst *session, struct libcs *libcs, struct karst_mo
     glibc->main_arena = root->arena;
     glibc->ring_broken = root->ring_broken;
     karst_window_open(&glibc->lists, session->target, session->target->page_size);
-    if (!fill_arenas(glibc, root)) {
+    if (!choose_layout(glibc, root)) {
         bool unknown = glibc->layout.state_size == 0;
         glibc_close(&glibc->heap);
         if (!unknown) {
@@ -686,6 +686,10 @@ static bool add_root(struct karst *session, struct libcs *libcs, struct karst_mo
             "%s has a malloc of a version that is not known (known: glibc 2.30 to 2.43): left out",
             module->path);
         return true;
+    }
+    if (!fill_arenas(glibc, error)) {
+        glibc_close(&glibc->heap);
+        return false;
     }
     if (!add_libc(libcs, glibc)) {
         glibc_close(&glibc->heap);
@@ -757,10 +761,8 @@ static bool hand_over(struct karst *session, struct glibc_heap **libc, unsigned 
 bool glibc_find(struct karst *session, struct karst_error *error) {
     struct libcs libcs = {0};
     unsigned number = 0;
-    bool fine = find_libcs(session, &libcs, error);
-    if (fine && !glibc_add_mapped_extents(libcs.items, libcs.count)) {
-        fine = karst_fail_memory(error);
-    }
+    bool fine =
+        find_libcs(session, &libcs, error) && glibc_add_mapped_extents(libcs.items, libcs.count, error);
     for (size_t i = 0; i < libcs.count && fine; i++) {
         fine = hand_over(session, &libcs.items[i], &number, error);
     }

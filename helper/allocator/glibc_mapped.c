@@ -85,7 +85,9 @@ struct makers {
     struct glibc_heap **heaps;
     size_t count;
     struct karst_target *target;
+    struct karst *session;
     uint64_t blocks, bytes;
+    struct karst_error *error; /* set by what returns false */
 };
 
 static bool counts_any(const struct glibc_heap *glibc) {
@@ -145,6 +147,7 @@ static bool search_mapping(const struct makers *makers, const struct karst_mappi
     uint64_t limit = glibc_run_end(target, mapping->start), behind, total;
     bool sure = true;
     while (*at < mapping->end) {
+        uint64_t from = *at;
         if (is_taken(makers, *at, &behind)) {
             *at = (behind + page - 1) & ~(page - 1);
             sure = true;
@@ -153,7 +156,7 @@ static bool search_mapping(const struct makers *makers, const struct karst_mappi
             *at += stretch; /* never touched: no header there */
         } else if (is_block(makers, *at, limit, everywhere, &total)) {
             if (!add_mapped(list, *at, *at + total, sure)) {
-                return false;
+                return karst_fail_memory(makers->error);
             }
             *at += total;
             sure = true;
@@ -162,6 +165,9 @@ static bool search_mapping(const struct makers *makers, const struct karst_mappi
             sure = false;
         } else {
             break;
+        }
+        if (!karst_session_progress(makers->session, *at - from, makers->error)) {
+            return false;
         }
     }
     return true;
@@ -322,11 +328,12 @@ static bool note(const struct makers *makers, const struct mapped_list *list, bo
     return fine;
 }
 
-bool glibc_add_mapped_extents(struct glibc_heap **heaps, size_t count) {
-    struct makers makers = {.heaps = heaps, .count = count};
+bool glibc_add_mapped_extents(struct glibc_heap **heaps, size_t count, struct karst_error *error) {
+    struct makers makers = {.heaps = heaps, .count = count, .error = error};
     for (size_t i = 0; i < count; i++) {
         if (counts_any(heaps[i])) {
             makers.target = heaps[i]->heap.target;
+            makers.session = heaps[i]->heap.session;
             makers.blocks += heaps[i]->n_mmaps;
             makers.bytes += counted_bytes(heaps[i]);
         }
@@ -336,12 +343,16 @@ bool glibc_add_mapped_extents(struct glibc_heap **heaps, size_t count) {
     }
     struct mapped_list list = {0};
     bool exact = false, unsure = false;
-    bool fine = find_blocks(&makers, &list, &exact) && deal_out(&makers, &list, &unsure) &&
-                note(&makers, &list, exact, unsure);
+    karst_session_begin(makers.session, "looking for mapped blocks", 0);
+    if (!find_blocks(&makers, &list, &exact)) {
+        free(list.items);
+        return false;
+    }
+    bool fine = deal_out(&makers, &list, &unsure) && note(&makers, &list, exact, unsure);
     for (size_t i = 0; i < list.count && fine; i++) {
         const struct mapped *block = &list.items[i];
         fine = glibc_add_extent(block->owner, block->start, block->end, KARST_NONE, KARST_EXTENT_MAPPED);
     }
     free(list.items);
-    return fine;
+    return fine || karst_fail_memory(error);
 }
