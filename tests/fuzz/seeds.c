@@ -1,9 +1,10 @@
 /* Makes the small cores that mutate starts from, into the working directory: single.core, threads.core,
- * mapped.core, fragmented.core; and the smallest ones that a fuzzer's seeds are cut from (cut_seeds.py):
- * tiny.core, tiny-threads.core. Addresses are not randomised, so that a case
- * number means the same core on the same system. */
+ * mapped.core, fragmented.core, two-libcs.core; and the smallest ones that a fuzzer's seeds are cut from
+ * (cut_seeds.py): tiny.core, tiny-threads.core. Addresses are not randomised, so that a case number means the
+ * same core on the same system. */
 #include "../bench/dump_core.h"
 
+#include <dlfcn.h>
 #include <malloc.h>
 #include <pthread.h>
 #include <stdint.h>
@@ -95,6 +96,27 @@ static void mapped(void *unused) {
     churn(600);
 }
 
+/* Both have blocks with mappings of their own, which are told apart only by what each libc counts. */
+static void two_libcs(void *unused) {
+    mapped(unused);
+    void *library = dlmopen(LM_ID_NEWLM, "libc.so.6", RTLD_NOW);
+    if (!library) {
+        abort();
+    }
+    void *(*second_malloc)(size_t);
+    int (*second_mallopt)(int, int);
+    *(void **)&second_malloc = dlsym(library, "malloc");
+    *(void **)&second_mallopt = dlsym(library, "mallopt");
+    if (!second_malloc || !second_mallopt || !second_mallopt(M_MMAP_THRESHOLD, 20000)) {
+        abort();
+    }
+    for (size_t i = 0; i < 60; i++) { /* large ones first: later there is room for them in the heap */
+        if (!second_malloc(i < 5 ? 20000 + 9000 * i : 24 + 8 * i)) {
+            abort();
+        }
+    }
+}
+
 /* Large and small in turn; the large ones go, and are sorted into the bins. */
 static void fragmented(void *unused) {
     (void)unused;
@@ -161,9 +183,13 @@ int main(int argc, char **argv) {
     static const struct {
         const char *name;
         void (*build)(void *);
-    } kinds[] = {{"single.core", single}, {"threads.core", threads},
-                 {"mapped.core", mapped}, {"fragmented.core", fragmented},
-                 {"tiny.core", tiny},     {"tiny-threads.core", tiny_threads}};
+    } kinds[] = {{"single.core", single},
+                 {"threads.core", threads},
+                 {"mapped.core", mapped},
+                 {"fragmented.core", fragmented},
+                 {"two-libcs.core", two_libcs},
+                 {"tiny.core", tiny},
+                 {"tiny-threads.core", tiny_threads}};
     int now = personality(0xffffffff);
     if (argc == 1 && now != -1 && !(now & ADDR_NO_RANDOMIZE) && personality(now | ADDR_NO_RANDOMIZE) != -1) {
         execl("/proc/self/exe", argv[0], "fixed", (char *)NULL);
