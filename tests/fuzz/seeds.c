@@ -110,8 +110,12 @@ static void two_libcs(void *unused) {
     if (!second_malloc || !second_mallopt || !second_mallopt(M_MMAP_THRESHOLD, 20000)) {
         abort();
     }
-    for (size_t i = 0; i < 60; i++) { /* large ones first: later there is room for them in the heap */
-        if (!second_malloc(i < 5 ? 20000 + 9000 * i : 24 + 8 * i)) {
+    /* Its first piece is of 1 MiB: what that takes gets no mapping. */
+    if (!second_malloc(1000000)) {
+        abort();
+    }
+    for (size_t i = 0; i < 60; i++) {
+        if (!second_malloc(i % 10 == 0 ? 60000 + 1000 * i : 24 + 8 * i)) {
             abort();
         }
     }
