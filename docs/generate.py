@@ -33,6 +33,7 @@ SESSIONS: dict[str, list[str]] = {
     "check": ["check", "damaged: check", "damaged: check --json"],
     "holes": ["holes", "holes --fit 8880819"],
     "refs": ["refs {text}"],
+    "rss": ["rss", "rss --tree"],
     "summary": ["summary", "summary --json"],
 }
 
@@ -133,7 +134,7 @@ def normalised(text: str) -> list[str]:
     text = MAP_LINE.sub("", text)
     text = DUMP_LINE.sub("  BYTES", text)
     text = re.sub(r"[▏▎▍▌▋▊▉█]+", "BAR", text)
-    text = re.sub(r"0x[0-9a-f]+|[0-9][0-9,.]*( [KMG]?B\b)?", "N", text)
+    text = re.sub(r"0x[0-9a-f]+|(?<!\S)[-+]?[0-9][0-9,.]*( [KMG]?B\b)?|[0-9][0-9,.]*( [KMG]?B\b)?", "N", text)
     return [" ".join(line.split()) for line in text.splitlines()]
 
 

@@ -58,6 +58,10 @@ struct karst *karst_open_process(int64_t pid, const struct karst_options *option
     return open_session(karst_process_open(pid, options, error), options, error);
 }
 
+struct karst *karst_open_unread(int64_t pid, struct karst_error *error) {
+    return open_session(karst_process_open_unread(pid, error), NULL, error);
+}
+
 struct karst *karst_open_callbacks(const struct karst_callbacks *callbacks,
                                    const struct karst_options *options, struct karst_error *error) {
     return open_session(karst_callbacks_open(callbacks, options, error), options, error);

@@ -20,6 +20,10 @@ struct karst {
     bool interrupted;
 };
 
+/* A process whose memory may not be read: for verbs that need no more than its number (KARST_NEEDS_PROCESS).
+ * As karst_open_process() otherwise; a remark says why, after what is already in error. */
+struct karst *karst_open_unread(int64_t pid, struct karst_error *error);
+
 /* Looks for heaps, once; true and no heaps when there are none. Every verb that needs heaps calls it. */
 bool karst_session_find_heaps(struct karst *session, struct karst_error *error);
 /* The same, and an error that says what was tried when there is no heap at all. */

@@ -96,7 +96,10 @@ static struct karst *open_target(const struct command_line *line, struct karst_e
         return karst_open_core(line->core, &line->options, error);
     }
     if (line->pid) {
-        return karst_open_process(line->pid, &line->options, error);
+        struct karst *session = karst_open_process(line->pid, &line->options, error);
+        const struct karst_verb *verb = karst_verb_find(line->verb[0], NULL);
+        bool unread = !session && error->code == KARST_ERROR_PERMISSION && verb->needs == KARST_NEEDS_PROCESS;
+        return unread ? karst_open_unread(line->pid, error) : session;
     }
     karst_fail(error, KARST_ERROR_USAGE, "which target? Give -p PID or -c CORE; see `karst --help`");
     return NULL;

@@ -538,3 +538,28 @@ struct karst_target *karst_process_open(int64_t pid, const struct karst_options 
     }
     return &process->target;
 }
+
+struct karst_target *karst_process_open_unread(int64_t pid, struct karst_error *error) {
+    struct karst_error why = *error;
+    struct process *process = calloc(1, sizeof *process);
+    struct process_status status;
+    if (!process) {
+        karst_fail_memory(error);
+        return NULL;
+    }
+    struct karst_target *target = &process->target;
+    target->ops = &process_ops;
+    process->memory = process->pagemap = -1;
+    process->pid = pid > 0 && pid <= INT32_MAX ? (pid_t)pid : 0;
+    if (!karst_target_init(target, &process_ops, KARST_TARGET_PROCESS, NULL, error) ||
+        !check_process(pid, &status, error) ||
+        (asprintf(&target->name, "process %d (%s)", process->pid, status.name) < 0 &&
+         !karst_fail_memory(error))) {
+        process_close(target);
+        return NULL;
+    }
+    target->pid = pid;
+    target->page_size = (uint64_t)sysconf(_SC_PAGESIZE);
+    karst_target_remark(target, "%s", why.text);
+    return target;
+}

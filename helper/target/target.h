@@ -80,6 +80,9 @@ struct karst_target *karst_core_open(const char *path, const struct karst_option
                                      struct karst_error *error);
 struct karst_target *karst_process_open(int64_t pid, const struct karst_options *options,
                                         struct karst_error *error);
+/* A process that the system keeps us from reading, for which error says why on entry: its number and name
+ * alone. */
+struct karst_target *karst_process_open_unread(int64_t pid, struct karst_error *error);
 struct karst_target *karst_callbacks_open(const struct karst_callbacks *callbacks,
                                           const struct karst_options *options, struct karst_error *error);
 void karst_target_close(struct karst_target *target);

@@ -26,6 +26,8 @@ const struct karst_verb *karst_verb_find(const char *name, struct karst_error *e
 static bool meet_needs(struct karst_call *call) {
     struct karst *session = call->session;
     switch (call->verb->needs) {
+    case KARST_NEEDS_PROCESS:
+        return true;
     case KARST_NEEDS_TARGET:
         return karst_session_find_heaps(session, call->error);
     case KARST_NEEDS_HEAPS:

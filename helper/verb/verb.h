@@ -64,7 +64,8 @@ struct karst_call {
 enum karst_needs {
     KARST_NEEDS_TARGET, /* heaps are looked for, but there may be none */
     KARST_NEEDS_HEAPS,  /* at least one heap */
-    KARST_NEEDS_BINS    /* and the bins' counts; free blocks then carry their bin */
+    KARST_NEEDS_BINS,   /* and the bins' counts; free blocks then carry their bin */
+    KARST_NEEDS_PROCESS /* a live process, whether its memory may be read or not; no heaps are looked for */
 };
 
 enum karst_verb_group {

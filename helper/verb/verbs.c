@@ -9,6 +9,7 @@ const struct karst_verb *const karst_verbs[] = {
     &karst_verb_arenas,
     &karst_verb_bins,
     &karst_verb_maps,
+    &karst_verb_rss,
     &karst_verb_info,
     &karst_verb_blocks,
     &karst_verb_block,

@@ -18,5 +18,6 @@ extern const struct karst_verb karst_verb_pins;
 extern const struct karst_verb karst_verb_refs;
 extern const struct karst_verb karst_verb_map;
 extern const struct karst_verb karst_verb_maps;
+extern const struct karst_verb karst_verb_rss;
 
 #endif

@@ -34,6 +34,8 @@ def test_page_is_not_stale(written: Path, name: str) -> None:
     libc = os.confstr("CS_GNU_LIBC_VERSION")
     if libc != "glibc 2.36":
         pytest.skip(f"the pages show glibc 2.36, this is {libc}")
+    if name == "rss.md" and tuple(map(int, os.uname().release.split(".")[:2])) < (6, 16):
+        pytest.skip("the page shows a kernel that has statm exact: Linux 6.16 and newer")
     here, there = ((folder / name).read_text(encoding="utf-8") for folder in (PAGES, written))
     difference = difflib.unified_diff(normalised(here), normalised(there), "docs/verbs", "now", lineterm="")
     assert not (text := "\n".join(difference)), f"docs/verbs/{name} is stale, run `make docs`:\n{text}"
