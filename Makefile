@@ -7,7 +7,7 @@ CC      ?= gcc
 PYTHON  := /usr/bin/python3
 
 PACKAGES := gcc libc6-dev pkg-config libelf-dev libdw-dev libjansson-dev libcairo2-dev
-CPPFLAGS += -D_GNU_SOURCE $(addprefix -Ihelper/,include target allocator analysis report verb)
+CPPFLAGS += -D_GNU_SOURCE $(addprefix -Ihelper/,include target allocator analysis report verb preload)
 CFLAGS   ?= -O2 -g
 WARNINGS := -std=c11 -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith
 LIBRARIES = $(shell pkg-config --libs libelf libdw jansson cairo)
@@ -15,12 +15,14 @@ INCLUDES  = $(shell pkg-config --cflags libelf libdw jansson cairo)
 ALL_CFLAGS = $(WARNINGS) -fPIC -fvisibility=hidden $(CPPFLAGS) $(INCLUDES) $(CFLAGS)
 
 ENGINE_SOURCES := $(wildcard helper/target/*.c helper/allocator/*.c helper/analysis/*.c helper/report/*.c helper/verb/*.c)
+# How traps are written, which the preload library has to know as well.
+ENGINE_SOURCES += helper/preload/trap_spec.c
 ENGINE_OBJECTS := $(ENGINE_SOURCES:%.c=$(BUILD)/%.o)
 CLI_OBJECTS    := $(patsubst %.c,$(BUILD)/%.o,$(wildcard helper/cli/*.c))
 C_FILES        := $(shell git ls-files -co --exclude-standard -- '*.c' '*.h')
 
 .PHONY: all clean format
-all: $(BUILD)/karst $(BUILD)/libkarst.so $(BUILD)/libkarst.a
+all: $(BUILD)/karst $(BUILD)/libkarst.so $(BUILD)/libkarst.a $(BUILD)/libkarst-preload.so
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
@@ -35,6 +37,14 @@ $(BUILD)/libkarst.so: $(ENGINE_OBJECTS)
 
 $(BUILD)/karst: $(CLI_OBJECTS) $(BUILD)/libkarst.a
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBRARIES) -lm
+
+# Goes into other programs: libc and nothing else, all of it bound at once, no sanitizers.
+PRELOAD_OBJECTS := $(patsubst %.c,$(BUILD)/%.o,$(wildcard helper/preload/*.c))
+$(BUILD)/helper/preload/%.o: ALL_CFLAGS = $(WARNINGS) -O2 -g -fPIC -fvisibility=hidden -fexceptions \
+    -ftls-model=initial-exec $(CPPFLAGS)
+
+$(BUILD)/libkarst-preload.so: $(PRELOAD_OBJECTS)
+	$(CC) -g -shared -Wl,-soname,libkarst-preload.so -Wl,-z,defs -Wl,-z,now -o $@ $^
 
 include tests/tests.mk
 
@@ -62,7 +72,9 @@ GDB_START := $(if $(filter /usr /usr/local,$(PREFIX)),$(DESTDIR)/etc/gdb/gdbinit
 install: all
 	install -D -m 755 $(BUILD)/karst $(DESTDIR)$(PREFIX)/bin/karst
 	install -D -m 644 $(BUILD)/libkarst.so $(DESTDIR)$(PREFIX)/lib/libkarst.so
+	install -D -m 644 $(BUILD)/libkarst-preload.so $(DESTDIR)$(PREFIX)/lib/libkarst-preload.so
 	install -D -m 644 helper/include/karst.h $(DESTDIR)$(PREFIX)/include/karst.h
+	install -D -m 644 helper/include/karst-abi.h $(DESTDIR)$(PREFIX)/include/karst-abi.h
 	@for script in $(SCRIPTS); do install -D -m 644 $$script $(SHARE)/karst/$${script#helper/} || exit 1; done
 	@for page in $(PAGES); do install -D -m 644 $$page $(SHARE)/doc/karst/$$page || exit 1; done
 ifneq ($(GDB_START),)
@@ -72,7 +84,7 @@ endif
 	@[ -n "$(DESTDIR)" ] || ldconfig 2>/dev/null || true
 
 uninstall:
-	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,bin/karst lib/libkarst.so include/karst.h) $(GDB_START)
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,bin/karst lib/libkarst.so lib/libkarst-preload.so include/karst.h include/karst-abi.h) $(GDB_START)
 	rm -rf $(SHARE)/karst $(SHARE)/doc/karst
 
 clean:

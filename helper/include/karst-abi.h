@@ -292,9 +292,9 @@ struct karst_control {
     uint64_t rings;       /* address of the newest ring; 0: none */
     uint64_t sites;       /* the table of stacks; 0: none */
     uint64_t sites_bytes, sites_used;
-    uint32_t site_kind;              /* enum karst_site_kind */
-    uint32_t site_drops;             /* stacks that found no room */
-    uint64_t early_start, early_end; /* the library's own memory for requests before the allocator is known */
+    uint32_t site_kind;  /* enum karst_site_kind */
+    uint32_t site_drops; /* stacks that found no room */
+    uint64_t reserved[2];
 
     /* The allocator that calls are handed to. */
     uint64_t allocator_malloc; /* address of its malloc */

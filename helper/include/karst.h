@@ -225,6 +225,17 @@ KARST_EXPORT int karst_run(struct karst *session, int argc, const char *const *a
  * Static storage of the library; NULL when there was no memory. */
 KARST_EXPORT const char *karst_verbs_json(void);
 
+/* ---- traps of the preload library, karst-abi.h -------------------------------------------------- */
+
+/* Fills trap, of trap_bytes bytes (sizeof(struct karst_trap)), from text as it is typed: "realloc 8880819",
+ * "malloc 1M: thread=12". Its number stays 0. False: the text is no trap, error says why. */
+KARST_EXPORT bool karst_trap_from_text(const char *text, void *trap, size_t trap_bytes,
+                                       struct karst_error *error) KARST_CHECKED;
+/* One line that says why a thread stopped, out of a struct karst_why of why_bytes bytes. False: it is none.
+ */
+KARST_EXPORT bool karst_why_to_text(const void *why, size_t why_bytes, char *text, size_t text_bytes,
+                                    struct karst_error *error) KARST_CHECKED;
+
 #ifdef __cplusplus
 }
 #endif
