@@ -7,14 +7,14 @@ CC      ?= gcc
 PYTHON  := /usr/bin/python3
 
 PACKAGES := gcc libc6-dev pkg-config libelf-dev libdw-dev libjansson-dev libcairo2-dev
-CPPFLAGS += -D_GNU_SOURCE $(addprefix -Ihelper/,include target allocator analysis report verb preload)
+CPPFLAGS += -D_GNU_SOURCE $(addprefix -Ihelper/,include target allocator runtime analysis report verb preload)
 CFLAGS   ?= -O2 -g
 WARNINGS := -std=c11 -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith
 LIBRARIES = $(shell pkg-config --libs libelf libdw jansson cairo)
 INCLUDES  = $(shell pkg-config --cflags libelf libdw jansson cairo)
 ALL_CFLAGS = $(WARNINGS) -fPIC -fvisibility=hidden $(CPPFLAGS) $(INCLUDES) $(CFLAGS)
 
-ENGINE_SOURCES := $(wildcard helper/target/*.c helper/allocator/*.c helper/analysis/*.c helper/report/*.c helper/verb/*.c)
+ENGINE_SOURCES := $(wildcard helper/target/*.c helper/allocator/*.c helper/runtime/*.c helper/analysis/*.c helper/report/*.c helper/verb/*.c)
 # How traps are written, which the preload library has to know as well.
 ENGINE_SOURCES += helper/preload/trap_spec.c
 ENGINE_OBJECTS := $(ENGINE_SOURCES:%.c=$(BUILD)/%.o)

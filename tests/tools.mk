@@ -86,7 +86,7 @@ lint:
 	@printf '%s\n' $(filter helper/%.c tests/%.c,$(C_FILES)) | xargs -P $(JOBS) -n 3 sh -c \
 	    'clang-tidy --quiet "$$@" -- -std=gnu11 $(CPPFLAGS) $(INCLUDES) 2>/dev/null' clang-tidy
 	@cppcheck --quiet --std=c11 --enable=warning,portability --inline-suppr --error-exitcode=1 \
-	    --suppressions-list=tests/cppcheck.txt -j $(JOBS) -Ihelper/include $(addprefix -I,helper/target helper/allocator helper/analysis helper/report helper/verb) helper
+	    --suppressions-list=tests/cppcheck.txt -j $(JOBS) -Ihelper/include $(addprefix -I,helper/target helper/allocator helper/runtime helper/analysis helper/report helper/verb) helper
 	$(PYTHON) -m compileall -q $(SCRIPT_PLACES)
 	pyflakes3 $(SCRIPT_PLACES)
 	@for script in helper/python/karst_engine.py $(wildcard tests/bench/*.py tests/fuzz/*.py docs/*.py); do \

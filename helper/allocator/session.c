@@ -1,4 +1,5 @@
 #include "session.h"
+#include "cpython.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -76,6 +77,7 @@ void karst_close(struct karst *session) {
     }
     free(session->heaps);
     free(session->extents);
+    cpython_set_close(session->cpython);
     karst_target_close(session->target);
     free(session);
 }

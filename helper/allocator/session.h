@@ -4,6 +4,8 @@
 
 #include "allocator.h"
 
+struct cpython_set;
+
 struct karst {
     struct karst_target *target;
     struct karst_options options;
@@ -13,6 +15,7 @@ struct karst {
     struct karst_extent *extents; /* of all heaps, in address order */
     size_t extent_count;
     bool bins_loaded;
+    struct cpython_set *cpython; /* the Python runtimes in the target; NULL: not looked for */
     /* Progress of the work under way. */
     const char *work;
     uint64_t work_done, work_total;

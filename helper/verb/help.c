@@ -9,7 +9,8 @@
 static const char *const group_titles[KARST_GROUPS] = {[KARST_GROUP_OVERVIEW] = "Overview",
                                                        [KARST_GROUP_BLOCKS] = "Blocks",
                                                        [KARST_GROUP_HOLES] = "Holes and mappings",
-                                                       [KARST_GROUP_DAMAGE] = "Damage"};
+                                                       [KARST_GROUP_DAMAGE] = "Damage",
+                                                       [KARST_GROUP_PYTHON] = "CPython"};
 
 static const char *const kind_names[KARST_VALUE_KINDS] = {"flag",  "count", "size",  "range", "address",
                                                           "arena", "bin",   "state", "file",  "text"};

@@ -27,6 +27,7 @@ static bool meet_needs(struct karst_call *call) {
     struct karst *session = call->session;
     switch (call->verb->needs) {
     case KARST_NEEDS_PROCESS:
+    case KARST_NEEDS_MEMORY:
         return true;
     case KARST_NEEDS_TARGET:
         return karst_session_find_heaps(session, call->error);

@@ -62,6 +62,7 @@ struct karst_call {
 };
 
 enum karst_needs {
+    KARST_NEEDS_MEMORY, /* no heaps are looked for */
     KARST_NEEDS_TARGET, /* heaps are looked for, but there may be none */
     KARST_NEEDS_HEAPS,  /* at least one heap */
     KARST_NEEDS_BINS,   /* and the bins' counts; free blocks then carry their bin */
@@ -73,6 +74,7 @@ enum karst_verb_group {
     KARST_GROUP_BLOCKS,
     KARST_GROUP_HOLES,
     KARST_GROUP_DAMAGE,
+    KARST_GROUP_PYTHON,
     KARST_GROUPS
 };
 

@@ -20,6 +20,7 @@ const struct karst_verb *const karst_verbs[] = {
     &karst_verb_pins,
     &karst_verb_map,
     &karst_verb_check,
+    &karst_verb_py_stack,
     NULL,
 };
 /* clang-format on */

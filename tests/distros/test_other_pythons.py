@@ -1,0 +1,20 @@
+"""What holds for the system's Python holds for those of other Debian suites, and for those that $KARST_PYTHONS
+names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from karst_python_stacks import assert_locals, assert_stacks_alive_and_from_core
+from karst_pythons import Python, other_pythons
+
+pytestmark = pytest.mark.parametrize("python", other_pythons(), ids=lambda python: python.version)
+
+
+def test_stacks(python: Python, directory: Path) -> None:
+    assert_stacks_alive_and_from_core(python, directory)
+
+
+def test_locals(python: Python, directory: Path) -> None:
+    assert_locals(python, directory)

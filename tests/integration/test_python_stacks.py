@@ -1,0 +1,47 @@
+"""Python stacks are what traceback says in the process itself: alive and from a core, without debug symbols."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from karst_command import Target
+from karst_programs import started
+from karst_python_stacks import assert_locals, assert_stacks_alive_and_from_core
+from karst_pythons import system_python
+
+
+def test_stacks(directory: Path) -> None:
+    assert_stacks_alive_and_from_core(system_python(), directory)
+
+
+def test_locals(directory: Path) -> None:
+    assert_locals(system_python(), directory)
+
+
+def test_system_python_is_stripped() -> None:
+    """Else these tests would not show what a user has."""
+    path = Path(system_python().path).resolve()
+    sections = subprocess.run(["readelf", "-S", path], check=True, capture_output=True, text=True).stdout
+    if ".symtab" in sections:
+        pytest.skip("this Python has its symbols")
+    assert ".dynsym" in sections
+
+
+def test_no_python_says_so(directory: Path) -> None:
+    with started(["sleep", "1000"], directory, ready=False) as program:
+        done = Target.process(program.pid).run("py-stack")
+    assert done.returncode == 2
+    assert "no Python in process" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_one_thread(directory: Path) -> None:
+    with system_python().running("stacks.py", directory) as program:
+        target = Target.process(program.pid)
+        (runtime,) = target.json("py-stack", "--thread", str(program.pid))["runtimes"]
+        assert [thread["tid"] for thread in runtime["threads"]] == [program.pid]
+        text = target.run("py-stack", "--limit", "3").stdout
+        assert "older frames are not shown; --all shows them" in text
+        done = target.run("py-stack", "--thread", "1")
+        assert done.returncode == 2 and "no Python thread 1" in done.stderr
