@@ -21,10 +21,11 @@ import karst_engine  # noqa: E402
 
 PID, TID = 4711, 4712  # what the pages call the program and its thread
 
-DAMAGED = "damaged: "
+DAMAGED, PYTHON = "damaged: ", "python: "
 
 # What the page of a verb asks. {label} and so on are the addresses that the program prints; a question that
-# begins with "damaged:" goes to the program that has written past the end of a block.
+# begins with "damaged:" goes to the program that has written past the end of a block, one with "python:" to
+# docs/demo/service.py.
 SESSIONS: dict[str, list[str]] = {
     "block": ["block {message}", "block {text}+100 --dump 32"],
     "blocks": ["blocks --limit 8", "blocks --state free --sort size --limit 3", "blocks --bin tcache --limit 5",
@@ -32,17 +33,23 @@ SESSIONS: dict[str, list[str]] = {
     "bins": ["bins", "bins 'thread 1'"],
     "check": ["check", "damaged: check", "damaged: check --json"],
     "holes": ["holes", "holes --fit 8880819"],
+    "py-stack": ["python: py-stack", "python: py-stack --limit 2 --locals"],
     "refs": ["refs {text}"],
     "rss": ["rss", "rss --tree"],
     "summary": ["summary", "summary --json"],
 }
 
 
+def command_of(kind: str, build: Path) -> list[str]:
+    if kind == PYTHON:
+        return ["/usr/bin/python3", str(ROOT / "docs" / "demo" / "service.py")]
+    return [str(build / "docs" / "mailbox"), *(["damaged"] if kind == DAMAGED else [])]
+
+
 @contextmanager
-def mailbox(build: Path, *arguments: str) -> Iterator[tuple[int, int, dict[str, int]]]:
-    """The program, waiting: its process, its second thread, and the addresses it prints."""
-    program = build / "docs" / "mailbox"
-    process = subprocess.Popen([program, *arguments], stdout=subprocess.PIPE, text=True)
+def waiting(command: list[str]) -> Iterator[tuple[int, int, dict[str, int]]]:
+    """A program, waiting: its process, its second thread, and the addresses it prints."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         addresses: dict[str, int] = {}
         assert process.stdout is not None
@@ -71,6 +78,11 @@ def words_of(question: str, addresses: dict[str, int]) -> list[str]:
     return [quoted or word for quoted, word in re.findall(r"'([^']*)'|(\S+)", text)]
 
 
+def kind_of(question: str) -> str:
+    """Which program it goes to; "": the mailbox, undamaged."""
+    return next((kind for kind in (DAMAGED, PYTHON) if question.startswith(kind)), "")
+
+
 class Recorder:
     """Answers the questions of one page, all on the same process, or the same damaged one."""
 
@@ -78,15 +90,14 @@ class Recorder:
         self.build = build
 
     def session(self, questions: list[str]) -> str:
-        damaged = [question for question in questions if question.startswith(DAMAGED)]
-        whole = [question for question in questions if not question.startswith(DAMAGED)]
-        return "\n".join(self._ask(whole) + self._ask(damaged, "damaged"))
+        return "\n".join(answer for kind in ("", DAMAGED, PYTHON) for answer in self._ask(kind, [
+            question.removeprefix(kind) for question in questions if kind_of(question) == kind]))
 
-    def _ask(self, questions: list[str], *arguments: str) -> list[str]:
+    def _ask(self, kind: str, questions: list[str]) -> list[str]:
         if not questions:
             return []
-        with mailbox(self.build, *arguments) as (pid, tid, addresses):
-            return [self._answer(question.removeprefix(DAMAGED), pid, tid, addresses) for question in questions]
+        with waiting(command_of(kind, self.build)) as (pid, tid, addresses):
+            return [self._answer(question, pid, tid, addresses) for question in questions]
 
     def _answer(self, question: str, pid: int, tid: int, addresses: dict[str, int]) -> str:
         words = words_of(question, addresses)
@@ -94,7 +105,9 @@ class Recorder:
                               timeout=60, env={"LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin"})
         text = re.sub(rf"\b{pid}\b", str(PID), re.sub(rf"\b{tid}\b", str(TID), done.stdout + done.stderr))
         shown = " ".join(f"'{word}'" if " " in word else word for word in words)
-        return f"$ karst -p {PID} {shown}\n{pretty(text.replace(str(self.build / 'docs'), '/home/you'))}"
+        for folder in (self.build / "docs", ROOT / "docs" / "demo"):
+            text = text.replace(str(folder), "/home/you")
+        return f"$ karst -p {PID} {shown}\n{pretty(text)}"
 
 
 def pretty(text: str) -> str:
@@ -107,11 +120,15 @@ def pretty(text: str) -> str:
 
 def page(verb: dict[str, Any], recorder: Recorder) -> str:
     name = verb["name"]
-    sessions = recorder.session(SESSIONS.get(name, [name]))
+    questions = SESSIONS.get(name, [name])
+    sessions = recorder.session(questions)
+    programs = [f"[{file}](../demo/{file})" for kind, file in (("", "mailbox.c"), (DAMAGED, "mailbox.c"),
+                                                               (PYTHON, "service.py"))
+                if any(kind_of(question) == kind for question in questions)]
     return (f"# karst {name}\n\n<!-- Written by docs/generate.py: edit the verb's help, then `make docs`. -->\n\n"
             f"```text\n{karst_engine.help_text(name, 98).rstrip()}\n```\n\n## A session\n\n"
             f"The same command, without `-p {PID}`, works in GDB, where an address may be any expression. "
-            f"The program is [mailbox.c](../demo/mailbox.c).\n\n```text\n{sessions.rstrip()}\n```\n")
+            f"The program is {' or '.join(dict.fromkeys(programs))}.\n\n```text\n{sessions.rstrip()}\n```\n")
 
 
 def index(verbs: list[dict[str, Any]]) -> str:
