@@ -1,6 +1,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cli.h"
 #include "error.h"
@@ -11,6 +12,17 @@ static void on_interrupt(int signal_number) {
     interrupted = 1;
 }
 
+/* A core is read in place: if somebody cuts the file meanwhile, what was there is gone (mmap(2)). */
+static void on_lost_page(int signal_number) {
+    static const char text[] =
+        "karst: the core file became shorter while it was read; nothing to rely on was "
+        "answered. Run karst again when it is complete\n";
+    (void)signal_number;
+    ssize_t written = write(STDERR_FILENO, text, sizeof text - 1);
+    (void)written;
+    _exit(EXIT_NOT_ANSWERED);
+}
+
 /* The first SIGINT ends the work in good order, a second one at once. A reader that goes away is told by
  * write(). */
 static void handle_signals(void) {
@@ -18,6 +30,8 @@ static void handle_signals(void) {
     sigaction(SIGINT, &action, NULL);
     action = (struct sigaction){.sa_handler = SIG_IGN};
     sigaction(SIGPIPE, &action, NULL);
+    action = (struct sigaction){.sa_handler = on_lost_page};
+    sigaction(SIGBUS, &action, NULL);
 }
 
 static const char usage[] =

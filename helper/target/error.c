@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "clean.h"
+
 /* What the analyzer is told of them in other files. */
 #undef karst_fail
 #undef karst_fail_errno
@@ -14,6 +16,7 @@ static void set_text(struct karst_error *error, enum karst_error_code code, cons
                      va_list arguments) {
     error->code = code;
     vsnprintf(error->text, sizeof error->text, format, arguments);
+    karst_clean_line(error->text);
 }
 
 bool karst_fail(struct karst_error *error, enum karst_error_code code, const char *format, ...) {

@@ -1,4 +1,5 @@
 /* Modules: which mappings are an executable or library, and the file that goes with each. */
+#include "clean.h"
 #include "parts.h"
 #include "symbols.h"
 
@@ -278,6 +279,7 @@ static void remark_missing(struct karst_target *target, const struct karst_modul
     if (target->files_missing_remark < target->remark_count &&
         asprintf(&text, "%zu files of the %s are not here, %s for one: their %s", target->files_missing,
                  target_word(target), module->path, missing_means(target)) >= 0) {
+        karst_clean_line(text);
         free(target->remarks[target->files_missing_remark]);
         target->remarks[target->files_missing_remark] = text;
     }

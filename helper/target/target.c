@@ -1,5 +1,6 @@
 #include "target.h"
 
+#include "clean.h"
 #include "parts.h"
 
 #include <elf.h>
@@ -213,6 +214,7 @@ void karst_target_remark(struct karst_target *target, const char *format, ...) {
         free(text);
         return;
     }
+    karst_clean_line(text);
     target->remarks[target->remark_count++] = text;
 }
 

@@ -134,6 +134,29 @@ def test_core_cut_in_its_memory(core: Path) -> None:
     assert part["free"]["bytes"] <= whole["free"]["bytes"]
 
 
+def test_names_that_command_the_terminal(core: Path, directory: Path) -> None:
+    """A path may hold what a terminal obeys; in notes and errors, too, it shows as '?'."""
+    other = shutil.copy(TESTS / "pointers", directory / "red\x1b[31m\nline")
+    noted = Target.core(core, "-e", other).run("summary")
+    refused = Target.core(core, "-e", f"{other}2").run("summary")
+    assert noted.returncode == 0 and refused.returncode == 2
+    for done in (noted, refused):
+        assert "red?[31m?line" in done.stderr, done.stderr
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", done.stdout + done.stderr), done
+
+
+def test_core_cut_while_it_is_read(core: Path) -> None:
+    """Somebody's clean-up, or a copy that begins anew: what is mapped is gone in the midst of a walk."""
+    cut = f"shell truncate -s 8192 {core}"
+    gdb = ["gdb", "-nx", "-q", "-batch", "-ex", "set breakpoint pending on", "-ex", "handle SIGBUS nostop pass"]
+    steps = ["break karst_run", "run", cut, "delete", "continue"]
+    words = [argument for step in steps for argument in ("-ex", step)]
+    done = subprocess.run([*gdb, *words, "--args", KARST, "-c", core, "check"], capture_output=True, text=True, timeout=60)
+    assert "karst: the core file became shorter" in done.stderr, done.stdout + done.stderr
+    assert "exited with code 02" in done.stdout
+
+
+
 def test_wrong_executable(core: Path) -> None:
     """Told, not silently used."""
     done = karst("-c", core, "-e", "/bin/true", "summary")

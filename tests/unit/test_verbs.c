@@ -253,6 +253,8 @@ static void test_clean(void) {
     clean[size] = '\0';
     CHECK_TEXT(clean, "a?[2J??\n...?\?\?\?z");
     CHECK(karst_columns("\xe2\x80\xa6x", 4) == 2);
+    karst_fail(&error, KARST_ERROR_NOT_FOUND, "no %s", hostile);
+    CHECK_TEXT(error.text, "no a?[2J???\xe2\x80\xa6?\?\?\?z");
 }
 
 static void test_values(void) {

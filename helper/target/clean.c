@@ -67,12 +67,16 @@ size_t karst_clean(const char *text, size_t size, bool unicode, bool newlines, c
             }
             i += length;
         } else {
-            memcpy(clean + used, text + i, length);
+            memmove(clean + used, text + i, length);
             used += length;
             i += length;
         }
     }
     return used;
+}
+
+void karst_clean_line(char *text) {
+    text[karst_clean(text, strlen(text), true, false, text)] = 0; /* as UTF-8 it does not grow */
 }
 
 size_t karst_columns(const char *text, size_t size) {
