@@ -1,0 +1,107 @@
+"""What a drgn Program is: a core or process that the engine can open by itself, or a kernel."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Iterator
+from typing import Optional
+
+import drgn
+from drgn import Program, ProgramFlags
+from karst_engine import ErrorCode, KarstError
+
+_CORE_KEY = "karst core"
+_ET_CORE = 4
+_KDUMP_MAGIC = b"KDUMP   "
+_KCORE = "/proc/kcore"
+_PROC_MEM = re.compile(r"/proc/(\d+)/mem")
+
+
+def is_kernel(prog: Program) -> bool:
+    return bool(prog.flags & ProgramFlags.IS_LINUX_KERNEL)
+
+
+def is_live(prog: Program) -> bool:
+    return bool(prog.flags & ProgramFlags.IS_LIVE)
+
+
+def need_kernel(prog: Program) -> None:
+    """Fails with one line unless prog is a kernel whose types are known."""
+    if not is_kernel(prog):
+        raise KarstError(ErrorCode.USAGE, "this is a userspace program: only a kernel (drgn -c VMCORE, drgn -k) can"
+                                          " tell of tasks and their counters")
+    try:
+        prog.type("struct task_struct")
+    except LookupError:
+        raise KarstError(ErrorCode.NOT_FOUND, "the kernel's debug information is not loaded: give its vmlinux by"
+                                              " drgn -s VMLINUX") from None
+    if prog.platform is None or prog.platform.arch != drgn.Architecture.X86_64:
+        raise KarstError(ErrorCode.UNSUPPORTED, "only kernels on x86-64 are known")
+
+
+def need_userspace(prog: Program) -> None:
+    if is_kernel(prog):
+        raise KarstError(ErrorCode.USAGE, "this is a kernel: say which task's heap, by --pid PID")
+
+
+def set_core(prog: Program, path: str) -> None:
+    """Says which file prog was opened from; for drgn before 0.0.30, when several are open."""
+    prog.cache[_CORE_KEY] = os.path.abspath(path)
+
+
+def _is_dump(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            header = file.read(18)
+    except OSError:
+        return False
+    if header.startswith(_KDUMP_MAGIC):
+        return True
+    if len(header) < 18 or header[:4] != b"\x7fELF":
+        return False
+    return struct.unpack("<H" if header[5] == 1 else ">H", header[16:18])[0] == _ET_CORE
+
+
+def _open_files() -> Iterator[str]:
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            yield os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue
+
+
+def core_path(prog: Program) -> Optional[str]:
+    """The file that prog reads; None: it has none, or drgn does not tell."""
+    path = prog.cache.get(_CORE_KEY) or getattr(prog, "core_dump_path", None)  # the attribute: from drgn 0.0.30 on
+    if path is not None:
+        return os.fsdecode(path)
+    found = sorted({path for path in _open_files() if _is_dump(path)})
+    if len(found) > 1:
+        raise KarstError(ErrorCode.USAGE, "several cores are open, and this drgn does not say which one the program"
+                                          " is of: say so by karst_drgn.set_core(prog, PATH)")
+    if found:
+        prog.cache[_CORE_KEY] = found[0]
+    return found[0] if found else None
+
+
+def process_id(prog: Program) -> int:
+    """The process that prog reads as it runs."""
+    try:
+        return int(prog.main_thread().tid)
+    except (ValueError, LookupError, drgn.FaultError):
+        pass
+    found = {int(match[1]) for path in _open_files() if (match := _PROC_MEM.fullmatch(path))}
+    if len(found) == 1:
+        return found.pop()
+    raise KarstError(ErrorCode.NOT_FOUND, "drgn does not say which process this program is of")
+
+
+def vmcoreinfo(prog: Program) -> dict[str, str]:
+    """The lines of the kernel's VMCOREINFO note, "NUMBER(sme_mask)" and so on."""
+    try:
+        text = prog["VMCOREINFO"].string_().decode("utf-8", "replace")
+    except (KeyError, LookupError, drgn.FaultError):
+        return {}
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
