@@ -10,6 +10,7 @@ from drgn import FaultError, Object, Program
 from karst_engine import ErrorCode, KarstError, Mapping, Target, Thread
 
 from karst_drgn import registers, tasks
+from karst_drgn.output import size_text
 from karst_drgn.physical import physical
 from karst_drgn.tables import PAGE, PageKind, PageMap, PageTables, Run
 from karst_drgn.tasks import Vma
@@ -33,6 +34,13 @@ class Absent(NamedTuple):
     excluded: int
     """Left out by the dump's filter."""
     other: int
+
+    def text(self, exact: bool = False) -> str:
+        """One line; "" where nothing is absent."""
+        parts = [f"{size_text(size, exact)} {what}" for size, what in
+                 ((self.swapped, "swapped out"), (self.excluded, "left out of the dump"),
+                  (self.other, "being migrated, or poisoned")) if size]
+        return ", ".join(parts)
 
 
 class TaskMemory:
@@ -160,6 +168,11 @@ class TaskMemory:
                     total += run.end - run.start
             index += 1
         return total
+
+    def absent_note(self) -> str:
+        """For a reader of any answer; "" if all is there."""
+        text = self.absent().text()
+        return f"{text}: that memory is missing in what is told" if text else ""
 
     def absent(self) -> Absent:
         """What of all mappings can't be had."""

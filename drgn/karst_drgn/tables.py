@@ -9,7 +9,6 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import drgn
 from drgn import FaultError, Object, Program
 
 from karst_drgn import programs

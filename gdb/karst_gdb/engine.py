@@ -4,75 +4,20 @@ from __future__ import annotations
 
 import locale
 import os
-import signal
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import Any, Optional
 
 import gdb
 import karst_engine
 from karst_engine import Block, KarstError, State
+from karst_terminal import Progress, interruptible, interrupts_wait
 
 from karst_gdb import memory, registers
 from karst_gdb.symbols import Symbols
 from karst_gdb.target import CORE, PROCESS, Target
 
-_INTERRUPT = {signal.SIGINT}
 _CHUNK = 16 * 1024
-_PROGRESS_AFTER = 1.0  # seconds
-
-
-# ---- Ctrl-C ------------------------------------------------------------------------------------------
-# While the engine works, SIGINT waits: GDB would turn it into a KeyboardInterrupt at any line of Python, also
-# at the first one of a callback, where nothing catches it. The engine's poll looks whether one is waiting, and
-# callbacks let it through while they are in GDB: at the pager's prompt, in a slow remote read.
-
-
-@contextmanager
-def _interrupts_wait() -> Any:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPT)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # what waited is raised here
-
-
-def _in_gdb(function: Callable[..., Any]) -> Callable[..., Any]:
-    """function with interrupts let through."""
-
-    def call(*arguments: Any) -> Any:
-        try:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPT)
-            return function(*arguments)
-        finally:
-            signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPT)
-
-    return call
-
-
-class _Progress:
-    """A line on the terminal for what takes longer than a second."""
-
-    def __init__(self) -> None:
-        self._since = time.monotonic()
-        self._shown = 0
-
-    def begin(self) -> None:
-        self._since = time.monotonic()
-
-    def poll(self, what: str, done: int, total: int) -> bool:
-        if os.isatty(2) and os.isatty(1) and time.monotonic() - self._since >= _PROGRESS_AFTER:
-            text = f"{what}: {100 * min(done, total) // total} % of {total / 2**30:.1f} GB" if total \
-                else f"{what}: {done / 2**30:.1f} GB"
-            os.write(2, b"\r" + text.ljust(self._shown).encode())
-            self._shown = max(self._shown, len(text))
-        return signal.SIGINT not in signal.sigpending()
-
-    def wipe(self) -> None:
-        if self._shown:
-            os.write(2, b"\r" + b" " * self._shown + b"\r")
-            self._shown = 0
 
 
 # ---- sessions ----------------------------------------------------------------------------------------
@@ -82,8 +27,8 @@ class _Lent(karst_engine.Target):
     """Symbols and layouts that GDB knows."""
 
     def __init__(self, known: Symbols) -> None:
-        self._symbol = _in_gdb(known.symbol)
-        self._member = _in_gdb(known.member)
+        self._symbol = interruptible(known.symbol)
+        self._member = interruptible(known.member)
 
     def symbol(self, module: Optional[str], name: str) -> Optional[karst_engine.Symbol]:
         return self._symbol(module, name)
@@ -99,7 +44,7 @@ class _Remote(_Lent):
         super().__init__(known)
         self.pid = target.pid
         self._mappings = memory.mappings()
-        self._read = _in_gdb(memory.Memory(gdb.selected_inferior(), self._mappings).read)
+        self._read = interruptible(memory.Memory(gdb.selected_inferior(), self._mappings).read)
         self._threads = registers.threads()
 
     def read(self, address: int, size: int) -> memoryview:
@@ -133,7 +78,7 @@ def _unicode() -> bool:
 class _Page:
     """Text on its way to GDB's pager, a chunk at a time."""
 
-    def __init__(self, sequences: tuple[str, ...], progress: _Progress) -> None:
+    def __init__(self, sequences: tuple[str, ...], progress: Progress) -> None:
         self._sequences = sequences
         self._progress = progress
         self._pieces: list[str] = []
@@ -152,14 +97,14 @@ class _Page:
         self._pieces.clear()
         self._size = 0
         self._progress.wipe()
-        _in_gdb(gdb.write)(text)
+        interruptible(gdb.write)(text)
 
 
 class Session:
     """A session of the engine over one inferior. Closing it while it works waits until it has ended."""
 
     def __init__(self, target: Target, known: Symbols, no_symbols: bool) -> None:
-        self._progress = _Progress()
+        self._progress = Progress()
         self._busy = False
         self._closing = False
         self._engine = self._open(target, known, no_symbols)
@@ -171,16 +116,16 @@ class Session:
         try:
             if target.kind == CORE:
                 executable = target.executable if os.access(target.executable, os.R_OK) else None
-                with _interrupts_wait():
+                with interrupts_wait():
                     return karst_engine.Session.open_core(target.core, executable=executable, lent=_Lent(known),
                                                           **options)
             if target.kind == PROCESS:
                 threads = registers.threads()
-                with _interrupts_wait():
+                with interrupts_wait():
                     return karst_engine.Session.open_process(target.pid, threads=lambda: threads, lent=_Lent(known),
                                                              **options)
             remote = _Remote(target, known)
-            with _interrupts_wait():
+            with interrupts_wait():
                 return karst_engine.Session.open_callbacks(remote, executable=_without_target(target.executable),
                                                            **options)
         except KarstError as error:
@@ -193,7 +138,7 @@ class Session:
         self._busy = True
         self._progress.begin()
         try:
-            with _interrupts_wait():
+            with interrupts_wait():
                 yield
         except KarstError as error:
             raise gdb.GdbError(str(error)) from None
