@@ -225,6 +225,18 @@ KARST_EXPORT int karst_run(struct karst *session, int argc, const char *const *a
  * Static storage of the library; NULL when there was no memory. */
 KARST_EXPORT const char *karst_verbs_json(void);
 
+/* ---- traps ------------------------------------------------------------------------------------ */
+
+/* Traps as people write them, "realloc 8880819", and why a thread stopped at one, as the structs of
+ * karst-abi.h, which this header does not need: size is that of the struct where the caller has it. */
+
+/* Fills a struct karst_trap from text. */
+KARST_EXPORT bool karst_read_trap(const char *text, void *trap, size_t size,
+                                  struct karst_error *error) KARST_CHECKED;
+/* Says in one line what a struct karst_why tells; cut where text, of text_size bytes, is full. False: size is
+ * not that of the struct. */
+KARST_EXPORT bool karst_say_why(const void *why, size_t size, char *text, size_t text_size) KARST_CHECKED;
+
 /* ---- traps of the preload library, karst-abi.h -------------------------------------------------- */
 
 /* Fills trap, of trap_bytes bytes (sizeof(struct karst_trap)), from text as it is typed: "realloc 8880819",

@@ -288,6 +288,8 @@ def _declare(library: ctypes.CDLL) -> None:
             ],
         ),
         "karst_verbs_json": (ctypes.c_char_p, []),
+        "karst_read_trap": (ctypes.c_bool, [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t, error]),
+        "karst_say_why": (ctypes.c_bool, [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_size_t]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(library, name)
@@ -347,6 +349,22 @@ def help_text(verb: str, width: int = 0, unicode: bool = True) -> str:
     caught = _Caught()
     _run(None, [verb, "--help"], lambda style, text: pieces.append(text), caught, width, unicode)
     return "".join(pieces)
+
+
+def read_trap(text: str, size: int) -> bytes:
+    """A trap as people write it, as the bytes of a struct karst_trap (karst-abi.h), which has that size."""
+    trap, error = ctypes.create_string_buffer(size), _Error()
+    if not load().karst_read_trap(os.fsencode(text), trap, size, ctypes.byref(error)):
+        raise _error_of(error)
+    return trap.raw
+
+
+def say_why(why: bytes) -> str:
+    """What a struct karst_why (karst-abi.h) tells, in one line."""
+    text = ctypes.create_string_buffer(1000)
+    if not load().karst_say_why(why, len(why), text, len(text)):
+        raise KarstError(ErrorCode.FORMAT, f"why a thread stopped is told in {len(why)} bytes: another version")
+    return text.value.decode("utf-8", "replace")
 
 
 # ---- callbacks --------------------------------------------------------------------------------------
