@@ -5,7 +5,7 @@
 #include <string.h>
 #include <time.h>
 
-const struct karst_allocator *const karst_allocators[] = {&karst_glibc, NULL};
+const struct karst_allocator *const karst_allocators[] = {&karst_glibc, &karst_pymalloc, NULL};
 
 #define POLL_EVERY_BYTES (4u << 20)
 #define POLL_EVERY_NS    250000000u

@@ -148,6 +148,12 @@ struct cpython_set *cpython_find(struct karst *session, struct karst_error *erro
 struct cpython_set *cpython_need(struct karst *session, struct karst_error *error);
 void cpython_set_close(struct cpython_set *set);
 
+/* Calls visit for a module's writable data, piece by piece with 256 bytes of overlap, each at most 64 KiB;
+ * true from it ends, and is returned. */
+bool cpython_each_piece(struct cpython *python, struct karst_module *module,
+                        bool (*visit)(void *context, const uint8_t *bytes, size_t size, uint64_t start),
+                        void *context);
+
 /* ---- reading ---------------------------------------------------------------------------------------- */
 
 static inline uint64_t cpython_word(const uint8_t *bytes) {

@@ -161,8 +161,9 @@ static const struct cpython_layout *layout_at(struct cpython *python, const uint
     return NULL;
 }
 
-static bool try_places(struct cpython *python, struct karst_module *module, const uint8_t *bytes, size_t size,
-                       uint64_t start) {
+static bool try_places(void *context, const uint8_t *bytes, size_t size, uint64_t start) {
+    struct cpython *python = context;
+    struct karst_module *module = python->module;
     for (size_t i = 0; i + 24 <= size; i += 8) {
         if (memcmp(bytes + i, "xdebugpy", 8) == 0 && try_runtime(python, module, start + i, NULL)) {
             return true;
@@ -175,10 +176,9 @@ static bool try_places(struct cpython *python, struct karst_module *module, cons
     return false;
 }
 
-/* Calls visit for the module's writable data, piece by piece with 256 bytes of overlap; true from it ends. */
-static bool each_piece(struct cpython *python, struct karst_module *module,
-                       bool (*visit)(struct cpython *python, struct karst_module *module,
-                                     const uint8_t *bytes, size_t size, uint64_t start)) {
+bool cpython_each_piece(struct cpython *python, struct karst_module *module,
+                        bool (*visit)(void *context, const uint8_t *bytes, size_t size, uint64_t start),
+                        void *context) {
     struct karst_target *target = python->target;
     const size_t overlap = 256;
     uint64_t done = 0;
@@ -194,7 +194,7 @@ static bool each_piece(struct cpython *python, struct karst_module *module,
         while (at < end && done < SEARCH_MAX && !found) {
             size_t wanted = end - at < PIECE ? (size_t)(end - at) : PIECE;
             size_t got = karst_target_read(target, at, buffer, wanted);
-            found = got && visit(python, module, buffer, got, at);
+            found = got && visit(context, buffer, got, at);
             uint64_t step = got == wanted && wanted == PIECE ? got - overlap
                             : got == wanted                  ? got
                                                              : got + karst_target_missing(target, at + got);
@@ -211,9 +211,8 @@ static bool each_piece(struct cpython *python, struct karst_module *module,
 /* ---- versions ----------------------------------------------------------------------------------------- */
 
 /* "3.11.2" of "3.11.2 (main, ...": what sys.version is made of stands in a static buffer. */
-static bool find_version(struct cpython *python, struct karst_module *module, const uint8_t *bytes,
-                         size_t size, uint64_t start) {
-    (void)module;
+static bool find_version(void *context, const uint8_t *bytes, size_t size, uint64_t start) {
+    struct cpython *python = context;
     (void)start;
     for (size_t i = 0; i + 40 < size; i++) {
         if (bytes[i] != '3' || bytes[i + 1] != '.' || (i && bytes[i - 1] != 0)) {
@@ -239,7 +238,7 @@ static bool find_version(struct cpython *python, struct karst_module *module, co
 static void tell_version(struct cpython *python, struct karst_module *module) {
     struct karst_symbol symbol;
     uint32_t version;
-    if (each_piece(python, module, find_version)) {
+    if (cpython_each_piece(python, module, find_version, python)) {
         return;
     }
     if (karst_module_symbol(python->target, module, "Py_Version", &symbol) && !symbol.thread_local_ &&
@@ -295,9 +294,10 @@ static bool find_in(struct cpython *python, struct karst_module *module, struct 
         return false;
     }
     set->looked_in++;
+    python->module = module;
     tell_version(python, module);
     bool by_symbol = find_by_symbol(python, module);
-    if (!by_symbol && !each_piece(python, module, try_places)) {
+    if (!by_symbol && !cpython_each_piece(python, module, try_places, python)) {
         if (python->told_minor) {
             note_unusable(python, module, set);
         }

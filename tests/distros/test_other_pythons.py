@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from karst_python_objects import assert_pools_each_way
 from karst_python_stacks import assert_locals, assert_stacks_alive_and_from_core
 from karst_pythons import Python, other_pythons
 
@@ -18,3 +19,7 @@ def test_stacks(python: Python, directory: Path) -> None:
 
 def test_locals(python: Python, directory: Path) -> None:
     assert_locals(python, directory)
+
+
+def test_pools(python: Python, directory: Path) -> None:
+    assert_pools_each_way(python, directory)

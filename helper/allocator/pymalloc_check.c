@@ -1,0 +1,256 @@
+/* What is wrong in pymalloc's arenas: each pool by itself, each arena's account, the rings of used pools. */
+#include "pymalloc.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+
+#define POOL_NEXT     16
+#define POOL_PREVIOUS 24
+
+struct checker {
+    struct pymalloc_heap *pymalloc;
+    struct karst_findings *findings;
+    enum karst_severity severity;           /* of what an unfinished operation could explain */
+    uint64_t partly_used[PYMALLOC_CLASSES]; /* pools with blocks in use and free ones: what the rings should
+                                               hold */
+};
+
+#define SUSPECTED(checker)                                                                                   \
+    ((checker)->severity == KARST_SEVERITY_SUSPECT                                                           \
+         ? "; a thread was in the interpreter, which may have been in the middle of it"                      \
+         : "")
+
+/* ---- pools ------------------------------------------------------------------------------------------------
+ */
+
+static void report_links(struct checker *checker, const struct pymalloc_pool *pool) {
+    uint16_t heap = checker->pymalloc->heap.index;
+    if (pool->problem == PYMALLOC_TWICE) {
+        karst_findings_add(checker->findings, KARST_FINDING_DOUBLE_FREE, KARST_SEVERITY_CORRUPT, heap,
+                           pool->problem_at, pool->block_size,
+                           "block is in the free list of its pool twice: freed twice\tpool 0x%" PRIx64
+                           ", linked again from 0x%" PRIx64,
+                           pool->address, pool->problem_word);
+        return;
+    }
+    bool leaves = pool->problem == PYMALLOC_LINK_LEAVES;
+    karst_findings_add(
+        checker->findings, KARST_FINDING_BAD_LINK, KARST_SEVERITY_CORRUPT, heap, pool->problem_at,
+        pool->block_size,
+        "free list %s: the first word of a freed block was overwritten, after its free or from the block "
+        "before\t0x%" PRIx64 " in pool 0x%" PRIx64 " (blocks of %u, cut up to 0x%" PRIx64 ")",
+        leaves ? "leaves the blocks of its pool" : "leads into the middle of a block", pool->problem_word,
+        pool->address, pool->block_size,
+        pool->address + PYMALLOC_HEADER + (uint64_t)pool->cut * pool->block_size);
+}
+
+static void report_header(struct checker *checker, const struct pymalloc_pool *pool) {
+    uint16_t heap = checker->pymalloc->heap.index;
+    switch (pool->problem) {
+    case PYMALLOC_BAD_CLASS:
+        karst_findings_add(checker->findings, KARST_FINDING_BAD_SIZE, KARST_SEVERITY_CORRUPT, heap,
+                           pool->problem_at, 4,
+                           "pool has no size class that there is: its header was overwritten\tclass %" PRIu64
+                           " of 0 to %u, pool 0x%" PRIx64,
+                           pool->problem_word, PYMALLOC_CLASSES - 1, pool->address);
+        break;
+    case PYMALLOC_BAD_OFFSET:
+        karst_findings_add(checker->findings, KARST_FINDING_BAD_SIZE, KARST_SEVERITY_CORRUPT, heap,
+                           pool->problem_at, 4,
+                           "pool says its blocks are cut up to where no block ends: its header was "
+                           "overwritten\toffset %" PRIu64 ", blocks of %u, pool 0x%" PRIx64,
+                           pool->problem_word, pool->block_size, pool->address);
+        break;
+    case PYMALLOC_BAD_INDEX:
+        karst_findings_add(checker->findings, KARST_FINDING_BAD_ROOT, KARST_SEVERITY_CORRUPT, heap,
+                           pool->problem_at, 4,
+                           "pool says it belongs to another arena: its header was overwritten\tarena %" PRIu64
+                           ", pool 0x%" PRIx64,
+                           pool->problem_word, pool->address);
+        break;
+    default:
+        karst_findings_add(
+            checker->findings, KARST_FINDING_BAD_COUNT, checker->severity, heap, pool->address, 4,
+            "blocks in use and free ones do not add up to those cut%s\t%u in use and %u in the free "
+            "list, %u cut",
+            SUSPECTED(checker), pool->used, pool->listed, pool->cut);
+    }
+}
+
+/* A pool with blocks in use and free ones stands in the ring of its class: its neighbours lead back to it. */
+static void check_ring_links(struct checker *checker, const struct pymalloc_pool *pool) {
+    struct cpython *python = checker->pymalloc->python;
+    uint64_t forth, back;
+    if (cpython_read(python, pool->next + POOL_PREVIOUS, &back) && back == pool->address &&
+        cpython_read(python, pool->previous + POOL_NEXT, &forth) && forth == pool->address) {
+        return;
+    }
+    karst_findings_add(
+        checker->findings, KARST_FINDING_BAD_LINK, checker->severity, checker->pymalloc->heap.index,
+        pool->address + POOL_NEXT, 16,
+        "pool with free blocks is not in the ring of its class: its links do not lead back%s\tnext "
+        "0x%" PRIx64 ", previous 0x%" PRIx64 ", class of %u",
+        SUSPECTED(checker), pool->next, pool->previous, pool->block_size);
+}
+
+static void check_pool(struct checker *checker, const struct pymalloc_pool *pool) {
+    switch (pool->problem) {
+    case PYMALLOC_FINE:
+        break;
+    case PYMALLOC_UNREADABLE:
+        return; /* not damaged, but missing: the target's remarks say so */
+    case PYMALLOC_TWICE:
+    case PYMALLOC_LINK_LEAVES:
+    case PYMALLOC_LINK_MISALIGNED:
+        report_links(checker, pool);
+        break;
+    default:
+        report_header(checker, pool);
+    }
+    if (pool->block_size && pool->used < pool->capacity) {
+        checker->partly_used[pool->block_size / PYMALLOC_STEP - 1]++;
+        check_ring_links(checker, pool);
+    }
+    checker->findings->blocks_checked += pool->capacity ? pool->capacity : 1;
+}
+
+/* ---- arenas -----------------------------------------------------------------------------------------------
+ */
+
+/* The list of pools that were handed back: each in its arena, unused, and none twice (there are at most as
+ * many as the arena has). */
+static void check_free_pools(struct checker *checker, const struct pymalloc_arena *arena, uint32_t unused) {
+    struct pymalloc_heap *pymalloc = checker->pymalloc;
+    uint32_t listed = 0;
+    uint64_t place = arena->object + 24, at = arena->free_list;
+    while (at) {
+        uint64_t offset = at - arena->first_pool;
+        if (at < arena->first_pool || at >= arena->pools_end || offset % pymalloc->pool_size != 0 ||
+            cpython_u32(pymalloc->python, at) != 0 || listed > arena->total_pools) {
+            karst_findings_add(checker->findings, KARST_FINDING_BAD_LINK, checker->severity,
+                               pymalloc->heap.index, place, 8,
+                               "list of free pools %s%s\t0x%" PRIx64 " in arena %u at 0x%" PRIx64,
+                               listed > arena->total_pools ? "does not end: it has a cycle"
+                                                           : "leads to what is no free pool of its arena",
+                               SUSPECTED(checker), at, arena->index, arena->address);
+            return;
+        }
+        listed++;
+        place = at + POOL_NEXT;
+        at = cpython_u64(pymalloc->python, place);
+    }
+    uint64_t never = (pymalloc_arena_end(pymalloc, arena) - arena->pools_end) / pymalloc->pool_size;
+    if (listed != unused || arena->free_pools != unused + never) {
+        karst_findings_add(
+            checker->findings, KARST_FINDING_BAD_COUNT, checker->severity, pymalloc->heap.index,
+            arena->object, 48,
+            "arena's account of free pools is not what there is%s\tit says %u; %u have no block in use, "
+            "%u of them are in its list, %" PRIu64 " were never used",
+            SUSPECTED(checker), arena->free_pools, unused, listed, never);
+    }
+}
+
+static bool check_arena(struct checker *checker, const struct pymalloc_arena *arena,
+                        struct karst_error *error) {
+    struct pymalloc_heap *pymalloc = checker->pymalloc;
+    uint32_t unused = 0;
+    bool whole = true;
+    for (uint64_t at = arena->first_pool; at < arena->pools_end; at += pymalloc->pool_size) {
+        struct pymalloc_pool pool;
+        if (!pymalloc_load_pool(pymalloc, arena, at, &pool)) {
+            return karst_fail_memory(error);
+        }
+        check_pool(checker, &pool);
+        whole &= pool.bytes != NULL;
+        unused += pool.bytes && pool.used == 0;
+        if (!karst_session_progress(pymalloc->heap.session, pymalloc->pool_size, error)) {
+            return false;
+        }
+    }
+    if (whole) {
+        check_free_pools(checker, arena, unused);
+    }
+    return true;
+}
+
+/* ---- rings
+ * ------------------------------------------------------------------------------------------------- */
+
+/* The ring of one class: pools of that class only, and all that have blocks in use and free ones. */
+static void check_ring(struct checker *checker, uint32_t class, uint64_t pools) {
+    struct pymalloc_heap *pymalloc = checker->pymalloc;
+    uint64_t head = pymalloc->used + 16ull * class - POOL_NEXT,
+             at = cpython_u64(pymalloc->python, head + POOL_NEXT), met = 0;
+    while (at != head) {
+        const struct pymalloc_arena *arena = pymalloc_arena_of(pymalloc, at);
+        if (!arena || at % pymalloc->pool_size != 0 || met > pools) {
+            karst_findings_add(checker->findings, KARST_FINDING_BAD_LINK, checker->severity,
+                               pymalloc->heap.index, pymalloc->used + 16ull * class, 16,
+                               "ring of pools with free blocks of %u bytes %s%s\t0x%" PRIx64 " after %" PRIu64
+                               " pools",
+                               (class + 1) * PYMALLOC_STEP,
+                               met > pools ? "does not end: it has a cycle" : "leads to what is no pool",
+                               SUSPECTED(checker), at, met);
+            return;
+        }
+        uint32_t own = cpython_u32(pymalloc->python, at + 36);
+        if (own != class) {
+            karst_findings_add(
+                checker->findings, KARST_FINDING_WRONG_BIN, checker->severity, pymalloc->heap.index, at,
+                pymalloc->pool_size,
+                "pool is in the ring of another class: blocks of the wrong size are handed out%s\tring "
+                "of %u bytes, pool for class %u",
+                SUSPECTED(checker), (class + 1) * PYMALLOC_STEP, own);
+        }
+        met++;
+        at = cpython_u64(pymalloc->python, at + POOL_NEXT);
+    }
+    if (met != checker->partly_used[class]) {
+        karst_findings_add(
+            checker->findings, KARST_FINDING_BAD_COUNT, checker->severity, pymalloc->heap.index,
+            pymalloc->used + 16ull * class, 16,
+            "ring of pools for blocks of %u bytes has not all that have free blocks, or more%s\t%" PRIu64
+            " in the ring, %" PRIu64 " have blocks in use and free ones",
+            (class + 1) * PYMALLOC_STEP, SUSPECTED(checker), met, checker->partly_used[class]);
+    }
+}
+
+/* Arenas with free pools form a list: those before and behind lead back. */
+static void check_list_of_arenas(struct checker *checker) {
+    struct pymalloc_heap *pymalloc = checker->pymalloc;
+    for (size_t i = 0; i < pymalloc->arena_count; i++) {
+        const struct pymalloc_arena *arena = &pymalloc->arenas[i];
+        bool broken = arena->free_pools && arena->next &&
+                      cpython_u64(pymalloc->python, arena->next + 40) != arena->object;
+        if (broken || (arena->free_pools && arena->previous &&
+                       cpython_u64(pymalloc->python, arena->previous + 32) != arena->object)) {
+            karst_findings_add(checker->findings, KARST_FINDING_BAD_LINK, checker->severity,
+                               pymalloc->heap.index, arena->object + 32, 16,
+                               "list of arenas with free pools: its links do not lead back%s\tnext 0x%" PRIx64
+                               ", previous 0x%" PRIx64,
+                               SUSPECTED(checker), arena->next, arena->previous);
+        }
+    }
+}
+
+bool pymalloc_check(struct karst_heap *heap, struct karst_findings *findings, struct karst_error *error) {
+    struct pymalloc_heap *pymalloc = (struct pymalloc_heap *)heap;
+    struct checker checker = {
+        .pymalloc = pymalloc,
+        .findings = findings,
+        .severity = pymalloc->maybe_inside ? KARST_SEVERITY_SUSPECT : KARST_SEVERITY_CORRUPT,
+    };
+    uint64_t pools = 0;
+    for (size_t i = 0; i < pymalloc->arena_count; i++) {
+        if (!check_arena(&checker, &pymalloc->arenas[i], error)) {
+            return false;
+        }
+        pools += pymalloc->arenas[i].total_pools;
+    }
+    check_list_of_arenas(&checker);
+    for (uint32_t class = 0; pymalloc->used && class < PYMALLOC_CLASSES && !heap->target->missing_memory;
+         class ++) {
+        check_ring(&checker, class, pools);
+    }
+    return true;
+}
