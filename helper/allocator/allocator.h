@@ -141,6 +141,7 @@ struct karst_heap {
 /* All allocators, NULL at the end; in the order they are looked for. */
 extern const struct karst_allocator *const karst_allocators[];
 extern const struct karst_allocator karst_glibc;
+extern const struct karst_allocator karst_jemalloc;
 extern const struct karst_allocator karst_pymalloc;
 
 /* ---- the stream ------------------------------------------------------------------------------------- */

@@ -5,7 +5,7 @@
 #include <string.h>
 #include <time.h>
 
-const struct karst_allocator *const karst_allocators[] = {&karst_glibc, &karst_pymalloc, NULL};
+const struct karst_allocator *const karst_allocators[] = {&karst_glibc, &karst_jemalloc, &karst_pymalloc, NULL};
 
 #define POLL_EVERY_BYTES (4u << 20)
 #define POLL_EVERY_NS    250000000u
@@ -153,7 +153,7 @@ bool karst_session_need_heaps(struct karst *session, struct karst_error *error) 
     if (session->heap_count == 0) {
         return karst_fail(
             error, KARST_ERROR_NOT_FOUND,
-            "no heap found in %s: looked for glibc's malloc in the writable data of %zu modules%s",
+            "no heap found in %s: looked for glibc's malloc and jemalloc in the writable data of %zu modules%s",
             session->target->name, session->target->module_count,
             session->target->missing_memory ? "; parts of the target's memory are missing" : "");
     }

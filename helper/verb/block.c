@@ -32,6 +32,7 @@ struct report {
     struct karst_facts facts;
     uint8_t *bytes; /* from block.address on */
     size_t byte_count;
+    char explanation[400];
     char content[300]; /* what the bytes look like; "": nothing in particular */
 };
 
@@ -116,6 +117,15 @@ static bool read_bytes(struct karst_call *call, struct report *report) {
     return true;
 }
 
+/* Why the address asked for is no block's, in the allocator's words. */
+static void explain(struct karst_call *call, struct report *report) {
+    const struct karst_block *block = &report->place.block;
+    struct karst_heap *heap = call->session->heaps[block->heap];
+    if (heap->allocator->explain) {
+        heap->allocator->explain(heap, block, report->asked, report->explanation, sizeof report->explanation);
+    }
+}
+
 static bool find(struct karst_call *call, struct report *report) {
     if (call->options[OPTION_DUMP].number > DUMP_MAX) {
         return karst_fail(call->error, KARST_ERROR_USAGE, "--dump shows %u bytes at most", DUMP_MAX);
@@ -132,6 +142,7 @@ static bool find(struct karst_call *call, struct report *report) {
     if (!read_bytes(call, report)) {
         return false;
     }
+    explain(call, report);
     if (report->place.block.state == KARST_STATE_LIVE) {
         guess_content(call->session, report);
     }
@@ -237,6 +248,10 @@ static void write_text(struct karst_call *call, const struct report *report) {
         write_label(writer, "bin");
         karst_print(writer, "%s\n", heap->bins[block->bin].name);
     }
+    if (*report->explanation) {
+        write_label(writer, "why");
+        karst_print_wrapped(writer, 2 + LABEL, 2 + LABEL, report->explanation);
+    }
     write_facts(writer, &report->facts);
     if (!(block->flags & KARST_BLOCK_MAPPED)) {
         write_neighbour(call, "before", report->place.has_before, &report->place.before);
@@ -300,6 +315,7 @@ static void write_json(struct karst_call *call, const struct report *report) {
                    place->has_after ? karst_block_json(call, &place->after) : json_null());
     karst_json_set(writer, root, "extent", extent);
     karst_json_set(writer, root, "facts", facts_json(writer, &report->facts));
+    karst_json_set_text(writer, root, "explanation", *report->explanation ? report->explanation : NULL);
     karst_json_set_text(writer, root, "content", *report->content ? report->content : NULL);
     karst_json_set(writer, root, "bytes", bytes_json(report));
     karst_call_write_json(call, root);
@@ -332,7 +348,8 @@ const struct karst_verb karst_verb_block = {
         "{\"asked\", \"offset\" (from the block's address; below zero in its header), \"block\" (as in "
         "`blocks`, "
         "and start, mapped), \"before\", \"after\" (blocks or null), \"extent\": {\"start\", \"end\", "
-        "\"kind\"}, \"facts\": [{\"name\", \"address\", \"text\"}], \"content\" (or null), \"bytes\" (hex), "
+        "\"kind\"}, \"facts\": [{\"name\", \"address\", \"text\"}], \"explanation\" (why the address is no "
+        "block's start, or null), \"content\" (or null), \"bytes\" (hex), "
         "\"target\"}.",
     .arguments = arguments,
     .options = options,

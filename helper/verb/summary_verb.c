@@ -93,13 +93,31 @@ static void write_row(struct karst_call *call, const struct karst_summary_row *r
     write_holes(call, row);
 }
 
-static void write_heap(struct karst_call *call, const struct karst_heap *heap,
+/* The totals in the allocator's own terms; how many, 0 without a word where it has none or was interrupted.
+ */
+static int find_figures(struct karst_heap *heap, struct karst_figure *figures) {
+    int count = heap->allocator->figures ? heap->allocator->figures(heap, figures, NULL) : 0;
+    return count > 0 ? count : 0;
+}
+
+static void write_figures(struct karst_writer *writer, struct karst_heap *heap) {
+    struct karst_figure figures[KARST_FIGURES_MAX];
+    int count = find_figures(heap, figures);
+    for (int i = 0; i < count; i++) {
+        karst_print(writer, "%s%s %s", i ? ", " : "as it counts itself: ", figures[i].name,
+                    karst_size_text(writer, figures[i].value).text);
+    }
+    karst_print(writer, count ? "\n" : "");
+}
+
+static void write_heap(struct karst_call *call, struct karst_heap *heap,
                        const struct karst_summary_row *row) {
     uint64_t threads = attached_threads(heap);
     karst_print_title(&call->writer, "%s %s: %zu arena%s, %" PRIu64 " thread%s attached", heap->name,
                       heap->version, heap->arena_count, karst_plural(heap->arena_count), threads,
                       karst_plural(threads));
     write_row(call, row);
+    write_figures(&call->writer, heap);
 }
 
 static void write_text(struct karst_call *call, const struct karst_summary *summary) {
@@ -120,6 +138,16 @@ static void write_text(struct karst_call *call, const struct karst_summary *summ
 
 /* ---- JSON ---------------------------------------------------------------------------------------- */
 
+static json_t *figures_json(struct karst_writer *writer, struct karst_heap *heap) {
+    struct karst_figure figures[KARST_FIGURES_MAX];
+    int count = find_figures(heap, figures);
+    json_t *own = karst_json_object(writer);
+    for (int i = 0; i < count; i++) {
+        karst_json_set_number(writer, own, figures[i].name, figures[i].value);
+    }
+    return own;
+}
+
 static void write_json(struct karst_call *call, const struct karst_summary *summary) {
     struct karst_writer *writer = &call->writer;
     json_t *root = karst_json_object(writer), *heaps = karst_json_array(writer),
@@ -134,6 +162,7 @@ static void write_json(struct karst_call *call, const struct karst_summary *summ
         karst_json_set_number(writer, one, "threads", attached_threads(heap));
         karst_json_set_flag(writer, one, "in_flux", heap->in_flux);
         karst_row_set_json(writer, one, &summary->heaps[i]);
+        karst_json_set(writer, one, "own", figures_json(writer, call->session->heaps[i]));
         karst_json_append(writer, heaps, one);
         arenas += heap->arena_count;
     }
@@ -172,14 +201,16 @@ const struct karst_verb karst_verb_summary = {
             "\n"
             "A hole is a stretch of free and cached blocks between two blocks in use. What it offers is its "
             "largest free part in one piece. `karst holes` tells more of them.",
-    .json = "{\"allocators\": [...], \"total\", \"target\"}. Each of allocators has name, version, arenas, "
-            "threads, in_flux "
-            "(somebody was inside) and, as has total: "
-            "extents, system_bytes; live, cached, free, top, metadata, unknown, mapped: {\"blocks\", "
-            "\"bytes\"} (mapped counts in live too); metadata_bytes, unknown_bytes; holes, hole_bytes, "
-            "largest_hole: {\"address\", \"size\", \"usable_bytes\", \"usable_address\", "
-            "\"free_bytes\", \"cached_bytes\"} or null; resident_bytes, live_resident_bytes, "
-            "free_resident_bytes, cached_resident_bytes, top_resident_bytes: null where it can't be told.",
+    .json =
+        "{\"allocators\": [...], \"total\", \"target\"}. Each of allocators has name, version, arenas, "
+        "threads, in_flux "
+        "(somebody was inside), own (totals as the allocator itself counts them, by the names it gives them: "
+        "jemalloc's allocated, active, metadata, mapped, retained) and, as has total: "
+        "extents, system_bytes; live, cached, free, top, metadata, unknown, mapped: {\"blocks\", "
+        "\"bytes\"} (mapped counts in live too); metadata_bytes, unknown_bytes; holes, hole_bytes, "
+        "largest_hole: {\"address\", \"size\", \"usable_bytes\", \"usable_address\", "
+        "\"free_bytes\", \"cached_bytes\"} or null; resident_bytes, live_resident_bytes, "
+        "free_resident_bytes, cached_resident_bytes, top_resident_bytes: null where it can't be told.",
     .needs = KARST_NEEDS_HEAPS,
     .run = run,
 };

@@ -444,6 +444,41 @@ static void write_information(void) {
     close(ledger_file);
 }
 
+/* jemalloc's own totals, where it serves malloc; last of all, for nothing may move afterwards. */
+extern int mallctl(const char *name, void *old, size_t *old_size, void *fresh, size_t fresh_size)
+    __attribute__((weak));
+
+#define ALL_ARENAS "4096" /* MALLCTL_ARENAS_ALL */
+
+static size_t jemalloc_says(const char *format, unsigned index) {
+    char name[80];
+    size_t value = 0, size = sizeof value;
+    snprintf(name, sizeof name, format, index);
+    return mallctl(name, &value, &size, NULL, 0) == 0 ? value : (size_t)-1;
+}
+
+static void write_jemalloc(void) {
+    static const char *const names[] = {"allocated", "active", "metadata", "mapped", "retained"};
+    uint64_t epoch = 1;
+    size_t size = sizeof epoch;
+    if (mallctl == NULL || mallctl("epoch", &epoch, &size, &epoch, size) != 0) {
+        return;
+    }
+    ledger_file = open_file("mallctl");
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char name[40];
+        snprintf(name, sizeof name, "stats.%s", names[i]);
+        ledger_write("%s %zu\n", names[i], jemalloc_says(name, 0));
+    }
+    for (unsigned bin = 0; jemalloc_says("arenas.bin.%u.size", bin) + 1 > 1;
+         bin++) { /* 0 for the one behind the last */
+        ledger_write("bin-%zu %zu %zu\n", jemalloc_says("arenas.bin.%u.size", bin),
+                     jemalloc_says("stats.arenas." ALL_ARENAS ".bins.%u.curslabs", bin),
+                     jemalloc_says("stats.arenas." ALL_ARENAS ".bins.%u.curregs", bin));
+    }
+    close(ledger_file);
+}
+
 /* ---- set-up ---- */
 
 static void block_break(size_t room) {
@@ -635,6 +670,7 @@ int main(int argc, char **argv) {
     start_group(hammers, settings.hammers, HAMMER_SLOTS, hammer_main);
     wait_for(&hammers_started, settings.hammers);
     write_ledger();
+    write_jemalloc();
     if (settings.fork) {
         become_child();
     }

@@ -1,0 +1,781 @@
+/* jemalloc: the block stream and what can be said of one block, over runs, which come from extents (5.x) or
+ * chunks (3.x, 4.x). See docs/allocators/jemalloc.md. */
+#include "jemalloc.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define PAGE           4096u
+#define PROGRESS_BYTES (256u << 10)
+
+/* ---- runs ------------------------------------------------------------------------------------------- */
+
+const char *jemalloc_run_kind_name(const struct jemalloc_heap *jemalloc, enum jemalloc_run_kind kind) {
+    static const char *const names[JEMALLOC_RUN_KINDS] = {"slab",     "large",  "dirty",  "muzzy",
+                                                          "retained", "moving", "header", "damaged"};
+    if (kind == JEMALLOC_SLAB && jemalloc->layout.major < 5) {
+        return "run";
+    }
+    return kind < JEMALLOC_RUN_KINDS ? names[kind] : "?";
+}
+
+bool jemalloc_walk_runs(struct jemalloc_heap *jemalloc, uint64_t start, uint64_t end, jemalloc_run_fn *visit,
+                        void *context) {
+    return jemalloc->layout.major >= 5 ? jemalloc_walk_extents(jemalloc, start, end, visit, context)
+                                       : jemalloc_walk_chunks(jemalloc, start, end, visit, context);
+}
+
+/* Large and unused extents are in the tree with their first page (and mostly the last), so the one that holds
+ * an address begins at the last element at or before it; karst's own extents bound how far back that is. */
+struct look {
+    uint64_t address;
+    struct jemalloc_run *run;
+    bool found;
+};
+
+static bool look_at(void *context, const struct jemalloc_run *run) {
+    struct look *look = context;
+    if (look->address - run->address < run->size) {
+        *look->run = *run;
+        look->found = true;
+    }
+    return !look->found && run->address <= look->address;
+}
+
+static const struct karst_extent *extent_of(const struct jemalloc_heap *jemalloc, uint64_t address) {
+    const struct karst_extent *extents = jemalloc->heap.extents;
+    size_t low = 0, high = jemalloc->heap.extent_count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (extents[middle].end <= address) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low < jemalloc->heap.extent_count && extents[low].start <= address ? &extents[low] : NULL;
+}
+
+bool jemalloc_run_of(struct jemalloc_heap *jemalloc, uint64_t address, struct jemalloc_run *run) {
+    struct jemalloc_element element;
+    if (jemalloc->layout.major < 5) {
+        return jemalloc_chunk_run_of(jemalloc, address, run);
+    }
+    if (jemalloc_element_of(jemalloc, address, &element) && jemalloc_read_extent(jemalloc, &element, run) &&
+        address - run->address < run->size) {
+        return true;
+    }
+    const struct karst_extent *extent = extent_of(jemalloc, address);
+    if (!extent || extent->kind != KARST_EXTENT_PAGES) {
+        return false;
+    }
+    struct look look = {.address = address, .run = run};
+    jemalloc_walk_runs(jemalloc, extent->start, extent->end, look_at, &look);
+    return look.found && run->kind != JEMALLOC_BAD;
+}
+
+uint32_t jemalloc_count_free(const struct jemalloc_run *run) {
+    uint32_t count = 0;
+    for (uint32_t word = 0; word * 64 < run->regions; word++) {
+        uint64_t bits = run->bitmap[word];
+        if (run->regions - word * 64 < 64) {
+            bits &= (1ull << (run->regions - word * 64)) - 1;
+        }
+        count += (uint32_t)__builtin_popcountll(bits);
+    }
+    return count;
+}
+
+uint32_t jemalloc_region_of(const struct jemalloc_run *run, uint64_t address, bool *is_start) {
+    *is_start = false;
+    if (address < run->first_region || run->region_size == 0 ||
+        (address - run->first_region) / run->region_size >= run->regions) {
+        return JEMALLOC_NOT_THERE;
+    }
+    *is_start = (address - run->first_region) % run->region_size == 0;
+    return (uint32_t)((address - run->first_region) / run->region_size);
+}
+
+/* ---- extents ---------------------------------------------------------------------------------------- */
+
+bool jemalloc_add_extent(struct jemalloc_heap *jemalloc, uint64_t start, uint64_t end, uint32_t arena,
+                         enum karst_extent_kind kind) {
+    size_t count = jemalloc->heap.extent_count;
+    if ((count & (count - 1)) == 0) {
+        struct karst_extent *extents =
+            realloc(jemalloc->heap.extents, (count ? 2 * count : 1) * sizeof *extents);
+        if (!extents) {
+            return false;
+        }
+        jemalloc->heap.extents = extents;
+    }
+    jemalloc->heap.extents[count] = (struct karst_extent){
+        .start = start, .end = end, .arena = arena, .heap = jemalloc->heap.index, .kind = (uint8_t)kind};
+    jemalloc->heap.extent_count++;
+    return true;
+}
+
+struct joining {
+    struct jemalloc_heap *jemalloc;
+    uint64_t start, end; /* of the extent under way; end 0: none */
+    uint32_t arena;
+    bool out_of_memory;
+};
+
+static bool end_extent(struct joining *joining) {
+    bool fine = joining->end == 0 || jemalloc_add_extent(joining->jemalloc, joining->start, joining->end,
+                                                         joining->arena, KARST_EXTENT_PAGES);
+    joining->end = 0;
+    joining->out_of_memory |= !fine;
+    return fine;
+}
+
+/* Runs side by side in one arena are one extent: holes in it may span several. */
+static bool join_run(void *context, const struct jemalloc_run *run) {
+    struct joining *joining = context;
+    if (run->kind == JEMALLOC_BAD) {
+        return end_extent(joining);
+    }
+    if (!jemalloc_make_arenas(joining->jemalloc, run->arena + 1ull)) {
+        joining->out_of_memory = true;
+        return false;
+    }
+    joining->jemalloc->arenas[run->arena].seen = true;
+    if (joining->end != run->address || joining->arena != run->arena) {
+        if (!end_extent(joining)) {
+            return false;
+        }
+        joining->start = run->address;
+        joining->arena = run->arena;
+    }
+    joining->end = run->address + run->size;
+    return true;
+}
+
+static int compare_extents(const void *a, const void *b) {
+    const struct karst_extent *x = a, *y = b;
+    return x->start != y->start ? (x->start < y->start ? -1 : 1)
+           : x->end < y->end    ? 1
+           : x->end > y->end    ? -1
+                                : 0;
+}
+
+/* Sorts, and takes from those that overlap (a damaged heap's) what an earlier one has. */
+static void part_extents(struct jemalloc_heap *jemalloc) {
+    struct karst_extent *extents = jemalloc->heap.extents;
+    size_t kept = 0;
+    uint64_t end = 0;
+    if (jemalloc->heap.extent_count == 0) {
+        return;
+    }
+    qsort(extents, jemalloc->heap.extent_count, sizeof *extents, compare_extents);
+    for (size_t i = 0; i < jemalloc->heap.extent_count; i++) {
+        struct karst_extent extent = extents[i];
+        extent.start = extent.start < end ? end : extent.start;
+        if (extent.start < extent.end) {
+            extents[kept++] = extent;
+            end = extent.end;
+        }
+    }
+    jemalloc->heap.extent_count = kept;
+}
+
+bool jemalloc_make_extents(struct jemalloc_heap *jemalloc) {
+    struct joining joining = {.jemalloc = jemalloc};
+    jemalloc_walk_runs(jemalloc, 0, UINT64_MAX, join_run, &joining);
+    if (!end_extent(&joining) || joining.out_of_memory) {
+        return false;
+    }
+    part_extents(jemalloc);
+    for (size_t i = 0; i < jemalloc->heap.extent_count; i++) {
+        struct karst_extent *extent = &jemalloc->heap.extents[i];
+        struct karst_arena *arena = &jemalloc->heap.arenas[extent->arena];
+        arena->extents++;
+        arena->system_bytes += extent->end - extent->start;
+        arena->max_system_bytes = arena->system_bytes;
+        jemalloc->arenas[extent->arena].seen = true;
+    }
+    return true;
+}
+
+/* ---- bins ------------------------------------------------------------------------------------------- */
+
+bool jemalloc_make_bins(struct jemalloc_heap *jemalloc) {
+    static const char *const unused[] = {"dirty", "muzzy", "retained"};
+    size_t seen = 0;
+    for (size_t i = 0; i < jemalloc->heap.arena_count; i++) {
+        seen += jemalloc->arenas[i].seen;
+    }
+    struct karst_bin *bins = calloc(seen * JEMALLOC_ARENA_BINS + 1, sizeof *bins);
+    if (!bins) {
+        return false;
+    }
+    jemalloc->heap.bins = bins;
+    const char *kind = jemalloc_run_kind_name(jemalloc, JEMALLOC_SLAB);
+    for (uint32_t i = 0; i < jemalloc->heap.arena_count; i++) {
+        if (!jemalloc->arenas[i].seen) {
+            continue;
+        }
+        jemalloc->arenas[i].first_bin = (uint32_t)jemalloc->heap.bin_count;
+        for (uint32_t class_ = 0; class_ < JEMALLOC_ARENA_BINS; class_++) {
+            struct karst_bin *bin = &bins[jemalloc->heap.bin_count++];
+            bin->arena = i;
+            if (class_ < JEMALLOC_SMALL_BINS) {
+                bin->smallest = bin->largest = jemalloc_class_size(class_);
+                snprintf(bin->kind, sizeof bin->kind, "%s", kind);
+                snprintf(bin->name, sizeof bin->name, "%s 0x%" PRIx64 " arena %" PRIu32, kind, bin->smallest,
+                         i);
+            } else {
+                bin->smallest = PAGE;
+                bin->largest = UINT64_MAX;
+                snprintf(bin->kind, sizeof bin->kind, "%s", unused[class_ - JEMALLOC_SMALL_BINS]);
+                snprintf(bin->name, sizeof bin->name, "%s arena %" PRIu32, bin->kind, i);
+            }
+        }
+    }
+    return true;
+}
+
+/* The row of the bin that a run's free regions, or an unused run itself, are in. */
+static uint32_t bin_of(const struct jemalloc_heap *jemalloc, const struct jemalloc_run *run) {
+    uint32_t first =
+        run->arena < jemalloc->heap.arena_count ? jemalloc->arenas[run->arena].first_bin : KARST_NONE;
+    if (first == KARST_NONE) {
+        return KARST_NONE;
+    }
+    switch (run->kind) {
+    case JEMALLOC_SLAB:
+        return run->class_ < JEMALLOC_SMALL_BINS ? first + run->class_ : KARST_NONE;
+    case JEMALLOC_DIRTY:
+    case JEMALLOC_MUZZY:
+    case JEMALLOC_RETAINED:
+        return first + JEMALLOC_SMALL_BINS + run->kind - JEMALLOC_DIRTY;
+    default:
+        return KARST_NONE;
+    }
+}
+
+bool jemalloc_add_cached(struct jemalloc_heap *jemalloc, uint64_t address, uint32_t bin) {
+    if (jemalloc->cached_count == jemalloc->cached_capacity) {
+        size_t capacity = jemalloc->cached_capacity ? jemalloc->cached_capacity * 2 : 256;
+        struct jemalloc_cached *cached = realloc(jemalloc->cached, capacity * sizeof *cached);
+        if (!cached) {
+            return false;
+        }
+        jemalloc->cached = cached;
+        jemalloc->cached_capacity = capacity;
+    }
+    jemalloc->cached[jemalloc->cached_count++] = (struct jemalloc_cached){address, bin};
+    return true;
+}
+
+size_t jemalloc_cached_from(const struct jemalloc_heap *jemalloc, uint64_t address) {
+    size_t low = 0, high = jemalloc->cached_count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (jemalloc->cached[middle].address < address) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
+}
+
+struct counting {
+    struct jemalloc_heap *jemalloc;
+    struct karst_error *error;
+    bool interrupted;
+};
+
+static bool count_bin(void *context, const struct jemalloc_run *run) {
+    struct counting *counting = context;
+    uint32_t index = bin_of(counting->jemalloc, run);
+    if (!karst_session_progress(counting->jemalloc->heap.session, run->size, counting->error)) {
+        counting->interrupted = true;
+        return false;
+    }
+    if (index == KARST_NONE) {
+        return true;
+    }
+    struct karst_bin *bin = &counting->jemalloc->heap.bins[index];
+    uint32_t free_regions = run->kind == JEMALLOC_SLAB ? jemalloc_count_free(run) : 1;
+    bin->blocks += free_regions;
+    bin->bytes += run->kind == JEMALLOC_SLAB ? free_regions * run->region_size : run->size;
+    return true;
+}
+
+static bool load_bins(struct karst_heap *heap, struct karst_error *error) {
+    struct counting counting = {.jemalloc = (struct jemalloc_heap *)heap, .error = error};
+    for (size_t i = 0; i < heap->extent_count && !counting.interrupted; i++) {
+        if (heap->extents[i].kind == KARST_EXTENT_PAGES) {
+            jemalloc_walk_runs(counting.jemalloc, heap->extents[i].start, heap->extents[i].end, count_bin,
+                               &counting);
+        }
+    }
+    return !counting.interrupted;
+}
+
+/* ---- the block stream ------------------------------------------------------------------------------- */
+
+struct stream {
+    struct jemalloc_heap *jemalloc;
+    const struct karst_extent *extent;
+    struct karst_error *error;
+    uint64_t at; /* where the next block begins */
+    uint64_t bytes;
+    size_t cached; /* the next entry of the cached set */
+    struct karst_batch batch;
+};
+
+static bool emit(struct stream *stream, uint64_t size, enum karst_state state, uint32_t bin, uint8_t flags) {
+    struct karst_block *block = karst_batch_next(&stream->batch);
+    if (!block) {
+        return false;
+    }
+    *block = (struct karst_block){.start = stream->at,
+                                  .size = size,
+                                  .address = stream->at,
+                                  .usable = state == KARST_STATE_FREE ? size : 0,
+                                  .arena = stream->extent->arena,
+                                  .bin = bin,
+                                  .heap = stream->jemalloc->heap.index,
+                                  .state = (uint8_t)state,
+                                  .flags = flags};
+    stream->at += size;
+    return true;
+}
+
+/* The next entry of the cached set at or behind address; its address, UINT64_MAX: none. */
+static uint64_t next_cached(struct stream *stream, uint64_t address) {
+    const struct jemalloc_heap *jemalloc = stream->jemalloc;
+    while (stream->cached < jemalloc->cached_count && jemalloc->cached[stream->cached].address < address) {
+        stream->cached++;
+    }
+    return stream->cached < jemalloc->cached_count ? jemalloc->cached[stream->cached].address : UINT64_MAX;
+}
+
+/* The state of a block that the allocator has handed out, by the caches: stream->cached stands at it. */
+static enum karst_state state_of_cached(const struct stream *stream, uint32_t *bin) {
+    *bin = stream->jemalloc->cached[stream->cached].bin;
+    return *bin == KARST_NONE ? KARST_STATE_METADATA : KARST_STATE_CACHED;
+}
+
+static bool stream_regions(struct stream *stream, const struct jemalloc_run *run) {
+    const uint64_t size = run->region_size;
+    const uint32_t free_bin = bin_of(stream->jemalloc, run);
+    uint64_t cached = next_cached(stream, run->first_region);
+    struct karst_block block = {.start = run->first_region,
+                                .size = size,
+                                .usable = size,
+                                .arena = stream->extent->arena,
+                                .heap = stream->jemalloc->heap.index,
+                                .flags = KARST_BLOCK_REGION};
+    block.flags |= run->first_region == run->address ? KARST_BLOCK_RUN : 0;
+    for (uint32_t i = 0; i < run->regions; i++) {
+        struct karst_block *next = karst_batch_next(&stream->batch);
+        if (!next) {
+            return false;
+        }
+        block.state = KARST_STATE_LIVE;
+        block.bin = KARST_NONE;
+        if (jemalloc_is_free(run, i)) {
+            block.state = KARST_STATE_FREE;
+            block.bin = free_bin;
+        } else if (__builtin_expect(cached < block.start + size, 0)) {
+            cached = next_cached(stream, block.start);
+            if (cached == block.start) {
+                block.state = (uint8_t)state_of_cached(stream, &block.bin);
+            }
+        }
+        block.address = block.start;
+        *next = block;
+        block.start += size;
+        block.flags = KARST_BLOCK_REGION;
+    }
+    stream->at = block.start;
+    return true;
+}
+
+static bool stream_slab(struct stream *stream, const struct jemalloc_run *run) {
+    uint64_t end = run->address + run->size;
+    if (run->first_region > run->address &&
+        !emit(stream, run->first_region - run->address, KARST_STATE_METADATA, KARST_NONE,
+              KARST_BLOCK_REGION | KARST_BLOCK_RUN)) {
+        return false;
+    }
+    if (!stream_regions(stream, run)) {
+        return false;
+    }
+    return stream->at >= end ||
+           emit(stream, end - stream->at, KARST_STATE_METADATA, KARST_NONE, KARST_BLOCK_REGION);
+}
+
+static bool stream_large(struct stream *stream, const struct jemalloc_run *run) {
+    uint32_t bin = KARST_NONE;
+    enum karst_state state = KARST_STATE_LIVE;
+    if (next_cached(stream, run->address) == run->block) {
+        state = state_of_cached(stream, &bin);
+    }
+    if (!emit(stream, run->size, state, bin, 0)) {
+        return false;
+    }
+    struct karst_block *block = &stream->batch.blocks[stream->batch.count - 1];
+    block->address = run->block;
+    block->usable = run->usable;
+    return true;
+}
+
+static bool stream_run(struct stream *stream, const struct jemalloc_run *run) {
+    switch (run->kind) {
+    case JEMALLOC_SLAB:
+        return stream_slab(stream, run);
+    case JEMALLOC_LARGE:
+        return stream_large(stream, run);
+    case JEMALLOC_HEADER:
+        return emit(stream, run->size, KARST_STATE_METADATA, KARST_NONE, 0);
+    case JEMALLOC_BAD:
+        return emit(stream, run->size, KARST_STATE_UNKNOWN, KARST_NONE, 0);
+    default:
+        return emit(stream, run->size, KARST_STATE_FREE, bin_of(stream->jemalloc, run), 0);
+    }
+}
+
+static bool take_run(void *context, const struct jemalloc_run *run) {
+    struct stream *stream = context;
+    uint64_t end = stream->extent->end;
+    if (run->address < stream->at || run->address >= end) {
+        return true; /* a damaged heap's: it reaches into what was told already */
+    }
+    if (run->address > stream->at &&
+        !emit(stream, run->address - stream->at, KARST_STATE_UNKNOWN, KARST_NONE, 0)) {
+        return false;
+    }
+    if (run->size > end - run->address) {
+        return emit(stream, end - stream->at, KARST_STATE_UNKNOWN, KARST_NONE, 0);
+    }
+    if (!stream_run(stream, run)) {
+        return false;
+    }
+    stream->bytes += run->size;
+    if (stream->bytes < PROGRESS_BYTES) {
+        return true;
+    }
+    uint64_t bytes = stream->bytes;
+    stream->bytes = 0;
+    return karst_session_progress(stream->jemalloc->heap.session, bytes, stream->error);
+}
+
+static bool walk(struct karst_heap *heap, const struct karst_extent *extent, struct karst_sink *sink,
+                 struct karst_error *error) {
+    struct jemalloc_heap *jemalloc = (struct jemalloc_heap *)heap;
+    struct stream stream = {.jemalloc = jemalloc, .extent = extent, .error = error, .at = extent->start};
+    stream.batch.sink = sink;
+    bool more = true;
+    if (extent->kind == KARST_EXTENT_OWN) {
+        more = emit(&stream, extent->end - extent->start, KARST_STATE_METADATA, KARST_NONE, 0);
+    } else {
+        stream.cached = jemalloc_cached_from(jemalloc, extent->start);
+        more = jemalloc_walk_runs(jemalloc, extent->start, extent->end, take_run, &stream);
+        more = more && (stream.at >= extent->end ||
+                        emit(&stream, extent->end - stream.at, KARST_STATE_UNKNOWN, KARST_NONE, 0));
+    }
+    return more && karst_batch_flush(&stream.batch);
+}
+
+/* ---- page runs and totals --------------------------------------------------------------------------- */
+
+struct run_stream {
+    struct jemalloc_heap *jemalloc;
+    bool (*visit)(void *context, const struct karst_page_run *run);
+    void *context;
+    struct karst_error *error;
+    size_t cached;
+    bool interrupted;
+};
+
+static void count_regions(struct run_stream *stream, const struct jemalloc_run *run,
+                          struct karst_page_run *page_run) {
+    const struct jemalloc_heap *jemalloc = stream->jemalloc;
+    uint64_t end = run->address + run->size;
+    while (stream->cached < jemalloc->cached_count &&
+           jemalloc->cached[stream->cached].address < run->address) {
+        stream->cached++;
+    }
+    page_run->free = run->kind == JEMALLOC_SLAB ? jemalloc_count_free(run) : 0;
+    uint64_t last = 0;
+    for (size_t i = stream->cached; i < jemalloc->cached_count && jemalloc->cached[i].address < end; i++) {
+        bool is_start = run->kind == JEMALLOC_LARGE && jemalloc->cached[i].address == run->block;
+        uint32_t region = 0;
+        if (run->kind == JEMALLOC_SLAB) {
+            region = jemalloc_region_of(run, jemalloc->cached[i].address, &is_start);
+        }
+        if (is_start && jemalloc->cached[i].address != last &&
+            (run->kind == JEMALLOC_LARGE || !jemalloc_is_free(run, region))) {
+            page_run->cached += jemalloc->cached[i].bin != KARST_NONE;
+            last = jemalloc->cached[i].address;
+        }
+    }
+    page_run->live = page_run->regions - page_run->free - page_run->cached;
+}
+
+static bool pass_run(void *context, const struct jemalloc_run *run) {
+    struct run_stream *stream = context;
+    struct jemalloc_heap *jemalloc = stream->jemalloc;
+    struct karst_page_run page_run = {.address = run->address,
+                                      .size = run->size,
+                                      .arena = run->arena,
+                                      .bin = bin_of(jemalloc, run),
+                                      .heap = jemalloc->heap.index,
+                                      .kind = jemalloc_run_kind_name(jemalloc, run->kind)};
+    if (run->kind == JEMALLOC_SLAB) {
+        page_run.region_size = run->region_size;
+        page_run.first_region = run->first_region;
+        page_run.regions = run->regions;
+        page_run.damaged = jemalloc_count_free(run) != run->nfree || run->problems;
+        count_regions(stream, run, &page_run);
+    } else if (run->kind == JEMALLOC_LARGE) {
+        page_run.region_size = run->usable;
+        page_run.first_region = run->block;
+        page_run.regions = 1;
+        count_regions(stream, run, &page_run);
+    }
+    page_run.damaged |= run->kind == JEMALLOC_BAD;
+    if (!karst_session_progress(jemalloc->heap.session, run->size, stream->error)) {
+        stream->interrupted = true;
+        return false;
+    }
+    return stream->visit(stream->context, &page_run);
+}
+
+static bool runs(struct karst_heap *heap, bool (*run)(void *context, const struct karst_page_run *run),
+                 void *context, struct karst_error *error) {
+    struct run_stream stream = {
+        .jemalloc = (struct jemalloc_heap *)heap, .visit = run, .context = context, .error = error};
+    for (size_t i = 0; i < heap->extent_count; i++) {
+        if (heap->extents[i].kind == KARST_EXTENT_PAGES &&
+            !jemalloc_walk_runs(stream.jemalloc, heap->extents[i].start, heap->extents[i].end, pass_run,
+                                &stream)) {
+            break;
+        }
+    }
+    return !stream.interrupted;
+}
+
+struct totals {
+    struct jemalloc_heap *jemalloc;
+    struct karst_error *error;
+    uint64_t small, large, active, unused, retained;
+    bool interrupted;
+};
+
+static bool add_totals(void *context, const struct jemalloc_run *run) {
+    struct totals *totals = context;
+    switch (run->kind) {
+    case JEMALLOC_SLAB:
+        totals->small += (run->regions - jemalloc_count_free(run)) * run->region_size;
+        totals->active += run->size;
+        break;
+    case JEMALLOC_LARGE:
+        /* What profiling sampled counts as of the smallest large class, src/prof.c arena_prof_promote(). */
+        totals->large +=
+            run->class_ < JEMALLOC_SMALL_BINS ? jemalloc_class_size(JEMALLOC_SMALL_BINS) : run->usable;
+        totals->active += run->size;
+        break;
+    case JEMALLOC_DIRTY:
+    case JEMALLOC_MUZZY:
+        totals->unused += run->size;
+        break;
+    case JEMALLOC_RETAINED:
+        totals->retained += run->size;
+        break;
+    default:
+        break;
+    }
+    totals->interrupted = !karst_session_progress(totals->jemalloc->heap.session, run->size, totals->error);
+    return !totals->interrupted;
+}
+
+/* As mallctl("stats....") tells them, src/ctl.c ctl_refresh(): what is in tcaches counts as allocated there.
+ */
+static int figures(struct karst_heap *heap, struct karst_figure *figures, struct karst_error *error) {
+    struct jemalloc_heap *jemalloc = (struct jemalloc_heap *)heap;
+    struct totals totals = {.jemalloc = jemalloc, .error = error};
+    for (size_t i = 0; i < heap->extent_count && !totals.interrupted; i++) {
+        if (heap->extents[i].kind == KARST_EXTENT_PAGES) {
+            jemalloc_walk_runs(jemalloc, heap->extents[i].start, heap->extents[i].end, add_totals, &totals);
+        }
+    }
+    if (totals.interrupted) {
+        return -1;
+    }
+    uint64_t metadata = 0, base_mapped = 0;
+    for (size_t i = 0; i < heap->arena_count; i++) {
+        metadata += jemalloc->arenas[i].base_allocated + jemalloc->arenas[i].internal;
+        base_mapped += jemalloc->arenas[i].base_mapped;
+    }
+    int count = 0;
+    figures[count++] = (struct karst_figure){"allocated", totals.small + totals.large};
+    figures[count++] = (struct karst_figure){"small_allocated", totals.small};
+    figures[count++] = (struct karst_figure){"large_allocated", totals.large};
+    if (jemalloc->layout.major >= 5) {
+        figures[count++] = (struct karst_figure){"active", totals.active};
+        if (jemalloc->arenas_at) {
+            figures[count++] = (struct karst_figure){"metadata", metadata};
+            figures[count++] = (struct karst_figure){"mapped", totals.active + totals.unused + base_mapped};
+        }
+        figures[count++] = (struct karst_figure){"retained", totals.retained};
+    }
+    return count;
+}
+
+/* ---- one block -------------------------------------------------------------------------------------- */
+
+static bool describe_region(struct jemalloc_heap *jemalloc, const struct jemalloc_run *run,
+                            const struct karst_block *block, struct karst_facts *facts) {
+    bool is_start;
+    const char *kind = jemalloc_run_kind_name(jemalloc, run->kind);
+    uint32_t region = jemalloc_region_of(run, block->start, &is_start);
+    if (!karst_facts_add(facts, kind, run->address,
+                         "%" PRIu64 " bytes, %" PRIu32 " regions of %" PRIu64 ", %" PRIu32
+                         " free by its bitmap (nfree %" PRIu32 ")",
+                         run->size, run->regions, run->region_size, jemalloc_count_free(run), run->nfree)) {
+        return false;
+    }
+    if (region != JEMALLOC_NOT_THERE &&
+        !karst_facts_add(facts, "region", 0, "%" PRIu32 " of 0 to %" PRIu32 "; class %" PRIu32, region,
+                         run->regions - 1, run->class_)) {
+        return false;
+    }
+    return karst_facts_add(facts, jemalloc->layout.major >= 5 ? "extent" : "header", run->header,
+                           "what says so%s", run->shard ? ", of a bin shard other than the first" : "");
+}
+
+static bool describe(struct karst_heap *heap, const struct karst_block *block, struct karst_facts *facts,
+                     struct karst_error *error) {
+    struct jemalloc_heap *jemalloc = (struct jemalloc_heap *)heap;
+    struct jemalloc_run run;
+    bool fine = true;
+    if (!jemalloc_run_of(jemalloc, block->start, &run)) {
+        return true;
+    }
+    if (run.kind == JEMALLOC_SLAB) {
+        fine = describe_region(jemalloc, &run, block, facts);
+    } else if (run.kind == JEMALLOC_LARGE) {
+        fine = karst_facts_add(facts, "large", run.address,
+                               "%" PRIu64 " bytes of pages; class %" PRIu32 ", %" PRIu64 " bytes", run.size,
+                               run.class_, run.usable) &&
+               karst_facts_add(facts, "extent", run.header, "what says so");
+    } else if (run.kind != JEMALLOC_BAD) {
+        fine = karst_facts_add(facts, jemalloc_run_kind_name(jemalloc, run.kind), run.address,
+                               "%" PRIu64 " bytes of pages, no block's", run.size);
+    }
+    return fine || karst_fail_memory(error);
+}
+
+/* Would address start a region of the run before, if that went on? The run that a bad one extends into. */
+static bool explain_by_run_before(struct jemalloc_heap *jemalloc, const struct jemalloc_run *run,
+                                  uint64_t address, char *text, size_t size) {
+    struct jemalloc_run before;
+    if (!jemalloc_run_of(jemalloc, run->address - 1, &before) || before.kind != JEMALLOC_SLAB ||
+        (address - before.first_region) % before.region_size != 0) {
+        return false;
+    }
+    uint64_t region = (address - before.first_region) / before.region_size;
+    snprintf(text, size,
+             "; it would be region %" PRIu64 " of the %" PRIu64 "-byte %s at 0x%" PRIx64 ", %" PRIu64
+             " past the last of its %" PRIu32,
+             region, before.region_size, jemalloc_run_kind_name(jemalloc, before.kind), before.address,
+             region - before.regions + 1, before.regions);
+    return true;
+}
+
+static void explain(struct karst_heap *heap, const struct karst_block *block, uint64_t address, char *text,
+                    size_t size) {
+    struct jemalloc_heap *jemalloc = (struct jemalloc_heap *)heap;
+    struct jemalloc_run run;
+    bool is_start;
+    text[0] = '\0';
+    if ((address == block->address && block->state != KARST_STATE_METADATA) ||
+        !jemalloc_run_of(jemalloc, address, &run) || run.kind != JEMALLOC_SLAB) {
+        return;
+    }
+    uint32_t region = jemalloc_region_of(&run, address, &is_start);
+    if (is_start) {
+        return;
+    }
+    const char *kind = jemalloc_run_kind_name(jemalloc, run.kind);
+    int used =
+        snprintf(text, size, "offset 0x%" PRIx64 " of the %s at 0x%" PRIx64 " (%" PRIu64 "-byte regions) ",
+                 address - run.address, kind, run.address, run.region_size);
+    if (used < 0 || (size_t)used >= size) {
+        return;
+    }
+    text += used;
+    size -= (size_t)used;
+    if (region != JEMALLOC_NOT_THERE) {
+        used = snprintf(text, size, "is not a region start, but 0x%" PRIx64 " bytes into region %" PRIu32,
+                        (address - run.first_region) % run.region_size, region);
+    } else {
+        used = snprintf(text, size, "is in no region: %s",
+                        address < run.first_region ? "in the run's header" : "behind the last one");
+    }
+    if (used > 0 && (size_t)used < size) {
+        explain_by_run_before(jemalloc, &run, address, text + used, size - (size_t)used);
+    }
+}
+
+/* ---- the rest of the ops ---------------------------------------------------------------------------- */
+
+/* A block for a request: of a small class, its region; else its pages. 5.x adds a page to large ones, in
+ * which the block begins at a random line of the cache (cache_oblivious, the default). */
+static uint64_t block_size(struct karst_heap *heap, uint64_t request, bool *mapped) {
+    const struct jemalloc_heap *jemalloc = (const struct jemalloc_heap *)heap;
+    uint32_t small = jemalloc->layout.major == 3 ? 28 : JEMALLOC_SMALL_BINS;
+    uint32_t class_ = jemalloc_class_of(request ? request : 1);
+    uint64_t size = jemalloc_class_size(class_);
+    *mapped = false;
+    if (class_ >= JEMALLOC_CLASSES) {
+        return 0;
+    }
+    if (class_ < small) {
+        return size;
+    }
+    if (jemalloc->layout.major == 3) {
+        return (request + PAGE - 1) & ~(uint64_t)(PAGE - 1);
+    }
+    return size + (jemalloc->large_pad ? PAGE : 0);
+}
+
+void jemalloc_close(struct karst_heap *heap) {
+    struct jemalloc_heap *jemalloc = (struct jemalloc_heap *)heap;
+    karst_facts_clear(&heap->facts);
+    free(heap->arenas);
+    free(heap->bins);
+    free(heap->extents);
+    free(jemalloc->arenas);
+    free(jemalloc->tcaches);
+    free(jemalloc->cached);
+    free(jemalloc->chunks);
+    free(jemalloc->pages.tags);
+    free(jemalloc->pages.bytes);
+    karst_window_close(&jemalloc->nodes);
+    karst_window_close(&jemalloc->leaves);
+    free(jemalloc);
+}
+
+const struct karst_allocator karst_jemalloc = {
+    .name = "jemalloc",
+    .find = jemalloc_find,
+    .walk = walk,
+    .load_bins = load_bins,
+    .check = jemalloc_check,
+    .block_size = block_size,
+    .describe = describe,
+    .runs = runs,
+    .figures = figures,
+    .explain = explain,
+    .close = jemalloc_close,
+};

@@ -1,0 +1,247 @@
+/* jemalloc: what its parts share. jemalloc_layout.c has the layouts of its versions as data, jemalloc_find.c
+ * finds the roots of 5.x, jemalloc_chunks.c the chunks of 3.x and 4.x, jemalloc_tcache.c the threads' caches;
+ * jemalloc.c walks, jemalloc_check.c checks. Facts: docs/allocators/jemalloc.md.
+ *
+ * All versions come down to page runs (struct jemalloc_run): what 5.x calls extents and slabs, 3.x and 4.x
+ * runs. Everything but the finding and the two walks over them knows runs only. */
+#ifndef KARST_ALLOCATOR_JEMALLOC_H
+#define KARST_ALLOCATOR_JEMALLOC_H
+
+#include "session.h"
+
+#define JEMALLOC_REGIONS_MAX  512u /* of a run: LG_SLAB_MAXREGS is LG_PAGE - LG_TINY_MIN, 4 KiB pages */
+#define JEMALLOC_BITMAP_WORDS (JEMALLOC_REGIONS_MAX / 64)
+#define JEMALLOC_CLASSES      232u
+#define JEMALLOC_ARENAS_MAX   4096u /* MALLOCX_ARENA_BITS is 12 */
+#define JEMALLOC_NOT_THERE    UINT32_MAX
+
+/* Offsets of one version in one configuration; x86-64. JEMALLOC_NOT_THERE: it has no such thing. */
+struct jemalloc_layout {
+    const char *version; /* as the library's version string begins: "5.3.0" */
+    const char *configuration;
+    uint8_t major;
+    /* 5.x: the radix tree from pages to extents */
+    uint8_t lg_vaddr;    /* 48: two levels, leaf elements of one word; 57: three, and a pointer and a word */
+    bool leaf_has_state; /* beside slab and class */
+    bool page_classes;   /* large blocks may take any number of pages (opt.disable_large_size_classes) */
+    uint32_t rtree_root; /* in struct rtree_s */
+    /* e_bits of extent_t, edata_t: where fields begin */
+    uint8_t state_shift, state_bits, szind_shift, nfree_shift, shard_shift;
+    uint16_t lru_link; /* of unused extents, in their ring */
+    /* arena_t */
+    uint32_t arena_internal, arena_tcaches, arena_index, arena_base;
+    uint32_t arena_lru[3], arena_npages[3], arena_mutex[3]; /* of the dirty, muzzy and retained extents */
+    /* base_t; the blocks are struct base_block_s {size, next, ...} */
+    uint16_t base_blocks, base_allocated, base_mapped;
+    uint16_t mutex_locked; /* in malloc_mutex_t: a byte; JEMALLOC_NOT_THERE & 0xffff: none */
+    /* the ring of tcaches of an arena: the element's first word is its next */
+    uint16_t ring_link; /* in what the arena's tcache list points to */
+    uint16_t
+        ring_to_tcache;   /* 5.3: in tcache_slow_t, a pointer to tcache_t; else JEMALLOC_NOT_THERE & 0xffff */
+    int16_t own_data;     /* before 5.3: from tcache_t to a pointer to the thread's own table; 0: none */
+    uint16_t own_stack;   /* 5.3: in tcache_slow_t, the pointer to the memory of the bins' stacks */
+    uint16_t tcache_self; /* before 5.3: in tcache_t, a pointer to its own small bins; 0: none */
+    uint16_t tcache_bins; /* in tcache_t, of small classes */
+    uint16_t tcache_large; /* in tcache_t, of large ones; those of 5.3 follow the small ones */
+    uint16_t tcache_bin_size;
+    uint16_t tcache_classes; /* how many bins it has room for */
+    bool stack_below;        /* before 5.0: the pointer to the stack is its end, not its start */
+    bool stack_by_head;      /* 5.3: the bin has the stack's head and the low bits of its end */
+};
+
+extern const struct jemalloc_layout jemalloc_layouts[];
+extern const size_t jemalloc_layout_count;
+
+/* Bytes of a region or block of size class index; UINT64_MAX: there is no such class. All versions, 4 classes
+ * a doubling and 16-byte quantum. */
+uint64_t jemalloc_class_size(uint32_t index);
+/* The class for a request of so many bytes; JEMALLOC_CLASSES: none. */
+uint32_t jemalloc_class_of(uint64_t size);
+
+enum jemalloc_run_kind {
+    JEMALLOC_SLAB,     /* cut into regions: a slab (5.x), a small run (3.x, 4.x) */
+    JEMALLOC_LARGE,    /* one block; huge ones, too */
+    JEMALLOC_DIRTY,    /* unused, its pages as the program left them */
+    JEMALLOC_MUZZY,    /* unused, lazily given back (MADV_FREE) */
+    JEMALLOC_RETAINED, /* unused and given back: address space only */
+    JEMALLOC_MOVING,   /* 5.3: on its way from one state to another */
+    JEMALLOC_HEADER,   /* 3.x, 4.x: a chunk's header */
+    JEMALLOC_BAD,      /* what should say what it is makes no sense */
+    JEMALLOC_RUN_KINDS
+};
+
+/* What a walk over the runs found wrong, for check. */
+enum {
+    JEMALLOC_BAD_HEADER = 1, /* a run's own header is no header */
+};
+
+struct jemalloc_run {
+    uint64_t address, size; /* of its pages */
+    uint64_t header;        /* where nfree and bitmap come from: extent_t, edata_t, arena_run_t */
+    uint64_t block;         /* large: the address that the program has */
+    uint64_t usable;        /* large: bytes */
+    uint64_t first_region;  /* small: address */
+    uint64_t region_size;   /* small */
+    uint64_t element;       /* 5.x: where the tree's leaf has it; 3.x, 4.x: its first entry in the page map */
+    uint32_t regions;
+    uint32_t nfree;     /* small: as its header says */
+    uint32_t class_;    /* size class index, as the header says */
+    uint32_t map_class; /* as the tree or page map says; JEMALLOC_CLASSES: it says none */
+    uint32_t arena;     /* index in heap.arenas */
+    uint32_t shard;
+    uint32_t next_region; /* 3.x: the header's nextind; JEMALLOC_NOT_THERE: has none */
+    uint8_t kind;
+    uint8_t problems;
+    uint64_t bitmap[JEMALLOC_BITMAP_WORDS]; /* small: 1 is free; as it is, beyond the last region too */
+};
+
+typedef bool jemalloc_run_fn(void *context, const struct jemalloc_run *run);
+
+struct jemalloc_arena {
+    uint64_t address;
+    uint64_t internal; /* bytes that the allocator took of itself */
+    uint64_t base_allocated, base_mapped;
+    uint32_t first_bin; /* of its rows in heap.bins: the small classes, then dirty, muzzy, retained */
+    bool seen;          /* something is in it */
+};
+
+#define JEMALLOC_SMALL_BINS 36u /* 28 in 3.x; rows of an arena: these, then the three lists of unused runs   \
+                                 */
+#define JEMALLOC_ARENA_BINS (JEMALLOC_SMALL_BINS + 3)
+
+struct jemalloc_tcache {
+    uint64_t address; /* of tcache_t */
+    int64_t tid;      /* 0: can't be told, -1: its thread is gone */
+    uint32_t arena;
+    uint32_t first_bin, bins; /* of its rows in heap.bins */
+};
+
+/* A block in a tcache, or (bin KARST_NONE) the allocator's own. */
+struct jemalloc_cached {
+    uint64_t address;
+    uint32_t bin;
+};
+
+/* Memory read lately, by page: for structs that are strewn, but not far. */
+struct jemalloc_pages {
+    uint64_t *tags; /* page address | 1 */
+    uint8_t *bytes;
+    uint8_t scratch[512];
+};
+
+struct jemalloc_chunk; /* jemalloc_chunks.c */
+
+struct jemalloc_heap {
+    struct karst_heap heap;
+    struct jemalloc_layout layout;
+    struct karst_module *module; /* NULL: not known (a heap found by its chunks) */
+    uint64_t rtree_root;
+    uint64_t arenas_at; /* je_arenas; 0: not found */
+    struct jemalloc_arena *arenas;
+    struct jemalloc_tcache *tcaches;
+    size_t tcache_count;
+    struct jemalloc_cached *cached; /* sorted by address once loaded */
+    size_t cached_count, cached_capacity;
+    struct jemalloc_pages pages;
+    struct karst_window nodes, leaves; /* of the radix tree */
+    bool large_pad;                    /* 5.x: large blocks have a page more, and begin anywhere in the first
+                                          (opt.cache_oblivious) */
+    bool inside;                       /* a thread is inside, and did not die there */
+    /* 3.x, 4.x */
+    struct jemalloc_chunk *chunks;
+    size_t chunk_count;
+    uint64_t chunk_size;
+};
+
+static inline uint64_t jemalloc_word(const uint8_t *bytes) {
+    uint64_t word;
+    __builtin_memcpy(&word, bytes, sizeof word);
+    return word;
+}
+
+static inline uint32_t jemalloc_half(const uint8_t *bytes) {
+    uint32_t half;
+    __builtin_memcpy(&half, bytes, sizeof half);
+    return half;
+}
+
+/* size (at most 512) bytes at address, NULL: not there. Valid until the next call. */
+const uint8_t *jemalloc_at(struct jemalloc_heap *jemalloc, uint64_t address, size_t size);
+bool jemalloc_read(struct jemalloc_heap *jemalloc, uint64_t address, uint64_t *word);
+
+/* ---- runs ------------------------------------------------------------------------------------------- */
+
+/* All runs that begin in [start, end), in address order. false: the visitor had enough. */
+bool jemalloc_walk_runs(struct jemalloc_heap *jemalloc, uint64_t start, uint64_t end, jemalloc_run_fn *visit,
+                        void *context);
+/* The run that holds address; false: none. */
+bool jemalloc_run_of(struct jemalloc_heap *jemalloc, uint64_t address, struct jemalloc_run *run);
+const char *jemalloc_run_kind_name(const struct jemalloc_heap *jemalloc, enum jemalloc_run_kind kind);
+/* Free regions by the bitmap, those past the last left out. */
+uint32_t jemalloc_count_free(const struct jemalloc_run *run);
+static inline bool jemalloc_is_free(const struct jemalloc_run *run, uint32_t region) {
+    return run->bitmap[region / 64] >> (region % 64) & 1;
+}
+/* Index of the region that holds address, and whether address is where it starts. JEMALLOC_NOT_THERE: it lies
+ * in none: before the first (the header) or behind the last. */
+uint32_t jemalloc_region_of(const struct jemalloc_run *run, uint64_t address, bool *is_start);
+
+/* ---- 5.x -------------------------------------------------------------------------------------------- */
+
+/* The next page at or behind from, below end, that the radix tree has an extent for; its element. false:
+ * none. */
+struct jemalloc_element {
+    uint64_t page;    /* address */
+    uint64_t address; /* of the element */
+    uint64_t extent;  /* extent_t, edata_t */
+    uint32_t szind;
+    bool slab;
+};
+bool jemalloc_next_element(struct jemalloc_heap *jemalloc, uint64_t from, uint64_t end,
+                           struct jemalloc_element *element);
+/* The element of one page; false: the tree has none, or no extent there. */
+bool jemalloc_element_of(struct jemalloc_heap *jemalloc, uint64_t page, struct jemalloc_element *element);
+/* Makes a run of the extent that an element leads to; its address may differ from the element's page. false:
+ * it makes no sense. */
+bool jemalloc_read_extent(struct jemalloc_heap *jemalloc, const struct jemalloc_element *element,
+                          struct jemalloc_run *run);
+bool jemalloc_walk_extents(struct jemalloc_heap *jemalloc, uint64_t start, uint64_t end,
+                           jemalloc_run_fn *visit, void *context);
+
+/* ---- 3.x, 4.x --------------------------------------------------------------------------------------- */
+
+bool jemalloc_find_chunks(struct karst *session, struct karst_error *error);
+bool jemalloc_walk_chunks(struct jemalloc_heap *jemalloc, uint64_t start, uint64_t end,
+                          jemalloc_run_fn *visit, void *context);
+bool jemalloc_chunk_run_of(struct jemalloc_heap *jemalloc, uint64_t address, struct jemalloc_run *run);
+
+/* ---- finding, over files; each false: out of memory ------------------------------------------------- */
+
+bool jemalloc_find(struct karst *session, struct karst_error *error);
+struct jemalloc_heap *jemalloc_open(struct karst *session, struct karst_module *module);
+void jemalloc_close(struct karst_heap *heap);
+/* The arenas' rows up to index count - 1. */
+bool jemalloc_make_arenas(struct jemalloc_heap *jemalloc, size_t count);
+bool jemalloc_make_bins(struct jemalloc_heap *jemalloc);
+bool jemalloc_find_tcaches(struct jemalloc_heap *jemalloc);
+/* Extents out of the runs; needs the arenas. */
+bool jemalloc_make_extents(struct jemalloc_heap *jemalloc);
+bool jemalloc_add_extent(struct jemalloc_heap *jemalloc, uint64_t start, uint64_t end, uint32_t arena,
+                         enum karst_extent_kind kind);
+/* Gives it its name and hands it to the session, or closes it; false: out of memory. */
+bool jemalloc_hand_over(struct karst *session, struct jemalloc_heap *jemalloc, struct karst_error *error);
+bool jemalloc_add_cached(struct jemalloc_heap *jemalloc, uint64_t address, uint32_t bin);
+/* The first entry of the cached set at or above address. */
+size_t jemalloc_cached_from(const struct jemalloc_heap *jemalloc, uint64_t address);
+/* Bytes of the blocks in bin index of a tcache. */
+uint64_t jemalloc_tcache_class_size(const struct jemalloc_heap *jemalloc, uint32_t index);
+/* Blocks in bin index (class) of a tcache, as its stack has them now, at most capacity. *count: as it says.
+ */
+bool jemalloc_tcache_items(struct jemalloc_heap *jemalloc, const struct jemalloc_tcache *tcache,
+                           uint32_t index, uint64_t *items, uint32_t capacity, uint32_t *count);
+
+#define JEMALLOC_STACK_MAX 8192u /* of one bin: the low 16 bits of its address tell where it ends */
+
+bool jemalloc_check(struct karst_heap *heap, struct karst_findings *findings, struct karst_error *error);
+
+#endif

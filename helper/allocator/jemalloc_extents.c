@@ -1,0 +1,304 @@
+/* jemalloc 5.x: the radix tree and the extents it leads to, as runs. Facts:
+ * include/jemalloc/internal/rtree.h, extent_structs.h (5.1, 5.2), edata.h (5.3). */
+#include <stdlib.h>
+#include <string.h>
+
+#include "jemalloc.h"
+
+#define PAGE         4096u
+#define EXTENT_SIZE  128u
+#define EXTENT_ADDR  8u
+#define EXTENT_PAGES 16u
+#define EXTENT_SLAB  64u
+#define ALL          (1ull << 47)
+
+enum { STATE_ACTIVE, STATE_DIRTY, STATE_MUZZY, STATE_RETAINED, STATE_TRANSITION, STATE_MERGING };
+
+/* ---- memory read lately ----------------------------------------------------------------------------- */
+
+#define PAGES_KEPT 1024u
+
+static const uint8_t *page_at(struct jemalloc_heap *jemalloc, uint64_t page) {
+    struct jemalloc_pages *pages = &jemalloc->pages;
+    if (!pages->tags) {
+        pages->tags = calloc(PAGES_KEPT, sizeof *pages->tags);
+        pages->bytes = malloc((size_t)PAGES_KEPT * PAGE);
+        if (!pages->tags || !pages->bytes) {
+            free(pages->tags);
+            free(pages->bytes);
+            pages->tags = NULL;
+            pages->bytes = NULL;
+            return NULL;
+        }
+    }
+    size_t slot = page / PAGE % PAGES_KEPT;
+    uint8_t *bytes = pages->bytes + slot * PAGE;
+    if (pages->tags[slot] != (page | 1)) {
+        pages->tags[slot] = 0;
+        if (!karst_target_read_all(jemalloc->heap.target, page, bytes, PAGE)) {
+            return NULL;
+        }
+        pages->tags[slot] = page | 1;
+    }
+    return bytes;
+}
+
+const uint8_t *jemalloc_at(struct jemalloc_heap *jemalloc, uint64_t address, size_t size) {
+    uint64_t page = address & ~(uint64_t)(PAGE - 1);
+    size_t offset = address - page;
+    if (offset + size <= PAGE) {
+        const uint8_t *bytes = page_at(jemalloc, page);
+        return bytes ? bytes + offset : NULL;
+    }
+    uint8_t *scratch = jemalloc->pages.scratch;
+    if (size > sizeof jemalloc->pages.scratch || address + size < address) {
+        return NULL;
+    }
+    for (size_t done = 0; done < size;) {
+        uint64_t at = address + done;
+        size_t part = PAGE - at % PAGE < size - done ? PAGE - at % PAGE : size - done;
+        const uint8_t *bytes = page_at(jemalloc, at & ~(uint64_t)(PAGE - 1));
+        if (!bytes) {
+            return NULL;
+        }
+        memcpy(scratch + done, bytes + at % PAGE, part);
+        done += part;
+    }
+    return scratch;
+}
+
+bool jemalloc_read(struct jemalloc_heap *jemalloc, uint64_t address, uint64_t *word) {
+    const uint8_t *bytes = jemalloc_at(jemalloc, address, sizeof *word);
+    if (bytes) {
+        *word = jemalloc_word(bytes);
+    }
+    return bytes != NULL;
+}
+
+/* ---- the radix tree --------------------------------------------------------------------------------- */
+
+struct level {
+    uint8_t shift, bits, entry;
+};
+
+/* rtree_levels[]: how many bits of an address each level takes, 4 KiB pages. */
+static unsigned levels_of(const struct jemalloc_heap *jemalloc, const struct level **levels) {
+    static const struct level two[] = {{30, 18, 8}, {12, 18, 8}};
+    static const struct level three[] = {{42, 15, 8}, {27, 15, 8}, {12, 15, 16}};
+    *levels = jemalloc->layout.lg_vaddr == 48 ? two : three;
+    return jemalloc->layout.lg_vaddr == 48 ? 2 : 3;
+}
+
+/* The first entry of a node from index on whose first word is not zero; count if there is none. */
+static uint64_t next_entry(struct karst_target *target, struct karst_window *window, uint64_t node,
+                           uint64_t index, uint64_t count, unsigned entry, uint64_t *word) {
+    uint64_t end = node + count * entry;
+    while (index < count) {
+        uint64_t at = node + index * entry;
+        uint64_t part = PAGE - at % PAGE;
+        part = part < end - at ? part : end - at;
+        part = part < entry ? entry : part / entry * entry;
+        const uint8_t *bytes = karst_window_at(window, at, part);
+        if (!bytes) {
+            uint64_t missing = karst_target_missing(target, at) / entry;
+            index += missing ? missing : 1;
+            continue;
+        }
+        for (uint64_t offset = 0; offset < part; offset += entry) {
+            *word = jemalloc_word(bytes + offset);
+            if (*word) {
+                return index + offset / entry;
+            }
+        }
+        index += part / entry;
+        uint64_t next = node + index * entry;
+        uint64_t untouched = index < count ? karst_target_untouched(target, next, end) / entry : 0;
+        index += untouched;
+    }
+    return count;
+}
+
+static bool decode(struct jemalloc_heap *jemalloc, uint64_t address, uint64_t word,
+                   struct jemalloc_element *element) {
+    const struct jemalloc_layout *layout = &jemalloc->layout;
+    element->address = address;
+    if (layout->lg_vaddr == 48) {
+        element->extent = (uint64_t)((int64_t)(word << 16) >> 16) & ~63ull;
+        element->szind = (uint32_t)(word >> 48 & 0xff);
+        element->slab = word & 1;
+        return element->extent != 0;
+    }
+    const uint8_t *bytes = karst_window_at(&jemalloc->leaves, address, 16);
+    if (!bytes) {
+        return false;
+    }
+    element->extent = word;
+    uint32_t metadata = jemalloc_half(bytes + 8);
+    if (layout->leaf_has_state) {
+        element->szind = metadata >> 5 & 0xff;
+        element->slab = metadata & 1;
+    } else {
+        element->szind = metadata;
+        element->slab = bytes[12] & 1;
+    }
+    return true;
+}
+
+bool jemalloc_next_element(struct jemalloc_heap *jemalloc, uint64_t from, uint64_t end,
+                           struct jemalloc_element *element) {
+    const struct level *levels;
+    const unsigned height = levels_of(jemalloc, &levels);
+    struct karst_target *target = jemalloc->heap.target;
+    while (from < end) {
+        uint64_t node = jemalloc->rtree_root, key = 0, word = 0;
+        unsigned depth = 0;
+        for (; depth < height; depth++) {
+            const struct level *level = &levels[depth];
+            struct karst_window *window = depth + 1 < height ? &jemalloc->nodes : &jemalloc->leaves;
+            uint64_t count = 1ull << level->bits;
+            uint64_t index = from >> level->shift & (count - 1);
+            if (depth == 0 && from >> level->shift >= count) {
+                return false;
+            }
+            uint64_t found = next_entry(target, window, node, index, count, level->entry, &word);
+            if (found == count) {
+                /* Nothing more below this node: on behind what it covers. */
+                uint64_t covers = count << level->shift;
+                if (depth == 0) {
+                    return false;
+                }
+                from = (key & ~(covers - 1)) + covers;
+                break;
+            }
+            key |= found << level->shift;
+            if (found != index) {
+                from = key;
+            }
+            if (depth + 1 == height) {
+                element->page = key;
+                if (key >= end) {
+                    return false;
+                }
+                if (decode(jemalloc, node + found * level->entry, word, element)) {
+                    return true;
+                }
+                from = key + PAGE;
+                break;
+            }
+            node = word;
+        }
+    }
+    return false;
+}
+
+bool jemalloc_element_of(struct jemalloc_heap *jemalloc, uint64_t page, struct jemalloc_element *element) {
+    page &= ~(uint64_t)(PAGE - 1);
+    return jemalloc_next_element(jemalloc, page, page + PAGE, element) && element->page == page;
+}
+
+/* ---- extents ---------------------------------------------------------------------------------------- */
+
+static bool read_slab(const uint8_t *extent, struct jemalloc_run *run) {
+    run->kind = JEMALLOC_SLAB;
+    run->region_size = jemalloc_class_size(run->class_);
+    if (run->class_ >= JEMALLOC_SMALL_BINS || run->size / run->region_size > JEMALLOC_REGIONS_MAX ||
+        run->size < run->region_size) {
+        return false;
+    }
+    run->first_region = run->address;
+    run->regions = (uint32_t)(run->size / run->region_size);
+    memcpy(run->bitmap, extent + EXTENT_SLAB, sizeof run->bitmap);
+    return true;
+}
+
+static bool read_large(struct jemalloc_heap *jemalloc, struct jemalloc_run *run, uint64_t address) {
+    run->kind = JEMALLOC_LARGE;
+    run->block = address;
+    run->usable = jemalloc_class_size(run->class_);
+    uint64_t pages = run->size - (jemalloc->large_pad && run->size > PAGE ? PAGE : 0);
+    if (jemalloc->layout.page_classes && run->class_ >= JEMALLOC_SMALL_BINS && run->usable > pages) {
+        run->usable = pages; /* its class is the next larger one */
+    }
+    return run->class_ < JEMALLOC_CLASSES && run->usable <= run->size - (address - run->address);
+}
+
+bool jemalloc_read_extent(struct jemalloc_heap *jemalloc, const struct jemalloc_element *element,
+                          struct jemalloc_run *run) {
+    const struct jemalloc_layout *layout = &jemalloc->layout;
+    const uint8_t *extent =
+        element->extent % 64 == 0 ? jemalloc_at(jemalloc, element->extent, EXTENT_SIZE) : NULL;
+    run->header = element->extent;
+    run->element = element->address;
+    run->address = element->page;
+    run->size = PAGE;
+    run->kind = JEMALLOC_BAD;
+    run->problems = 0;
+    run->map_class = element->szind;
+    run->next_region = JEMALLOC_NOT_THERE;
+    run->class_ = JEMALLOC_CLASSES;
+    run->arena = KARST_NONE;
+    run->regions = 0;
+    if (!extent) {
+        return false;
+    }
+    uint64_t bits = jemalloc_word(extent), address = jemalloc_word(extent + EXTENT_ADDR);
+    uint64_t size = jemalloc_word(extent + EXTENT_PAGES) & ~(uint64_t)(PAGE - 1);
+    uint64_t start = address & ~(uint64_t)(PAGE - 1);
+    if (size == 0 || start == 0 || start >= ALL || size > ALL - start) {
+        return false;
+    }
+    run->class_ = bits >> layout->szind_shift & 0xff;
+    run->nfree = bits >> layout->nfree_shift & 0x3ff;
+    run->shard = layout->shard_shift ? bits >> layout->shard_shift & 0x3f : 0;
+    run->arena = (uint32_t)(bits & (JEMALLOC_ARENAS_MAX - 1));
+    if (run->arena == JEMALLOC_ARENAS_MAX - 1) {
+        return false;
+    }
+    run->address = start;
+    run->size = size;
+    unsigned state = bits >> layout->state_shift & ((1u << layout->state_bits) - 1);
+    switch (state) {
+    case STATE_ACTIVE:
+        return bits >> 12 & 1 ? address == start && read_slab(extent, run)
+                              : read_large(jemalloc, run, address);
+    case STATE_DIRTY:
+        run->kind = JEMALLOC_DIRTY;
+        break;
+    case STATE_MUZZY:
+        run->kind = JEMALLOC_MUZZY;
+        break;
+    case STATE_RETAINED:
+        run->kind = JEMALLOC_RETAINED;
+        break;
+    default:
+        run->kind = JEMALLOC_MOVING;
+        return state <= STATE_MERGING;
+    }
+    return true;
+}
+
+bool jemalloc_walk_extents(struct jemalloc_heap *jemalloc, uint64_t start, uint64_t end,
+                           jemalloc_run_fn *visit, void *context) {
+    struct jemalloc_element element;
+    struct jemalloc_run run;
+    uint64_t from = start;
+    while (jemalloc_next_element(jemalloc, from, end, &element)) {
+        bool sensible = jemalloc_read_extent(jemalloc, &element, &run);
+        if (sensible && (run.address < from || element.page - run.address >= run.size)) {
+            /* Of an extent that was passed, or left behind by one that has gone: the tree is not cleared in
+             * between. */
+            from = element.page + PAGE;
+            continue;
+        }
+        if (!sensible) {
+            run.kind = JEMALLOC_BAD;
+            run.address = element.page;
+            run.size = PAGE;
+        }
+        if (!visit(context, &run)) {
+            return false;
+        }
+        from = run.address + run.size;
+    }
+    return true;
+}

@@ -1,0 +1,675 @@
+/* jemalloc 5.x: finding the heap, with or without symbols.
+ *
+ * The radix tree from pages to extents stands in the module's writable data: by symbol, else by its content:
+ * a word leads to a leaf whose elements lead to extents (extent_t, edata_t) whose addresses are the elements'
+ * own places in the tree. The version is the one that the library names, if what was found agrees; else the
+ * row of the table that fits best. The arenas are found by what they are: each knows its number and the
+ * memory it came from. */
+#include "jemalloc.h"
+
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define PAGE            4096u
+#define LEAF_ENTRIES_48 (1u << 18) /* RTREE_NSB 36, in two levels */
+#define NODE_ENTRIES_57 (1u << 15) /* RTREE_NSB 45, in three */
+#define ELEMENTS_TRIED  64u
+#define EXTENTS_SCORED  4096u
+#define BASE_BLOCKS_MAX 65536u
+#define ALL_ADDRESSES   (1ull << 47)
+
+/* ---- the root --------------------------------------------------------------------------------------- */
+
+struct root {
+    uint64_t address;
+    uint8_t lg_vaddr;
+    bool by_symbol;
+};
+
+static uint64_t extend_sign(uint64_t pointer) {
+    return (uint64_t)((int64_t)(pointer << 16) >> 16);
+}
+
+static bool is_data(const struct karst_mapping *mapping) {
+    return (mapping->permissions & KARST_MAPPING_WRITE) && (mapping->permissions & KARST_MAPPING_READ) &&
+           !(mapping->permissions & KARST_MAPPING_SHARED);
+}
+
+/* Are there size bytes of anonymous memory at address? Neighbouring mappings count as one. */
+static bool has_room(const struct karst_target *target, uint64_t address, uint64_t size) {
+    const struct karst_mapping *mapping = karst_target_mapping(target, address);
+    uint64_t end = address + size;
+    if (end < address) {
+        return false;
+    }
+    while (mapping && karst_mapping_is_anonymous(mapping)) {
+        if (mapping->end >= end) {
+            return true;
+        }
+        mapping = karst_target_mapping(target, mapping->end);
+    }
+    return false;
+}
+
+/* Is page in the extent at address? *base: the extent's first page. */
+static bool extent_holds(struct karst_window *window, uint64_t address, uint64_t page, uint64_t mask,
+                         uint64_t *base) {
+    const uint8_t *bytes = karst_window_at(window, address, 24);
+    if (!bytes) {
+        return false;
+    }
+    *base = jemalloc_word(bytes + 8) & ~(uint64_t)(PAGE - 1);
+    uint64_t size = jemalloc_word(bytes + 16) & ~(uint64_t)(PAGE - 1);
+    return size != 0 && *base != 0 && ((page - *base) & mask) < size;
+}
+
+/* Looks at a leaf: do its elements lead to extents of the pages they stand for? The bits of the key above
+ * those that the leaf tells are the extents' own: *key. entry: bytes of an element. */
+static bool is_leaf(struct karst_target *target, struct karst_window *leaf, struct karst_window *window,
+                    uint64_t address, unsigned lg_entries, unsigned entry, uint64_t *key) {
+    uint64_t end = address + ((uint64_t)entry << lg_entries), mask = ((uint64_t)PAGE << lg_entries) - 1;
+    unsigned good = 0, bad = 0;
+    for (uint64_t at = address; at < end && good + bad < ELEMENTS_TRIED && bad <= good + 3;) {
+        const uint8_t *bytes = karst_window_at(leaf, at, 8);
+        uint64_t word = bytes ? jemalloc_word(bytes) : 0;
+        if (!bytes || (word == 0 && at % PAGE == 0)) {
+            uint64_t nothing =
+                bytes ? karst_target_untouched(target, at, end) : karst_target_missing(target, at);
+            if (nothing >= PAGE) {
+                at += (nothing < end - at ? nothing : end - at) / entry * entry;
+                continue;
+            }
+        }
+        uint64_t page = (at - address) / entry * PAGE, base;
+        uint64_t extent = entry == 8 ? extend_sign(word) & ~63ull : word;
+        if (extent != 0) { /* what was cleared keeps a class */
+            bool holds = extent % 64 == 0 && extent_holds(window, extent, page, mask, &base);
+            good += holds;
+            bad += !holds;
+            if (holds && good == 1) {
+                *key = base >> (12 + lg_entries);
+            }
+        }
+        at += entry;
+    }
+    return good > 0 && good >= 4 * bad;
+}
+
+/* The first child of an inner node that is a leaf. */
+static bool is_inner(struct karst_target *target, struct karst_window *node, struct karst_window *leaf,
+                     struct karst_window *window, uint64_t address, uint64_t *key) {
+    for (unsigned i = 0; i < NODE_ENTRIES_57; i++) {
+        const uint8_t *bytes = karst_window_at(node, address + 8ull * i, 8);
+        if (!bytes) {
+            return false;
+        }
+        uint64_t child = jemalloc_word(bytes), below;
+        if (child == 0) {
+            continue;
+        }
+        if (child % 64 != 0 || !has_room(target, child, 16ull * NODE_ENTRIES_57) ||
+            !is_leaf(target, leaf, window, child, 15, 16, &below) || below % NODE_ENTRIES_57 != i) {
+            return false;
+        }
+        *key = below / NODE_ENTRIES_57;
+        return true;
+    }
+    return false;
+}
+
+struct search {
+    struct karst_target *target;
+    const struct karst_module *module;
+    struct karst_window words, node, leaf, extents;
+};
+
+/* Is the word at address, with this value, an element of a radix tree's root? */
+static bool root_at(struct search *search, uint64_t address, uint64_t value, struct root *root) {
+    uint64_t key;
+    if (value == 0 || value % 64 != 0 || value >= ALL_ADDRESSES || value == address) {
+        return false;
+    }
+    uint64_t size = 8;
+    if (has_room(search->target, value, 8ull * LEAF_ENTRIES_48) &&
+        is_leaf(search->target, &search->leaf, &search->extents, value, 18, 8, &key)) {
+        root->lg_vaddr = 48;
+        size *= LEAF_ENTRIES_48;
+    } else if (has_room(search->target, value, 8ull * NODE_ENTRIES_57) &&
+               is_inner(search->target, &search->node, &search->leaf, &search->extents, value, &key)) {
+        root->lg_vaddr = 57;
+        size *= NODE_ENTRIES_57;
+    } else {
+        return false;
+    }
+    root->address = address - 8 * key;
+    return root->address <= address && root->address >= search->module->start &&
+           size <= search->module->end - root->address;
+}
+
+static bool scan_mapping(struct search *search, uint64_t start, uint64_t end, struct root *root) {
+    for (uint64_t at = (start + 7) & ~7ull; at + 8 <= end;) {
+        const uint8_t *bytes = karst_window_at(&search->words, at, 8);
+        if (!bytes || (at % PAGE == 0 && jemalloc_word(bytes) == 0)) {
+            uint64_t nothing = bytes ? karst_target_untouched(search->target, at, end)
+                                     : karst_target_missing(search->target, at);
+            if (nothing >= PAGE) {
+                at = nothing < end - at ? at + nothing : end;
+                continue;
+            }
+        }
+        if (bytes && root_at(search, at, jemalloc_word(bytes), root)) {
+            return true;
+        }
+        at += 8;
+    }
+    return false;
+}
+
+static void open_search(struct search *search, struct karst_target *target,
+                        const struct karst_module *module) {
+    *search = (struct search){.target = target, .module = module};
+    karst_window_open(&search->words, target, 1u << 18);
+    karst_window_open(&search->node, target, 1u << 16);
+    karst_window_open(&search->leaf, target, 1u << 16);
+    karst_window_open(&search->extents, target, PAGE);
+}
+
+static void close_search(struct search *search) {
+    karst_window_close(&search->words);
+    karst_window_close(&search->node);
+    karst_window_close(&search->leaf);
+    karst_window_close(&search->extents);
+}
+
+static bool search_root(struct karst_target *target, const struct karst_module *module, struct root *root) {
+    struct search search;
+    open_search(&search, target, module);
+    bool found = false;
+    for (size_t i = 0; i < target->mapping_count && !found; i++) {
+        const struct karst_mapping *mapping = &target->mappings[i];
+        uint64_t start = mapping->start > module->start ? mapping->start : module->start;
+        uint64_t end = mapping->end < module->end ? mapping->end : module->end;
+        found = start < end && is_data(mapping) && scan_mapping(&search, start, end, root);
+    }
+    close_search(&search);
+    return found;
+}
+
+/* Local names, with the prefixes that builds give them (--with-private-namespace, --with-jemalloc-prefix). */
+static bool symbol_of(struct karst_target *target, struct karst_module *module, const char *name,
+                      struct karst_symbol *symbol) {
+    static const char *const prefixes[] = {"je_", "", "_rjem_je_", "jemalloc_je_", "je_je_"};
+    char text[80];
+    for (size_t i = 0; i < sizeof prefixes / sizeof *prefixes; i++) {
+        snprintf(text, sizeof text, "%s%s", prefixes[i], name);
+        if (karst_module_symbol(target, module, text, symbol) && !symbol->thread_local_) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static const char *base_name(const char *path) {
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+/* Where symbols are worth opening a file: a library of that name, or what it may be linked into. */
+static bool symbols_worth(const struct karst_target *target, const struct karst_module *module) {
+    return strstr(base_name(module->path), "jemalloc") || module == target->executable_module;
+}
+
+/* The tree by its symbol, if it leads to one. */
+static bool root_by_symbol(struct karst_target *target, struct karst_module *module, struct root *root) {
+    struct karst_symbol symbol;
+    uint32_t before = 0;
+    if (!symbols_worth(target, module)) {
+        return false;
+    }
+    if (symbol_of(target, module, "arena_emap_global", &symbol)) {
+        before = 120;
+    } else if (symbol_of(target, module, "extents_rtree", &symbol)) {
+        uint64_t size = symbol.size - 8ull * LEAF_ENTRIES_48;
+        before = size < 256 ? (uint32_t)size : (uint32_t)(symbol.size - 8ull * NODE_ENTRIES_57);
+    } else {
+        return false;
+    }
+    struct search search;
+    open_search(&search, target, module);
+    bool found = scan_mapping(&search, symbol.address, symbol.address + symbol.size, root) &&
+                 root->address == symbol.address + before;
+    close_search(&search);
+    root->by_symbol = found;
+    return found;
+}
+
+/* ---- the version ------------------------------------------------------------------------------------ */
+
+/* JEMALLOC_VERSION, "5.3.0-0-g54eaed1d...", which stays in a stripped library. */
+static bool version_of(struct karst_target *target, struct karst_module *module, char *text, size_t size) {
+    static const char *const needles[] = {"5.3.1-", "5.3.0-", "5.2.1-", "5.2.0-",
+                                          "5.1.0-", "5.0.1-", "5.0.0-"};
+    for (size_t i = 0; i < sizeof needles / sizeof *needles; i++) {
+        unsigned major, minor, patch, more;
+        if (karst_module_find_text(target, module, needles[i], text, size) &&
+            sscanf(text, "%u.%u.%u-%u-g", &major, &minor, &patch, &more) == 4) {
+            *strchr(text, '-') = '\0';
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Is any large block not at the start of its page? One of 64 is by chance, and those aligned to pages are. */
+static bool has_large_pad(struct jemalloc_heap *jemalloc) {
+    uint64_t from = 0;
+    unsigned large = 0;
+    struct jemalloc_element element;
+    while (large < EXTENTS_SCORED && jemalloc_next_element(jemalloc, from, ALL_ADDRESSES, &element)) {
+        struct jemalloc_run run;
+        bool sensible = jemalloc_read_extent(jemalloc, &element, &run) && run.address == element.page;
+        if (sensible && run.kind == JEMALLOC_LARGE) {
+            large++;
+            if (run.block != run.address) {
+                return true;
+            }
+        }
+        from = element.page + (sensible ? run.size : PAGE);
+    }
+    return large == 0;
+}
+
+/* How many of the first extents make sense by the layout in use, of 1000. */
+static unsigned score_extents(struct jemalloc_heap *jemalloc) {
+    unsigned good = 0, met = 0;
+    uint64_t from = 0;
+    struct jemalloc_element element;
+    while (met < EXTENTS_SCORED && jemalloc_next_element(jemalloc, from, ALL_ADDRESSES, &element)) {
+        struct jemalloc_run run;
+        bool sensible = jemalloc_read_extent(jemalloc, &element, &run) && run.address == element.page;
+        if (sensible && run.kind == JEMALLOC_SLAB) {
+            sensible = jemalloc_count_free(&run) == run.nfree && run.class_ == element.szind && element.slab;
+        } else if (sensible) {
+            sensible = !element.slab && (run.kind != JEMALLOC_LARGE || run.class_ == element.szind);
+        }
+        met++;
+        good += sensible;
+        from = sensible && run.size > PAGE ? element.page + run.size : element.page + PAGE;
+    }
+    return met ? good * 1000 / met : 0;
+}
+
+/* ---- arenas ----------------------------------------------------------------------------------------- */
+
+/* The arena at address: its number, and the memory it came from, or false. */
+static bool arena_at(struct jemalloc_heap *jemalloc, uint64_t address, uint32_t *index, uint64_t *base) {
+    const struct jemalloc_layout *layout = &jemalloc->layout;
+    uint64_t block, size;
+    const uint8_t *bytes;
+    if (address % 64 != 0 || !jemalloc_read(jemalloc, address + layout->arena_base, base) || *base % 8 != 0 ||
+        *base == 0 || !(bytes = jemalloc_at(jemalloc, *base, 4))) {
+        return false;
+    }
+    *index = jemalloc_half(bytes);
+    if (layout->arena_index != JEMALLOC_NOT_THERE) {
+        bytes = jemalloc_at(jemalloc, address + layout->arena_index, 4);
+        if (!bytes || jemalloc_half(bytes) != *index) {
+            return false;
+        }
+    }
+    return *index < JEMALLOC_ARENAS_MAX && jemalloc_read(jemalloc, *base + layout->base_blocks, &block) &&
+           block != 0 && block % PAGE == 0 && jemalloc_read(jemalloc, block, &size) && size != 0 &&
+           size % PAGE == 0 && has_room(jemalloc->heap.target, block, size);
+}
+
+struct votes {
+    uint64_t table[16];
+    unsigned count[16];
+    size_t used;
+};
+
+static void vote(struct votes *votes, uint64_t table) {
+    size_t i = 0;
+    while (i < votes->used && votes->table[i] != table) {
+        i++;
+    }
+    if (i == sizeof votes->table / sizeof *votes->table) {
+        return;
+    }
+    if (i == votes->used) {
+        votes->table[votes->used++] = table;
+        votes->count[i] = 0;
+    }
+    votes->count[i]++;
+}
+
+/* The table of arenas (je_arenas): most words of the module's data that lead to an arena are in it. *count:
+ * how many. 0: not found. */
+static uint64_t search_arenas(struct jemalloc_heap *jemalloc, unsigned *count) {
+    struct karst_target *target = jemalloc->heap.target;
+    struct votes votes = {.used = 0};
+    struct karst_window window;
+    karst_window_open(&window, target, 1u << 18);
+    for (size_t i = 0; i < target->mapping_count; i++) {
+        const struct karst_mapping *mapping = &target->mappings[i];
+        if (mapping->start >= jemalloc->module->end || mapping->end <= jemalloc->module->start ||
+            !is_data(mapping)) {
+            continue;
+        }
+        for (uint64_t at = mapping->start; at + 8 <= mapping->end && at < jemalloc->module->end;) {
+            const uint8_t *bytes = karst_window_at(&window, at, 8);
+            uint64_t word = bytes ? jemalloc_word(bytes) : 0, base;
+            if (word == 0 && at % PAGE == 0) {
+                uint64_t nothing = bytes ? karst_target_untouched(target, at, mapping->end)
+                                         : karst_target_missing(target, at);
+                if (nothing >= PAGE) {
+                    at = nothing < mapping->end - at ? at + nothing : mapping->end;
+                    continue;
+                }
+            }
+            uint32_t index;
+            if (word && word % 64 == 0 && word < ALL_ADDRESSES && arena_at(jemalloc, word, &index, &base)) {
+                vote(&votes, at - 8ull * index);
+            }
+            at += 8;
+        }
+    }
+    karst_window_close(&window);
+    *count = 0;
+    uint64_t best = 0;
+    for (size_t i = 0; i < votes.used; i++) {
+        if (votes.count[i] > *count) {
+            *count = votes.count[i];
+            best = votes.table[i];
+        }
+    }
+    return best;
+}
+
+bool jemalloc_make_arenas(struct jemalloc_heap *jemalloc, size_t count) {
+    size_t before = jemalloc->heap.arena_count;
+    if (count <= before) {
+        return true;
+    }
+    struct karst_arena *rows = realloc(jemalloc->heap.arenas, count * sizeof *rows);
+    if (rows) {
+        jemalloc->heap.arenas = rows;
+    }
+    struct jemalloc_arena *arenas = realloc(jemalloc->arenas, count * sizeof *arenas);
+    if (arenas) {
+        jemalloc->arenas = arenas;
+    }
+    if (!rows || !arenas) {
+        return false;
+    }
+    for (size_t i = before; i < count; i++) {
+        rows[i] = (struct karst_arena){0};
+        arenas[i] = (struct jemalloc_arena){.first_bin = KARST_NONE};
+        snprintf(rows[i].name, sizeof rows[i].name, "%zu", i);
+    }
+    jemalloc->heap.arena_count = count;
+    return true;
+}
+
+static bool is_locked(struct jemalloc_heap *jemalloc, uint64_t mutex) {
+    const uint8_t *bytes;
+    uint16_t locked = jemalloc->layout.mutex_locked;
+    return locked != (JEMALLOC_NOT_THERE & 0xffff) && (bytes = jemalloc_at(jemalloc, mutex + locked, 1)) &&
+           *bytes == 1;
+}
+
+static void read_arena(struct jemalloc_heap *jemalloc, uint64_t address, uint32_t index, uint64_t base) {
+    const struct jemalloc_layout *layout = &jemalloc->layout;
+    struct jemalloc_arena *arena = &jemalloc->arenas[index];
+    struct karst_arena *row = &jemalloc->heap.arenas[index];
+    arena->address = row->address = address;
+    const uint8_t *bytes = jemalloc_at(jemalloc, address, 8);
+    if (bytes) {
+        /* Those for the program's own use; [1] counts the allocator's internal use. */
+        row->attached_threads = jemalloc_half(bytes);
+    }
+    jemalloc_read(jemalloc, address + layout->arena_internal, &arena->internal);
+    jemalloc_read(jemalloc, base + layout->base_allocated, &arena->base_allocated);
+    jemalloc_read(jemalloc, base + layout->base_mapped, &arena->base_mapped);
+    for (int i = 0; i < 3; i++) {
+        row->locked |= is_locked(jemalloc, address + layout->arena_mutex[i]);
+    }
+}
+
+/* The memory that an arena has for itself. */
+static bool add_base_blocks(struct jemalloc_heap *jemalloc, uint32_t index, uint64_t base) {
+    uint64_t block, size;
+    if (!jemalloc_read(jemalloc, base + jemalloc->layout.base_blocks, &block)) {
+        return true;
+    }
+    for (unsigned i = 0; block != 0 && i < BASE_BLOCKS_MAX; i++) {
+        if (block % PAGE != 0 || !jemalloc_read(jemalloc, block, &size) || size == 0 || size % PAGE != 0 ||
+            !has_room(jemalloc->heap.target, block, size)) {
+            return true;
+        }
+        if (!jemalloc_add_extent(jemalloc, block, block + size, index, KARST_EXTENT_OWN)) {
+            return false;
+        }
+        if (!jemalloc_read(jemalloc, block + 8, &block)) {
+            return true;
+        }
+    }
+    return true;
+}
+
+static bool read_arenas(struct jemalloc_heap *jemalloc) {
+    for (uint32_t i = 0; i < JEMALLOC_ARENAS_MAX - 1 && jemalloc->arenas_at; i++) {
+        uint64_t address, base;
+        uint32_t index;
+        if (!jemalloc_read(jemalloc, jemalloc->arenas_at + 8ull * i, &address)) {
+            break;
+        }
+        if (address == 0 || !arena_at(jemalloc, address, &index, &base) || index != i) {
+            continue;
+        }
+        if (!jemalloc_make_arenas(jemalloc, i + 1)) {
+            return false;
+        }
+        read_arena(jemalloc, address, i, base);
+        if (!add_base_blocks(jemalloc, i, base)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* ---- the layout ------------------------------------------------------------------------------------- */
+
+static bool fits_version(const struct jemalloc_layout *layout, const char *version) {
+    /* 5.2.0 and 5.2.1 agree in what is used here. */
+    return version && strncmp(layout->version, version, strcmp(layout->version, "5.2.1") == 0 ? 4 : 5) == 0;
+}
+
+/* Chooses the row that fits what was found best; one that is for the version that the library names, if it
+ * fits as well as any. False: none does. */
+static bool choose_layout(struct jemalloc_heap *jemalloc, const struct root *root, const char *version,
+                          const char **how) {
+    unsigned best = 0;
+    const struct jemalloc_layout *chosen = NULL;
+    uint64_t chosen_arenas = 0;
+    for (size_t i = 0; i < jemalloc_layout_count; i++) {
+        unsigned arenas = 0;
+        if (jemalloc_layouts[i].lg_vaddr != root->lg_vaddr) {
+            continue;
+        }
+        jemalloc->layout = jemalloc_layouts[i];
+        unsigned score = score_extents(jemalloc);
+        if (score < 500) {
+            continue;
+        }
+        uint64_t table = search_arenas(jemalloc, &arenas);
+        score += (table ? 2000 : 0) + (fits_version(&jemalloc_layouts[i], version) ? 1000 : 0);
+        if (score > best) {
+            best = score;
+            chosen = &jemalloc_layouts[i];
+            chosen_arenas = table;
+        }
+    }
+    if (!chosen) {
+        return false;
+    }
+    jemalloc->layout = *chosen;
+    jemalloc->large_pad = has_large_pad(jemalloc);
+    jemalloc->arenas_at = chosen_arenas;
+    *how = !version                        ? "the row of the table that fits what was found"
+           : fits_version(chosen, version) ? "table, by the version the library names"
+                                           : "the row that fits best: the version named is not in the table";
+    snprintf(jemalloc->heap.version, sizeof jemalloc->heap.version, "%.20s",
+             version ? version : chosen->version);
+    return true;
+}
+
+/* ---- threads inside --------------------------------------------------------------------------------- */
+
+static bool thread_inside(struct jemalloc_heap *jemalloc, const struct karst_thread *thread) {
+    static const char *const functions[] = {"malloc",   "free",     "calloc",         "realloc",
+                                            "memalign", "mallocx",  "posix_memalign", "aligned_alloc",
+                                            "rallocx",  "sdallocx", "dallocx",        "mallctl"};
+    struct karst_target *target = jemalloc->heap.target;
+    uint64_t words[256];
+    size_t bytes =
+        thread->stack_pointer ? karst_target_read(target, thread->stack_pointer, words, sizeof words) : 0;
+    const struct karst_module *module = jemalloc->module;
+    /* Its functions call one another: anywhere in a library of that name is inside. */
+    bool library = module && strstr(base_name(module->path), "jemalloc");
+    if (library && thread->program_counter - module->start < module->end - module->start) {
+        return true;
+    }
+    for (size_t f = 0; module && f < sizeof functions / sizeof *functions; f++) {
+        struct karst_symbol symbol;
+        if (!karst_module_symbol(target, jemalloc->module, functions[f], &symbol) || symbol.size == 0) {
+            continue;
+        }
+        if (thread->program_counter - symbol.address < symbol.size) {
+            return true;
+        }
+        for (size_t i = 0; i < bytes / 8; i++) {
+            if (words[i] - symbol.address - 1 < symbol.size) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+static bool note_flux(struct jemalloc_heap *jemalloc) {
+    const struct karst_target *target = jemalloc->heap.target;
+    bool running = !target->stopped && target->kind == KARST_TARGET_PROCESS;
+    for (size_t i = 0; i < target->thread_count; i++) {
+        const struct karst_thread *thread = &target->threads[i];
+        bool died = i == 0 && target->kind == KARST_TARGET_CORE &&
+                    (thread->signal == SIGABRT || thread->signal == SIGSEGV || thread->signal == SIGBUS);
+        if (!thread_inside(jemalloc, thread)) {
+            continue;
+        }
+        jemalloc->inside |= !died;
+        if (!karst_facts_add(&jemalloc->heap.facts, died ? "died" : "inside malloc", 0,
+                             died ? "thread %" PRId64
+                                    " died inside the allocator, most likely of damage it met"
+                                  : "thread %" PRId64 " is, or was a moment ago, inside the allocator",
+                             thread->tid)) {
+            return false;
+        }
+    }
+    jemalloc->heap.in_flux = running || jemalloc->inside;
+    jemalloc->inside = jemalloc->heap.in_flux;
+    return true;
+}
+
+/* ---- putting it together ---------------------------------------------------------------------------- */
+
+struct jemalloc_heap *jemalloc_open(struct karst *session, struct karst_module *module) {
+    struct jemalloc_heap *jemalloc = calloc(1, sizeof *jemalloc);
+    if (!jemalloc) {
+        return NULL;
+    }
+    jemalloc->heap.allocator = &karst_jemalloc;
+    jemalloc->heap.session = session;
+    jemalloc->heap.target = session->target;
+    jemalloc->module = module;
+    karst_window_open(&jemalloc->nodes, session->target, 1u << 16);
+    karst_window_open(&jemalloc->leaves, session->target, 1u << 16);
+    return jemalloc;
+}
+
+bool jemalloc_hand_over(struct karst *session, struct jemalloc_heap *jemalloc, struct karst_error *error) {
+    unsigned count = 1;
+    if (!note_flux(jemalloc)) {
+        jemalloc_close(&jemalloc->heap);
+        return karst_fail_memory(error);
+    }
+    for (size_t i = 0; i < session->heap_count; i++) {
+        count += session->heaps[i]->allocator == &karst_jemalloc;
+    }
+    if (count == 1) {
+        snprintf(jemalloc->heap.name, sizeof jemalloc->heap.name, "jemalloc");
+    } else {
+        snprintf(jemalloc->heap.name, sizeof jemalloc->heap.name, "jemalloc #%u (%.20s)", count,
+                 jemalloc->module ? base_name(jemalloc->module->path) : "?");
+    }
+    if (!karst_session_add_heap(session, &jemalloc->heap)) {
+        jemalloc_close(&jemalloc->heap);
+        return karst_fail_memory(error);
+    }
+    return true;
+}
+
+static bool add_facts(struct jemalloc_heap *jemalloc, const struct root *root, const char *how) {
+    struct karst_facts *facts = &jemalloc->heap.facts;
+    return karst_facts_add(facts, "library", 0, "%s", jemalloc->module->path) &&
+           karst_facts_add(facts, "layout", 0, "%s; %s", how, jemalloc->layout.configuration) &&
+           karst_facts_add(facts, "radix tree", root->address, "%s",
+                           root->by_symbol ? "by symbol" : "found by structure") &&
+           (jemalloc->arenas_at
+                ? karst_facts_add(facts, "arenas", jemalloc->arenas_at, "found by structure")
+                : karst_facts_add(facts, "arenas", 0,
+                                  "not found: threads' caches count as live, metadata is not counted"));
+}
+
+/* Makes a heap of a tree's root. */
+static bool add_root(struct karst *session, struct karst_module *module, const struct root *root,
+                     struct karst_error *error) {
+    char version[64];
+    const char *how = "";
+    struct jemalloc_heap *jemalloc = jemalloc_open(session, module);
+    if (!jemalloc) {
+        return karst_fail_memory(error);
+    }
+    jemalloc->rtree_root = root->address;
+    jemalloc->large_pad = true;
+    bool named = version_of(session->target, module, version, sizeof version);
+    if (!choose_layout(jemalloc, root, named ? version : NULL, &how)) {
+        karst_target_remark(session->target,
+                            "%s has a jemalloc of a version that is not known (known: 5.1 to 5.3): left out",
+                            module->path);
+        jemalloc_close(&jemalloc->heap);
+        return true;
+    }
+    if (!add_facts(jemalloc, root, how) || !read_arenas(jemalloc) || !jemalloc_make_extents(jemalloc) ||
+        !jemalloc_make_bins(jemalloc) || !jemalloc_find_tcaches(jemalloc)) {
+        jemalloc_close(&jemalloc->heap);
+        return karst_fail_memory(error);
+    }
+    return jemalloc_hand_over(session, jemalloc, error);
+}
+
+bool jemalloc_find(struct karst *session, struct karst_error *error) {
+    struct karst_target *target = session->target;
+    for (size_t i = 0; i < target->module_count; i++) {
+        struct karst_module *module = &target->modules[i];
+        struct root root = {0};
+        if ((root_by_symbol(target, module, &root) || search_root(target, module, &root)) &&
+            !add_root(session, module, &root, error)) {
+            return false;
+        }
+    }
+    return jemalloc_find_chunks(session, error);
+}

@@ -1,0 +1,319 @@
+/* jemalloc: the threads' caches. Each arena has a ring of those of its threads (tcache_ql), so no thread's
+ * own memory need be looked at to find them; which thread it is tells the thread pointer behind it. Facts:
+ * include/jemalloc/internal/tcache_structs.h, cache_bin.h. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "jemalloc.h"
+
+#define NONE16        (JEMALLOC_NOT_THERE & 0xffff)
+#define TCACHES_MAX   65536u
+#define TLS_SPAN      (64u << 10) /* how far below its thread pointer a thread's cache may be */
+#define SMALL_CLASSES 36u
+
+static bool know(const struct jemalloc_heap *jemalloc, uint64_t address) {
+    for (size_t i = 0; i < jemalloc->tcache_count; i++) {
+        if (jemalloc->tcaches[i].address == address) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The thread whose thread-local memory address is in: x86-64 has it below the thread pointer. */
+static int64_t owner_of(const struct karst_target *target, uint64_t address) {
+    int64_t owner = 0;
+    uint64_t nearest = TLS_SPAN;
+    for (size_t i = 0; i < target->thread_count; i++) {
+        uint64_t distance = target->threads[i].thread_pointer - address;
+        if (distance < nearest) {
+            nearest = distance;
+            owner = target->threads[i].tid;
+        }
+    }
+    return owner;
+}
+
+uint64_t jemalloc_tcache_class_size(const struct jemalloc_heap *jemalloc, uint32_t index) {
+    /* 3.x: 28 small classes, then pages. */
+    return jemalloc->layout.major == 3 && index >= 28 ? 4096ull * (index - 27) : jemalloc_class_size(index);
+}
+
+/* ---- what is in a bin ------------------------------------------------------------------------------- */
+
+/* Address of bin index in the tcache; 0: it has no such bin. */
+static uint64_t bin_at(const struct jemalloc_heap *jemalloc, const struct jemalloc_tcache *tcache,
+                       uint32_t index) {
+    const struct jemalloc_layout *layout = &jemalloc->layout;
+    if (index >= layout->tcache_classes) {
+        return 0;
+    }
+    if (layout->tcache_large != NONE16 && index >= SMALL_CLASSES) {
+        return tcache->address + layout->tcache_large +
+               (uint64_t)(index - SMALL_CLASSES) * layout->tcache_bin_size;
+    }
+    return tcache->address + layout->tcache_bins + (uint64_t)index * layout->tcache_bin_size;
+}
+
+/* Where the pointers of a bin are: [*from, *from + 8 * *count). False: not there, or no sense. */
+static bool stack_of(struct jemalloc_heap *jemalloc, const struct jemalloc_tcache *tcache, uint32_t index,
+                     uint64_t *from, uint32_t *count) {
+    const struct jemalloc_layout *layout = &jemalloc->layout;
+    uint64_t address = bin_at(jemalloc, tcache, index);
+    const uint8_t *bin = address ? jemalloc_at(jemalloc, address, layout->tcache_bin_size) : NULL;
+    *count = 0;
+    if (!bin) {
+        return false;
+    }
+    if (layout->stack_by_head) {
+        uint16_t empty;
+        memcpy(&empty, bin + 20, sizeof empty); /* low_bits_empty */
+        *from = jemalloc_word(bin);
+        *count = (uint16_t)(empty - *from) / 8u;
+        return *from % 8 == 0 && empty % 8 == 0;
+    }
+    if (layout->major == 5) {
+        *count = jemalloc_half(bin + 4);
+        *from = jemalloc_word(bin + 16) - 8ull * *count; /* avail, which the stack lies below */
+    } else {
+        *count = jemalloc_half(bin + 16);
+        *from = jemalloc_word(bin + 24);
+        *from -= layout->stack_below ? 8ull * *count : 0;
+    }
+    return *count <= JEMALLOC_STACK_MAX;
+}
+
+bool jemalloc_tcache_items(struct jemalloc_heap *jemalloc, const struct jemalloc_tcache *tcache,
+                           uint32_t index, uint64_t *items, uint32_t capacity, uint32_t *count) {
+    uint64_t from;
+    if (!stack_of(jemalloc, tcache, index, &from, count)) {
+        return false;
+    }
+    uint32_t read = *count < capacity ? *count : capacity;
+    return read == 0 || karst_target_read_all(jemalloc->heap.target, from, items, 8ull * read);
+}
+
+/* ---- finding ---------------------------------------------------------------------------------------- */
+
+static struct karst_bin *add_bin(struct jemalloc_heap *jemalloc) {
+    size_t count = jemalloc->heap.bin_count;
+    struct karst_bin *bins = realloc(jemalloc->heap.bins, (count + 1) * sizeof *bins);
+    if (!bins) {
+        return NULL;
+    }
+    jemalloc->heap.bins = bins;
+    jemalloc->heap.bin_count++;
+    return &bins[count];
+}
+
+static bool load_bin(struct jemalloc_heap *jemalloc, struct jemalloc_tcache *tcache, uint32_t index,
+                     uint64_t *items) {
+    uint32_t count;
+    bool sensible = jemalloc_tcache_items(jemalloc, tcache, index, items, JEMALLOC_STACK_MAX, &count);
+    if (sensible && count == 0) {
+        return true;
+    }
+    if (!sensible && count == 0) {
+        return true;
+    }
+    struct karst_bin *bin = add_bin(jemalloc);
+    if (!bin) {
+        return false;
+    }
+    uint32_t row = (uint32_t)(bin - jemalloc->heap.bins);
+    *bin =
+        (struct karst_bin){.arena = tcache->arena, .owner = tcache->tid, .cache = true, .damaged = !sensible};
+    bin->smallest = bin->largest = jemalloc_tcache_class_size(jemalloc, index);
+    snprintf(bin->kind, sizeof bin->kind, "tcache");
+    if (tcache->tid > 0) {
+        snprintf(bin->name, sizeof bin->name, "tcache 0x%" PRIx64 " thread %" PRId64, bin->smallest,
+                 tcache->tid);
+    } else {
+        snprintf(bin->name, sizeof bin->name, "tcache 0x%" PRIx64 " at 0x%" PRIx64, bin->smallest,
+                 tcache->address);
+    }
+    tcache->bins++;
+    if (!sensible) {
+        return true;
+    }
+    bin->blocks = count;
+    bin->bytes = count * bin->smallest;
+    for (uint32_t i = 0; i < count; i++) {
+        if (!jemalloc_add_cached(jemalloc, items[i], row)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* The memory of the bins' stacks is a block of the heap, but no program's. */
+static bool add_stack(struct jemalloc_heap *jemalloc, const struct jemalloc_tcache *tcache, uint64_t ring) {
+    const struct jemalloc_layout *layout = &jemalloc->layout;
+    uint64_t address;
+    if (layout->own_stack != NONE16) {
+        return !jemalloc_read(jemalloc, ring + layout->own_stack, &address) || address == 0 ||
+               jemalloc_add_cached(jemalloc, address, KARST_NONE);
+    }
+    if (layout->own_data &&
+        jemalloc_read(jemalloc, tcache->address + (uint64_t)(int64_t)layout->own_data, &address) && address &&
+        !jemalloc_add_cached(jemalloc, address, KARST_NONE)) {
+        return false;
+    }
+    /* Before 5.3: the first bin's stack begins where the memory does, and avail is its end. */
+    struct jemalloc_run run;
+    const uint8_t *bin = jemalloc_at(jemalloc, bin_at(jemalloc, tcache, 0), layout->tcache_bin_size);
+    uint64_t avail = bin ? jemalloc_word(bin + (layout->major == 5 ? 16 : 24)) : 0;
+    bool is_start;
+    if (avail < 8 || !jemalloc_run_of(jemalloc, avail - 8, &run)) {
+        return true;
+    }
+    if (run.kind == JEMALLOC_LARGE) {
+        return jemalloc_add_cached(jemalloc, run.block, KARST_NONE);
+    }
+    uint32_t region =
+        run.kind == JEMALLOC_SLAB ? jemalloc_region_of(&run, avail - 8, &is_start) : JEMALLOC_NOT_THERE;
+    return region == JEMALLOC_NOT_THERE ||
+           jemalloc_add_cached(jemalloc, run.first_region + region * run.region_size, KARST_NONE);
+}
+
+static bool add_tcache(struct jemalloc_heap *jemalloc, uint64_t address, uint64_t ring, uint32_t arena,
+                       uint64_t *items) {
+    struct jemalloc_tcache *tcaches =
+        realloc(jemalloc->tcaches, (jemalloc->tcache_count + 1) * sizeof *tcaches);
+    if (!tcaches) {
+        return false;
+    }
+    jemalloc->tcaches = tcaches;
+    struct jemalloc_tcache *tcache = &tcaches[jemalloc->tcache_count++];
+    *tcache = (struct jemalloc_tcache){.address = address,
+                                       .tid = owner_of(jemalloc->heap.target, address),
+                                       .arena = arena,
+                                       .first_bin = (uint32_t)jemalloc->heap.bin_count};
+    for (uint32_t i = 0; i < jemalloc->layout.tcache_classes; i++) {
+        if (!load_bin(jemalloc, tcache, i, items)) {
+            return false;
+        }
+    }
+    return add_stack(jemalloc, tcache, ring);
+}
+
+static bool follow_ring(struct jemalloc_heap *jemalloc, uint32_t arena, uint64_t *items) {
+    const struct jemalloc_layout *layout = &jemalloc->layout;
+    uint64_t first, at;
+    if (!jemalloc_read(jemalloc, jemalloc->arenas[arena].address + layout->arena_tcaches, &first) ||
+        first == 0) {
+        return true;
+    }
+    at = first;
+    for (unsigned i = 0; i < TCACHES_MAX; i++) {
+        uint64_t tcache = at;
+        if (layout->ring_to_tcache != NONE16 &&
+            !jemalloc_read(jemalloc, at + layout->ring_to_tcache, &tcache)) {
+            return true;
+        }
+        if (tcache == 0 || tcache % 8 != 0 || know(jemalloc, tcache)) {
+            return true;
+        }
+        if (!add_tcache(jemalloc, tcache, at, arena, items)) {
+            return false;
+        }
+        if (!jemalloc_read(jemalloc, at + layout->ring_link, &at) || at == first) {
+            return true;
+        }
+    }
+    return true;
+}
+
+/* Is a tcache_t at address? One points back at itself. *ring: what the ring would lead to. */
+static bool is_tcache(struct jemalloc_heap *jemalloc, struct karst_window *window, uint64_t address,
+                      uint64_t *ring) {
+    const struct jemalloc_layout *layout = &jemalloc->layout;
+    const uint8_t *bytes;
+    if (layout->ring_to_tcache != NONE16) {
+        bytes = karst_window_at(window, address, 8);
+        *ring = bytes ? jemalloc_word(bytes) : 0;
+        if (*ring % 8 != 0 || *ring == 0 || (address - *ring > TLS_SPAN && *ring - address > TLS_SPAN)) {
+            return false;
+        }
+        bytes = karst_window_at(window, *ring + layout->ring_to_tcache, 8);
+        return bytes && jemalloc_word(bytes) == address;
+    }
+    *ring = address;
+    bytes = layout->tcache_self ? karst_window_at(window, address + layout->tcache_self, 8) : NULL;
+    return bytes && jemalloc_word(bytes) == address + layout->tcache_bins;
+}
+
+static bool scan_for_tcaches(struct jemalloc_heap *jemalloc, uint64_t start, uint64_t end, uint64_t *items) {
+    struct karst_window window;
+    karst_window_open(&window, jemalloc->heap.target, 1u << 16);
+    bool fine = true;
+    for (uint64_t at = start; fine && at + 8 <= end; at += 8) {
+        uint64_t ring;
+        if (is_tcache(jemalloc, &window, at, &ring) && !know(jemalloc, at)) {
+            fine = add_tcache(jemalloc, at, ring, KARST_NONE, items);
+            struct jemalloc_tcache *tcache = &jemalloc->tcaches[jemalloc->tcache_count - 1];
+            for (uint32_t i = tcache->first_bin; fine && tcache->tid == 0 && i < jemalloc->heap.bin_count;
+                 i++) {
+                jemalloc->heap.bins[i].owner = -1;
+            }
+            tcache->tid = tcache->tid ? tcache->tid : -1;
+        }
+    }
+    karst_window_close(&window);
+    return fine;
+}
+
+static bool in_extent(const struct jemalloc_heap *jemalloc, uint64_t address) {
+    for (size_t i = 0; i < jemalloc->heap.extent_count; i++) {
+        if (address >= jemalloc->heap.extents[i].start && address < jemalloc->heap.extents[i].end) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The child of a fork has its parent's other threads' caches in their stacks' mappings, and nobody will ever
+ * use what is in them: the rings forgot them (src/tcache.c, tcache_postfork_child()). */
+static bool find_lost(struct jemalloc_heap *jemalloc, uint64_t *items) {
+    const struct karst_target *target = jemalloc->heap.target;
+    for (size_t i = 0; i < target->mapping_count; i++) {
+        const struct karst_mapping *mapping = &target->mappings[i];
+        if (!karst_mapping_is_anonymous(mapping) || in_extent(jemalloc, mapping->start)) {
+            continue;
+        }
+        uint64_t from = mapping->end - mapping->start > TLS_SPAN ? mapping->end - TLS_SPAN : mapping->start;
+        if (!scan_for_tcaches(jemalloc, from, mapping->end, items)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static int compare_cached(const void *a, const void *b) {
+    const struct jemalloc_cached *x = a, *y = b;
+    return x->address != y->address ? (x->address < y->address ? -1 : 1)
+                                    : (x->bin < y->bin ? -1 : x->bin > y->bin);
+}
+
+bool jemalloc_find_tcaches(struct jemalloc_heap *jemalloc) {
+    uint64_t *items = malloc(JEMALLOC_STACK_MAX * sizeof *items);
+    bool fine = items != NULL;
+    for (uint32_t i = 0; fine && i < jemalloc->heap.arena_count; i++) {
+        fine = jemalloc->arenas[i].address == 0 || follow_ring(jemalloc, i, items);
+    }
+    fine = fine && find_lost(jemalloc, items);
+    free(items);
+    if (jemalloc->cached_count) {
+        qsort(jemalloc->cached, jemalloc->cached_count, sizeof *jemalloc->cached, compare_cached);
+    }
+    if (!fine) {
+        return false;
+    }
+    return jemalloc->tcache_count
+               ? karst_facts_add(&jemalloc->heap.facts, "tcache", 0,
+                                 "%zu found, in the rings of their arenas", jemalloc->tcache_count)
+               : karst_facts_add(&jemalloc->heap.facts, "tcache", 0,
+                                 "none found: switched off, or not used yet");
+}

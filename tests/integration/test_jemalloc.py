@@ -1,0 +1,39 @@
+"""jemalloc, preloaded: the walker's live blocks are the ledger's, its totals jemalloc's own, and a healthy heap has
+no findings; with the symbols that the library has, and with none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from karst_command import Target
+from karst_heaps import assert_exact, assert_healthy, start
+from karst_jemalloc import HEAPS, LIBRARY, read_mallctl, totals_of_karst
+from karst_libcs import SYSTEM, Ways
+
+pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason=f"no {LIBRARY}")
+
+WAYS: Ways = {"symbols": [], "no symbols": ["--no-symbols"]}
+
+
+@pytest.mark.parametrize("end", ["process", "core"])
+@pytest.mark.parametrize("name", HEAPS)
+def test_live_blocks(name: str, end: str, directory: Path) -> None:
+    assert_exact(HEAPS[name], SYSTEM, end, directory, WAYS)
+
+
+@pytest.mark.parametrize("name", HEAPS)
+def test_healthy(name: str, directory: Path) -> None:
+    assert_healthy(HEAPS[name], SYSTEM, directory, WAYS)
+
+
+# A forked child has others' caches no more, and its totals were taken before it was one.
+@pytest.mark.parametrize("name", [name for name in HEAPS if name != "forked"])
+def test_totals_are_jemallocs_own(name: str, directory: Path) -> None:
+    with start(HEAPS[name], SYSTEM, directory) as program:
+        told = read_mallctl(directory)
+        found = totals_of_karst(Target.process(program.pid))
+    for size, (slabs, regions) in told.bins.items():
+        assert found.bins.get(size, (0, 0)) == (slabs, regions), f"class {size}"
+    for name_, value in told.totals.items():
+        assert found.totals[name_] == value, f"{name_}: {found.totals}, jemalloc {told.totals}"
