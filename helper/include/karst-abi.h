@@ -215,8 +215,9 @@ enum karst_event_kind {
                              thread's     next event for realloc tells what came of it */
     KARST_EVENT_MOVED, /* what realloc gave: a new place or the old one, 0: it failed, the old block lives on
                         */
-    KARST_EVENT_WIDE,  /* the upper bits of the next record: address in the first word, size in the
-                          second, each shifted down by what the record itself holds */
+    KARST_EVENT_RELEASED, /* realloc(block, 0) freed it: the end of a move */
+    KARST_EVENT_WIDE,     /* the upper bits of the next record: address in the first word, size in the
+                             second, each shifted down by what the record itself holds */
     KARST_EVENT_KINDS
 };
 
@@ -240,6 +241,9 @@ struct karst_ring {
     uint64_t ended;  /* 1: another thread was seen to take its place, the thread is gone */
     uint32_t site_kind;
     uint32_t group_bytes;
+    uint32_t image; /* number of the first ring of this program in the process: exec begins another. A file
+                       karst-PID-IMAGE.maps beside the rings is its /proc/PID/maps */
+    uint32_t reserved;
     /* Two moments on both clocks: ticks of the records' clock, and nanoseconds since 1970. */
     uint64_t ticks[2];
     uint64_t nanoseconds[2];
@@ -250,10 +254,12 @@ struct karst_ring {
 /* ---- call sites ----------------------------------------------------------------------------------- */
 
 enum karst_site_kind {
-    KARST_SITE_ADDRESS, /* a site is the return address */
-    KARST_SITE_STACK    /* a site is the index of a stack in the table: site * 8 is the offset of a
-                           struct karst_stack in it. 0: unknown */
+    KARST_SITE_ADDRESS, /* a site is the return address; 0: unknown */
+    KARST_SITE_STACK    /* a site with bit KARST_SITE_STACK_BIT, whose other bits times 8 are an offset in the
+                           table of stacks, stands for the struct karst_stack there; any other is an address */
 };
+
+#define KARST_SITE_STACK_BIT (UINT64_C(1) << 47)
 
 struct karst_stack {
     uint32_t hash;

@@ -4,7 +4,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "marks.h"
 #include "preload.h"
+#include "recorder.h"
 
 /* On a page of its own, wherever pages are up to 64 KiB. */
 struct karst_control karst_control __attribute__((aligned(65536)));
@@ -82,8 +84,52 @@ static void take_action(const char *text) {
     complain("KARST_ACTION", text, "actions are log, stop, core and abort");
 }
 
+/* KARST_RECORDER: bytes of each thread's ring. */
+static void take_recorder(const char *text) {
+    const char *end = text;
+    uint64_t bytes = 0;
+    if (!karst_trap_parse_size(text, &bytes, &end) || *end || bytes > UINT64_C(1) << 40) {
+        complain("KARST_RECORDER", text, "a size is wanted, like 1M: each thread keeps so much of its past");
+        return;
+    }
+    karst_control.recorder_bytes = bytes;
+    karst_control.wanted |= bytes ? KARST_GATE_RECORD : 0;
+}
+
+/* KARST_RECORDER_DIRECTORY: where rings are files. Programs change directory: it has to be absolute. */
+static void take_directory(const char *text) {
+    if (*text != '/' || strlen(text) >= sizeof karst_control.directory - 64) {
+        complain("KARST_RECORDER_DIRECTORY", text, "an absolute path is wanted, of less than 190 characters");
+        return;
+    }
+    strcpy(karst_control.directory, text);
+}
+
+/* KARST_STACKS: frames of each call. */
+static void take_stacks(const char *text) {
+    const char *end = text;
+    uint64_t depth = 0;
+    if (!karst_trap_parse_size(text, &depth, &end) || *end || depth > 64) {
+        complain("KARST_STACKS", text, "a number of frames is wanted, up to 64");
+        return;
+    }
+    karst_control.stack_depth = (uint32_t)depth;
+}
+
 static void take_environment(void) {
     const char *text;
+    if ((text = variable("KARST_RECORDER_DIRECTORY")) && *text) {
+        take_directory(text);
+    }
+    if ((text = variable("KARST_RECORDER"))) {
+        take_recorder(text);
+    }
+    if ((text = variable("KARST_STACKS"))) {
+        take_stacks(text);
+    }
+    if ((text = variable("KARST_MARK")) && strcmp(text, "1") == 0) {
+        karst_control.wanted |= KARST_GATE_MARK;
+    }
     if ((text = variable("KARST_TRAP"))) {
         take_traps(text);
     }
@@ -105,12 +151,34 @@ static void prepare_traps(void) {
         if (trap->conditions & KARST_IF_EVENT) {
             karst_control.count_events = 1;
         }
+        if (trap->conditions & KARST_IF_FAULT) {
+            karst_control.wanted |= KARST_GATE_MARK;
+        }
         trap->caller[sizeof trap->caller - 1] = '\0';
         if (trap->conditions & KARST_IF_CALLER && *trap->caller && module_named(trap->caller, &module)) {
             trap->caller_low = module.start;
             trap->caller_high = module.end;
         }
     }
+}
+
+/* The parts that are wanted and can be had; marks stay on once there are any: what is marked has to be taken
+ * back as such. */
+static uint32_t parts_on(void) {
+    struct karst_control *control = &karst_control;
+    uint32_t parts = control->wanted & (KARST_GATE_RECORD | KARST_GATE_MARK);
+    if (control->map) {
+        parts |= KARST_GATE_MARK;
+    }
+    if (parts & KARST_GATE_MARK && !marks_open()) {
+        system_say("no memory for the map of marks: nothing is marked");
+        control->wanted &= ~(uint32_t)KARST_GATE_MARK;
+        parts &= ~(uint32_t)KARST_GATE_MARK;
+    }
+    if (parts & KARST_GATE_RECORD && !control->recorder_bytes) {
+        control->recorder_bytes = UINT64_C(1) << 20;
+    }
+    return parts;
 }
 
 static void clear_changed(void) {
@@ -128,8 +196,9 @@ static void set_gates(void) {
         uint32_t gates[KARST_GATES];
         clear_changed();
         prepare_traps();
+        uint32_t parts = parts_on();
         for (uint32_t i = 0; i < KARST_GATES; i++) {
-            gates[i] = KARST_GATE_READY | (control->count_events ? KARST_GATE_TRAP : 0);
+            gates[i] = KARST_GATE_READY | parts | (control->count_events ? KARST_GATE_TRAP : 0);
         }
         traps_gates(gates);
         changed = false;
@@ -184,6 +253,7 @@ void control_update(void) {
         if (__atomic_compare_exchange_n(&progress, &found, SET_UP, false, __ATOMIC_ACQ_REL,
                                         __ATOMIC_RELAXED)) {
             take_environment();
+            karst_control.marked_from = !!(karst_control.wanted & KARST_GATE_MARK);
         }
     }
     set_gates();
@@ -193,12 +263,22 @@ static void in_child(void) {
     thread_state.thread = 0;
     karst_control.pid = (int32_t)system_call(SYS_getpid, 0, 0, 0, 0, 0, 0);
     karst_control.events = 0;
+    recorder_in_child();
+}
+
+/* What needs a libc that is up. Stacks are taken from here on: before, a call's site is not known in that
+ * mode. */
+static void begin_stacks(void) {
+    if (karst_control.stack_depth && karst_control.wanted && !stacks_open()) {
+        system_say("no memory for stacks: call sites are return addresses only");
+    }
 }
 
 static __attribute__((constructor)) void constructed(void) {
     control_update();
     if (!secure) {
         next_describe();
+        begin_stacks();
         pthread_atfork(NULL, NULL, in_child);
     }
 }

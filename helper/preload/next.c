@@ -4,6 +4,7 @@
 
 struct next_functions next;
 enum operators next_operators;
+bool next_frees_at_zero;
 
 static struct module allocator; /* that has the malloc we hand on to */
 
@@ -23,6 +24,8 @@ bool next_find(void) {
     FIND(malloc_usable_size, "malloc_usable_size");
     FIND(malloc, "malloc");
     allocator = where;
+    next_frees_at_zero =
+        module_export(&allocator, "__libc_malloc") || module_export(&allocator, "tc_version");
     return next.malloc && next.calloc && next.realloc && next.free;
 }
 

@@ -75,6 +75,8 @@ enum operators {
 
 extern struct next_functions next __attribute__((visibility("hidden")));
 extern enum operators next_operators __attribute__((visibility("hidden")));
+/* realloc(block, 0) frees the block and gives none. */
+extern bool next_frees_at_zero __attribute__((visibility("hidden")));
 
 /* Finds the functions behind us; safe before libc is initialized. False: there is no malloc. */
 bool next_find(void);
@@ -139,6 +141,7 @@ struct call {
     uint64_t alignment;
     uint64_t old_address;
     uint64_t caller, stack;
+    uint64_t site;    /* what stands for the caller in records and footers */
     uint64_t address; /* returned */
     uint64_t event;
 };
@@ -159,6 +162,13 @@ void traps_fault(const struct call *call, struct karst_why *why);
 
 /* A figure that rises when the process obtains memory; taken before and after a call. */
 uint64_t growth_now(void);
+
+/* ---- call sites, stacks.c ------------------------------------------------------------------------------ */
+
+/* Prepares the table of stacks; false: no memory. */
+bool stacks_open(void);
+/* The number of the stack of this call, which was made at caller; see karst_stack. */
+uint64_t stacks_site(uint64_t caller);
 
 struct thread_state {
     int32_t thread; /* id; 0: not asked for yet */

@@ -1,0 +1,238 @@
+#include <fcntl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "marks.h"
+
+_Thread_local struct marks_sequence marks_sequence;
+uint64_t marks_dealt = 1;
+
+/* How far back to look for the block around a pointer: where all blocks are marked, where some are not. */
+#define LOOK_BACK       (UINT64_C(16) * KARST_MAP_SPAN)
+#define LOOK_BACK_SHORT (UINT64_C(64) << 10)
+
+bool marks_open(void) {
+    struct karst_control *control = &karst_control;
+    if (control->map) {
+        return true;
+    }
+    void *directory = system_map(KARST_MAP_ENTRIES * sizeof(uint64_t));
+    if (!directory) {
+        return false;
+    }
+    /* Any number that programs don't happen to have in their memory. */
+    control->canary = (uint64_t)(uintptr_t)directory * UINT64_C(0x9e3779b97f4a7c15) ^ system_clock_ns() << 20;
+    uint64_t none = 0;
+    if (!__atomic_compare_exchange_n(&control->map, &none, (uint64_t)(uintptr_t)directory, false,
+                                     __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) {
+        system_unmap(directory, KARST_MAP_ENTRIES * sizeof(uint64_t));
+    }
+    return true;
+}
+
+uint8_t *marks_make_leaf(uint64_t address) {
+    uint64_t *directory = (uint64_t *)(uintptr_t)karst_control.map;
+    uint64_t *slot = &directory[address / KARST_MAP_SPAN % KARST_MAP_ENTRIES], none = 0;
+    uint8_t *leaf = marks_leaf(address);
+    if (leaf) {
+        return leaf;
+    }
+    leaf = system_map(KARST_MAP_LEAF + MARKS_LEAF_MORE);
+    if (!leaf) {
+        return NULL;
+    }
+    if (!__atomic_compare_exchange_n(slot, &none, (uint64_t)(uintptr_t)leaf, false, __ATOMIC_ACQ_REL,
+                                     __ATOMIC_ACQUIRE)) {
+        system_unmap(leaf, KARST_MAP_LEAF + MARKS_LEAF_MORE);
+        return (uint8_t *)(uintptr_t)none;
+    }
+    return leaf;
+}
+
+uint64_t marks_take_piece(void) {
+    uint64_t number = __atomic_fetch_add(&marks_dealt, MARKS_PIECE, __ATOMIC_RELAXED);
+    marks_sequence.next = number + 1;
+    marks_sequence.end = number + MARKS_PIECE;
+    return number;
+}
+
+static uint8_t *entry_at(uint64_t address) {
+    uint8_t *leaf = marks_leaf(address);
+    return leaf && !(address & MARKS_NEVER) ? marks_place_in(leaf, address) : NULL;
+}
+
+bool marks_size(const void *block, size_t *size) {
+    uint64_t address = (uint64_t)(uintptr_t)block, offset;
+    const uint8_t *at = entry_at(address);
+    if (!at || marks_entry(at, &offset) != KARST_MARK_LIVE) {
+        return false;
+    }
+    const struct karst_footer *footer = (const struct karst_footer *)((const uint8_t *)block + offset);
+    if (footer->canary != (karst_control.canary ^ address)) {
+        return false;
+    }
+    *size = footer->size & MARKS_SIZE_MASK;
+    return true;
+}
+
+void marks_restore(void *block) {
+    uint64_t address = (uint64_t)(uintptr_t)block, offset;
+    uint8_t *at = entry_at(address);
+    if (at && marks_entry(at, &offset) == KARST_MARK_FREED) {
+        ((struct karst_footer *)((uint8_t *)block + offset))->canary = karst_control.canary ^ address;
+        marks_set_entry(at, offset, KARST_MARK_LIVE);
+    }
+}
+
+void marks_release_damaged(void *block) {
+    uint64_t offset;
+    uint8_t *at = entry_at((uint64_t)(uintptr_t)block);
+    if (at && marks_entry(at, &offset) == KARST_MARK_LIVE) {
+        marks_set_entry(at, offset, KARST_MARK_FREED);
+    }
+}
+
+/* ---- judging what can't be freed -------------------------------------------------------------------- */
+
+static bool read_footer(uint64_t address, uint64_t offset, struct karst_footer *footer) {
+    return address + offset >= address && system_peek(address + offset, footer, sizeof *footer);
+}
+
+/* The live block that begins at address by the map; proved by its footer. */
+static bool live_block(uint64_t address, struct karst_footer *footer) {
+    uint64_t offset;
+    const uint8_t *at = entry_at(address);
+    return at && marks_entry(at, &offset) == KARST_MARK_LIVE && read_footer(address, offset, footer) &&
+           footer->canary == (karst_control.canary ^ address);
+}
+
+/* The marked live block that address points into the middle of; 0: none was found. */
+static uint64_t block_around(uint64_t address, struct karst_footer *footer) {
+    uint64_t back = karst_control.marked_from ? LOOK_BACK : LOOK_BACK_SHORT;
+    uint64_t last = address > back ? address - back : 0;
+    uint64_t at = address & ~(uint64_t)(KARST_MAP_GRAIN - 1);
+    for (at -= at == address ? KARST_MAP_GRAIN : 0; at > last; at -= KARST_MAP_GRAIN) {
+        if (!marks_leaf(at)) {
+            at &= ~(KARST_MAP_SPAN - 1); /* none begins in its span */
+            continue;
+        }
+        if (live_block(at, footer)) {
+            return address < at + (footer->size & MARKS_SIZE_MASK) ? at : 0;
+        }
+    }
+    return 0;
+}
+
+static void tell_block(struct karst_why *why, uint64_t address, const struct karst_footer *footer) {
+    why->block = address;
+    why->block_size = footer->size & MARKS_SIZE_MASK;
+    why->allocated_by = (int32_t)(footer->size >> KARST_FOOTER_SIZE_BITS);
+    why->allocated_at = footer->site & KARST_SITE_MASK;
+}
+
+static void tell_freed(struct karst_why *why, uint64_t address, uint64_t offset) {
+    struct karst_footer footer;
+    why->block = address;
+    if (read_footer(address, offset, &footer) && (footer.canary & ~KARST_SITE_MASK) == KARST_FOOTER_FREED &&
+        marks_footer_offset(footer.size & MARKS_SIZE_MASK) == offset) {
+        tell_block(why, address, &footer);
+        why->freed_at = footer.canary & KARST_SITE_MASK;
+    } else {
+        why->block_size = offset; /* about: its footer was written over since */
+    }
+}
+
+/* A hexadecimal number of /proc/self/maps. */
+static const char *parse_hex(const char *text, const char *end, uint64_t *number) {
+    for (*number = 0; text < end; text++) {
+        int digit = *text >= '0' && *text <= '9'   ? *text - '0'
+                    : *text >= 'a' && *text <= 'f' ? *text - 'a' + 10
+                                                   : -1;
+        if (digit < 0) {
+            break;
+        }
+        *number = *number << 4 | (uint64_t)digit;
+    }
+    return text;
+}
+
+/* What one line of maps says of address: 1 its mapping is anonymous memory or a "[heap]", 2 it is a file's, a
+ * stack's or the kernel's, 0 another mapping. */
+static int judge_line(const char *line, const char *end, uint64_t address, uint64_t stack) {
+    uint64_t start, stop;
+    const char *at = parse_hex(line, end, &start);
+    at = parse_hex(at + 1, end, &stop);
+    if (address < start || address >= stop) {
+        return 0;
+    }
+    if (stack >= start && stack < stop) {
+        return 2;
+    }
+    const char *name = end;
+    while (name > at && name[-1] != ' ') {
+        name--;
+    }
+    bool heap = name == end || strncmp(name, "[heap]", 6) == 0 || strncmp(name, "[anon", 5) == 0 ||
+                strncmp(name, "/dev/zero", 9) == 0 || strncmp(name, "/memfd:", 7) == 0;
+    return heap ? 1 : 2;
+}
+
+/* True: address can't be an allocator's block: it is not mapped, or it is a stack, a file, a module's data.
+ */
+static bool is_foreign(uint64_t address, uint64_t stack) {
+    char buffer[8192];
+    struct module module;
+    if (address % 8 || module_at(address, &module)) {
+        return true;
+    }
+    long file = system_call(SYS_openat, AT_FDCWD, (long)"/proc/self/maps", O_RDONLY | O_CLOEXEC, 0, 0, 0);
+    if (file < 0) {
+        return false;
+    }
+    int judged = 0;
+    size_t used = 0;
+    long part = 1;
+    while (!judged && part > 0) {
+        part = system_call(SYS_read, file, (long)(buffer + used), (long)(sizeof buffer - used), 0, 0, 0);
+        used += part > 0 ? (size_t)part : 0;
+        const char *line = buffer, *end;
+        while (!judged && (end = memchr(line, '\n', used - (size_t)(line - buffer)))) {
+            judged = judge_line(line, end, address, stack);
+            line = end + 1;
+        }
+        used -= (size_t)(line - buffer);
+        memmove(buffer, line, used);
+        if (used == sizeof buffer) {
+            used = 0; /* a line of this length can't be: names have at most 4 KiB */
+        }
+    }
+    system_call(SYS_close, file, 0, 0, 0, 0, 0);
+    return judged != 1;
+}
+
+enum karst_fault marks_judge(const struct call *call, struct karst_why *why) {
+    uint64_t address = call->old_address, offset = 0;
+    struct karst_footer footer;
+    const uint8_t *at = entry_at(address);
+    enum karst_mark state = at ? marks_entry(at, &offset) : KARST_MARK_NONE;
+    if (state == KARST_MARK_LIVE) {
+        why->block = address;
+        if (read_footer(address, offset, &footer) &&
+            marks_footer_offset(footer.size & MARKS_SIZE_MASK) == offset) {
+            tell_block(why, address, &footer);
+        } else {
+            why->block_size = offset;
+        }
+        return KARST_FAULT_OVERFLOW;
+    }
+    uint64_t around = block_around(address, &footer);
+    if (around) {
+        tell_block(why, around, &footer);
+        return KARST_FAULT_INTERIOR;
+    }
+    if (state == KARST_MARK_FREED) {
+        tell_freed(why, address, offset);
+        return KARST_FAULT_DOUBLE_FREE;
+    }
+    return is_foreign(address, call->stack) ? KARST_FAULT_FOREIGN : KARST_FAULT_NONE;
+}

@@ -1,0 +1,40 @@
+/* The flight recorder: one ring of records for each thread, written by that thread alone. */
+#ifndef KARST_PRELOAD_RECORDER_H
+#define KARST_PRELOAD_RECORDER_H
+
+#include "preload.h"
+
+/* Where a thread writes next. In memory that a forked child finds zeroed (MADV_WIPEONFORK), whichever way it
+ * was forked: a cursor on a group's boundary, as 0 is, takes the slow path, which looks closer. */
+struct ring_head {
+    uint64_t cursor;
+    struct karst_ring *ring; /* NULL: none yet */
+    uint64_t data_end;
+    uint64_t group;      /* number of the current one */
+    uint64_t calibrated; /* ticks when the header's second moment was taken */
+    uint64_t unused[3];
+};
+
+extern _Thread_local struct ring_head *recorder_head
+    __attribute__((visibility("hidden"), tls_model("initial-exec")));
+
+/* Opens the next group, or a ring for the thread if it has none, and writes one record in there. */
+COLD void recorder_write_slow(enum karst_event_kind kind, uint64_t address, uint64_t size, uint64_t site);
+/* A forked child has no rings. */
+void recorder_in_child(void);
+
+static inline __attribute__((always_inline)) void recorder_write(enum karst_event_kind kind, uint64_t address,
+                                                                 uint64_t size, uint64_t site) {
+    struct ring_head *head = recorder_head;
+    uint64_t cursor = head->cursor;
+    if (UNLIKELY(cursor % KARST_GROUP_BYTES == 0 || size >> 28 || address >> KARST_SITE_BITS)) {
+        recorder_write_slow(kind, address, size, site);
+        return;
+    }
+    struct karst_record *record = (struct karst_record *)(uintptr_t)cursor;
+    record->second = size << 48 | site;
+    __atomic_store_n(&record->first, (uint64_t)kind << 60 | size >> 16 << 48 | address, __ATOMIC_RELEASE);
+    head->cursor = cursor + KARST_RECORD_BYTES;
+}
+
+#endif
