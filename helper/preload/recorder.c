@@ -22,7 +22,8 @@ struct head_pool {
 #define POOL_HEADS ((POOL_BYTES - sizeof(struct head_pool)) / sizeof(struct ring_head))
 
 static struct head_pool *pool;
-static uint32_t ring_count;                     /* of this process */
+static uint32_t ring_count; /* of this process */
+static uint32_t file_number, image;
 static uint32_t opening;                        /* a thread is at it */
 static bool failed;                             /* no memory, or no file: told once, not tried again */
 static uint64_t first_ticks, first_nanoseconds; /* the clocks at the process's first ring */
