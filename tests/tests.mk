@@ -50,8 +50,8 @@ $(TEST_BUILD)/unit/%: tests/unit/%.c $(BUILD)/libkarst.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $< $(BUILD)/libkarst.a $(LDFLAGS) $(LIBRARIES) -lm -o $@
 
-# The same on the glibc of other Debian suites: 2.31, 2.41, 2.43; the plugin in their GDBs: 10 with Python 3.9,
-# 16 with 3.13. Needs the network the first time.
+# The same on the glibc of other Debian suites: 2.31, 2.41, 2.43 (and DISTROS=experimental: 2.44); the plugin in
+# their GDBs: 10 with Python 3.9, 16 with 3.13. Needs the network the first time.
 DISTROS          := bullseye trixie sid
 GDB_DISTROS      := bullseye trixie
 OLD_PROGRAMS     := $(addprefix $(BUILD)/distros/bullseye/programs/,ledger catalogue)

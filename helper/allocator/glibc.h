@@ -41,6 +41,8 @@ struct glibc_layout {
     bool mapped_size_excludes_header; /* an mmapped chunk's size leaves its header out */
 };
 
+#define GLIBC_NEWEST_MINOR 44u /* the last that the table was made for */
+
 extern const struct glibc_layout glibc_layouts[];
 extern const size_t glibc_layout_count;
 

@@ -290,8 +290,8 @@ static bool choose_layout(struct glibc_heap *glibc, const struct root *root) {
     const char *how = "table, by the version the library names";
     if (minor && !layout) {
         /* Newer (or much older) than the table: the nearest row, if it fits the target. */
-        layout = minor > 43 ? glibc_layout_for(43) : NULL;
-        if (!layout || layout->state_bins != root->generation->state_bins) {
+        layout = minor > GLIBC_NEWEST_MINOR ? glibc_layout_for(GLIBC_NEWEST_MINOR) : NULL;
+        if (!layout || (!root->ring_broken && layout->state_bins != root->generation->state_bins)) {
             return false;
         }
         how = "the newest known: the version is newer, but what was found fits";
@@ -683,8 +683,8 @@ static bool add_root(struct karst *session, struct libcs *libcs, struct karst_mo
         }
         karst_target_remark(
             session->target,
-            "%s has a malloc of a version that is not known (known: glibc 2.30 to 2.43): left out",
-            module->path);
+            "%s has a malloc of a version that is not known (known: glibc 2.30 to 2.%u): left out",
+            module->path, GLIBC_NEWEST_MINOR);
         return true;
     }
     if (!fill_arenas(glibc, error)) {

@@ -1,5 +1,5 @@
-/* Layouts of 64-bit glibc's malloc by version, read from the debug info of Debian's 2.31, 2.36, 2.41 and
- * 2.43 and from the sources of the versions between (malloc/malloc.c, malloc/arena.c). */
+/* Layouts of 64-bit glibc's malloc by version, read from the debug info of Debian's 2.31, 2.36, 2.41,
+ * 2.43 and 2.44 and from the sources of the versions between (malloc/malloc.c, malloc/arena.c). */
 #include "glibc.h"
 
 #include <stdlib.h>
@@ -48,7 +48,7 @@ const struct glibc_layout glibc_layouts[] = {
      .safe_linking = true,
      .tcache_key_random = true},
     {.first = 43,
-     .last = 43,
+     .last = 44,
      .state_size = 2112,
      .state_mutex = 0,
      .state_flags = 4,
@@ -60,7 +60,7 @@ const struct glibc_layout glibc_layouts[] = {
      .state_attached = 2088,
      .state_system_mem = 2096,
      .state_max_system_mem = 2104,
-     .par_size = 144,
+     .par_size = 136, /* 2.43 has one member more, tcache_unsorted_limit */
      .par_top_pad = 8,
      .par_mmap_threshold = 16,
      .par_arena_test = 24,
