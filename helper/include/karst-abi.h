@@ -55,7 +55,8 @@ enum {
     KARST_GATE_SIZE = 4, /* traps on a range of sizes: size_low and size_span say whether to look closer */
     KARST_GATE_TRAP = 8, /* traps that every call has to be held against */
     KARST_GATE_RECORD = 16,
-    KARST_GATE_MARK = 32
+    KARST_GATE_MARK = 32,
+    KARST_GATE_STACK = 64 /* sites are stacks */
 };
 
 /* ---- traps ---------------------------------------------------------------------------------------- */
@@ -203,7 +204,7 @@ struct karst_footer {
  * if it is not 0, the oldest. */
 #define KARST_RING_MAGIC   UINT64_C(0x31474e5254535241)
 #define KARST_RING_HEADER  4096u
-#define KARST_GROUP_BYTES  256u
+#define KARST_GROUP_BYTES  512u
 #define KARST_RECORD_BYTES 16u
 
 enum karst_event_kind {

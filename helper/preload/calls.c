@@ -27,7 +27,7 @@ void call_begin(struct around *around, struct call *call) {
         around->growth = traps_want_growth();
         around->system_before = around->growth ? growth_now() : 0;
     }
-    call->site = call_site(call->caller);
+    call->site = around->gate & KARST_GATE_STACK ? stacks_site(call->caller) : call->caller;
     errno = saved;
 }
 
@@ -106,7 +106,7 @@ static void *move_marked(struct call *call, void *old) {
     }
     void *block = next.realloc(old, frees_now(call) ? 0 : marks_room(call->size));
     if (block && !frees_now(call)) {
-        marks_put(block, call->size, call->site, call->function);
+        marks_put(block, call->size, call->site, call->function, false);
     } else if (!block && marked && !frees_now(call)) {
         marks_restore(old);
     }

@@ -98,16 +98,11 @@ static ALWAYS_INLINE bool only_other_sizes(enum karst_function function, uint32_
                __atomic_load_n(&control->size_span[function], __ATOMIC_RELAXED);
 }
 
-/* What stands for a call site in records and footers. */
-static ALWAYS_INLINE uint64_t call_site(uint64_t caller) {
-    return UNLIKELY(karst_control.site_kind != KARST_SITE_ADDRESS) ? stacks_site(caller) : caller;
-}
-
 /* Marks and records what the allocator gave, if the gate says so. */
 static ALWAYS_INLINE void note_allocated(void *block, enum karst_function function, size_t size,
                                          uint32_t gate, uint64_t site) {
     if (gate & KARST_GATE_MARK && LIKELY(block)) {
-        marks_put(block, size, site, function);
+        marks_put(block, size, site, function, function != KARST_CALLOC);
     }
     if (gate & KARST_GATE_RECORD) {
         recorder_write(KARST_EVENT_ALLOCATE, (uint64_t)(uintptr_t)block, size, site);
@@ -122,23 +117,26 @@ static ALWAYS_INLINE void *ask_and_note(enum way way, enum karst_function functi
     return block;
 }
 
-/* Nothing is asked for but marks and records. */
+/* Nothing is asked for but marks and records, with the return address for the call site. */
 static ALWAYS_INLINE bool only_notes(uint32_t gate) {
     return (gate & ~(uint32_t)(KARST_GATE_RECORD | KARST_GATE_MARK)) == KARST_GATE_READY;
 }
 
-/* The same when a block is given back. False, and nothing done: call_free() has to look at it. */
-static ALWAYS_INLINE bool note_and_give_back(enum way way, void *block, size_t alignment, uint32_t gate,
-                                             uint64_t site) {
+/* Notes that a block is given back. False, and nothing done: call_free() has to look at it. */
+static ALWAYS_INLINE bool note_freed(void *block, uint32_t gate, uint64_t site) {
     if (gate & KARST_GATE_MARK && UNLIKELY(!marks_release(block, site))) {
         return false;
     }
     if (gate & KARST_GATE_RECORD) {
         recorder_write(KARST_EVENT_FREE, (uint64_t)(uintptr_t)block, 0, site);
     }
-    give_back(way, block, alignment);
     return true;
 }
+
+/* The gates of each of the combinations. */
+#define GATE_RECORD (KARST_GATE_READY | KARST_GATE_RECORD)
+#define GATE_MARK   (KARST_GATE_READY | KARST_GATE_MARK)
+#define GATE_BOTH   (KARST_GATE_READY | KARST_GATE_RECORD | KARST_GATE_MARK)
 
 /* Takes in changes first; returns the gate as it is then. */
 uint32_t call_gate(enum karst_function function);

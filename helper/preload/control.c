@@ -178,6 +178,9 @@ static uint32_t parts_on(void) {
     if (parts & KARST_GATE_RECORD && !control->recorder_bytes) {
         control->recorder_bytes = UINT64_C(1) << 20;
     }
+    if (parts && control->site_kind == KARST_SITE_STACK) {
+        parts |= KARST_GATE_STACK;
+    }
     return parts;
 }
 
@@ -279,6 +282,7 @@ static __attribute__((constructor)) void constructed(void) {
     if (!secure) {
         next_describe();
         begin_stacks();
+        set_gates();
         pthread_atfork(NULL, NULL, in_child);
     }
 }

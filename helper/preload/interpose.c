@@ -19,15 +19,29 @@ static COLD void *malloc_slow(size_t size) {
     return call_allocate(BY_MALLOC, &call);
 }
 
-static GATED void *malloc_noted(size_t size, uint32_t gate) {
-    return ask_and_note(BY_MALLOC, KARST_MALLOC, size, 0, gate, call_site(CALLER));
+static GATED void *malloc_recorded(size_t size) {
+    return ask_and_note(BY_MALLOC, KARST_MALLOC, size, 0, GATE_RECORD, CALLER);
+}
+
+static GATED void *malloc_marked(size_t size) {
+    return ask_and_note(BY_MALLOC, KARST_MALLOC, size, 0, GATE_MARK, CALLER);
+}
+
+static GATED void *malloc_noted(size_t size) {
+    return ask_and_note(BY_MALLOC, KARST_MALLOC, size, 0, GATE_BOTH, CALLER);
 }
 
 static GATED void *malloc_gated(size_t size, uint32_t gate) {
-    if (only_other_sizes(KARST_MALLOC, gate, size)) {
-        return next.malloc(size);
+    switch (gate) {
+    case GATE_RECORD:
+        return malloc_recorded(size);
+    case GATE_MARK:
+        return malloc_marked(size);
+    case GATE_BOTH:
+        return malloc_noted(size);
+    default:
+        return only_other_sizes(KARST_MALLOC, gate, size) ? next.malloc(size) : malloc_slow(size);
     }
-    return only_notes(gate) ? malloc_noted(size, gate) : malloc_slow(size);
 }
 
 EXPORT void *malloc(size_t size) {
@@ -45,7 +59,7 @@ static COLD void *calloc_slow(size_t count, size_t each) {
 }
 
 static GATED void *calloc_noted(size_t size, uint32_t gate) {
-    return ask_and_note(BY_CALLOC, KARST_CALLOC, size, 0, gate, call_site(CALLER));
+    return ask_and_note(BY_CALLOC, KARST_CALLOC, size, 0, gate, CALLER);
 }
 
 static GATED void *calloc_gated(size_t count, size_t each, uint32_t gate) {
@@ -113,11 +127,31 @@ static COLD void free_slow(void *block) {
     call_free(BY_FREE, &call);
 }
 
-static GATED void free_gated(void *block, uint32_t gate) {
-    if (!block) {
-        return;
+static GATED void free_recorded(void *block) {
+    if (block) {
+        note_freed(block, GATE_RECORD, CALLER);
+        next.free(block);
     }
-    if (!only_notes(gate) || !note_and_give_back(BY_FREE, block, 0, gate, call_site(CALLER))) {
+}
+
+static GATED void free_noted(void *block, uint32_t gate) {
+    if (block) {
+        __builtin_prefetch((const char *)block - 16); /* the allocator's header, while the map is looked at */
+        __builtin_prefetch((const char *)block + 48);
+        if (note_freed(block, gate, CALLER)) {
+            next.free(block);
+        } else {
+            free_slow(block);
+        }
+    }
+}
+
+static GATED void free_gated(void *block, uint32_t gate) {
+    if (gate == GATE_RECORD) {
+        free_recorded(block);
+    } else if (only_notes(gate)) {
+        free_noted(block, gate);
+    } else {
         free_slow(block);
     }
 }

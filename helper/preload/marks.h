@@ -102,9 +102,28 @@ static inline uint64_t marks_next_number(void) {
     return number;
 }
 
+/* In a fresh block whole words may be filled. */
+static inline void marks_fill(uint8_t *block, uint64_t size, uint64_t offset, bool fresh) {
+    if (offset == size) {
+        return;
+    }
+    if (fresh) {
+        uint64_t fill = MARKS_FILL;
+        memcpy(block + offset - 8, &fill, sizeof fill);
+        memcpy(block, &fill, size < 8 ? sizeof fill : 0);
+        return;
+    }
+    marks_fill_word(block + offset - 8, marks_gap(size, offset));
+    if (size < 8) {
+        marks_fill_word(block, marks_gap(size, 8));
+    }
+}
+
 /* Marks a block that the allocator just gave for marks_room(size) bytes. What the program is to find in its
- * bytes stays. A block that is not aligned to 16 stays unmarked, and so do all without memory for the map. */
-static inline void marks_put(void *block, uint64_t size, uint64_t site, enum karst_function function) {
+ * bytes stays, unless it is fresh: of no use yet. A block that is not aligned to 16 stays unmarked, and so do
+ * all without memory for the map. */
+static inline void marks_put(void *block, uint64_t size, uint64_t site, enum karst_function function,
+                             bool fresh) {
     uint64_t address = (uint64_t)(uintptr_t)block, offset = marks_footer_offset(size);
     uint8_t *leaf = marks_leaf(address);
     if (UNLIKELY(!leaf || address & MARKS_NEVER || size > MARKS_SIZE_MASK)) {
@@ -112,12 +131,7 @@ static inline void marks_put(void *block, uint64_t size, uint64_t site, enum kar
             return;
         }
     }
-    if (offset != size) {
-        marks_fill_word((uint8_t *)block + offset - 8, marks_gap(size, offset));
-        if (size < 8) {
-            marks_fill_word((uint8_t *)block, marks_gap(size, 8));
-        }
-    }
+    marks_fill(block, size, offset, fresh);
     struct karst_footer *footer = (struct karst_footer *)((uint8_t *)block + offset);
     footer->canary = karst_control.canary ^ address;
     footer->size = size | (uint64_t)(uint32_t)thread_id() << KARST_FOOTER_SIZE_BITS;

@@ -65,7 +65,7 @@ static bool release(enum way own, struct call *call) {
         return block || !next.member ? block : next.member(size);                                            \
     }                                                                                                        \
     static GATED void *name##_noted(size_t size, uint32_t gate) {                                            \
-        void *block = ask_and_note(BY_MALLOC, number, size, 0, gate, call_site(CALLER));                     \
+        void *block = ask_and_note(BY_MALLOC, number, size, 0, gate, CALLER);                                \
         return LIKELY(block) ? block : next.member(size);                                                    \
     }                                                                                                        \
     static GATED void *name##_gated(size_t size, uint32_t gate) {                                            \
@@ -147,8 +147,10 @@ DEFINE_NEW_ALIGNED_NOTHROW(operator_new_array_aligned_nothrow, "_ZnamSt11align_v
         if (!block) {                                                                                        \
             return;                                                                                          \
         }                                                                                                    \
-        if (!only_notes(gate) || gate == KARST_GATE_READY || next_operators != OPERATORS_MALLOC ||           \
-            !note_and_give_back(BY_FREE, block, 0, gate, call_site(CALLER))) {                               \
+        if (only_notes(gate) && gate != KARST_GATE_READY && next_operators == OPERATORS_MALLOC &&            \
+            note_freed(block, gate, CALLER)) {                                                               \
+            next.free(block);                                                                                \
+        } else {                                                                                             \
             name##_slow(block);                                                                              \
         }                                                                                                    \
     }                                                                                                        \
@@ -177,8 +179,10 @@ DEFINE_DELETE(operator_delete_array, "_ZdaPv", KARST_DELETE_ARRAY, BY_DELETE_ARR
         if (!block) {                                                                                        \
             return;                                                                                          \
         }                                                                                                    \
-        if (!only_notes(gate) || gate == KARST_GATE_READY || next_operators != OPERATORS_MALLOC ||           \
-            !note_and_give_back(BY_FREE, block, 0, gate, call_site(CALLER))) {                               \
+        if (only_notes(gate) && gate != KARST_GATE_READY && next_operators == OPERATORS_MALLOC &&            \
+            note_freed(block, gate, CALLER)) {                                                               \
+            next.free(block);                                                                                \
+        } else {                                                                                             \
             name##_slow(block, size);                                                                        \
         }                                                                                                    \
     }                                                                                                        \
