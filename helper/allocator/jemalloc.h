@@ -83,6 +83,7 @@ struct jemalloc_run {
     uint64_t first_region;  /* small: address */
     uint64_t region_size;   /* small */
     uint64_t element;       /* 5.x: where the tree's leaf has it; 3.x, 4.x: its first entry in the page map */
+    uint64_t bin_pointer;   /* 3.x: the header's pointer to its bin */
     uint32_t regions;
     uint32_t nfree;     /* small: as its header says */
     uint32_t class_;    /* size class index, as the header says */

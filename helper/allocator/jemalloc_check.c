@@ -1,7 +1,529 @@
+/* jemalloc: what is damaged.
+ *
+ * First the runs, in address order: each against its own header and bitmap, against the tree or page map that
+ * leads to it, and against its neighbours. Then what the threads' caches hold, against the runs. Then (5.x)
+ * the lists of unused extents. A run is named by its address and class, a cache by its thread. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
 #include "jemalloc.h"
-bool jemalloc_check(struct karst_heap *heap, struct karst_findings *findings, struct karst_error *error) {
-    (void)heap;
-    (void)findings;
-    (void)error;
+
+#define PAGE       4096u
+#define SLOW_LOOKS 1000u /* items of caches that lead where no page leads: each costs a walk */
+#define ALL        (1ull << 47)
+
+struct unused {
+    uint64_t extents, pages;
+};
+
+struct check {
+    struct jemalloc_heap *jemalloc;
+    struct karst_findings *findings;
+    struct karst_error *error;
+    bool interrupted;
+    unsigned slow_looks;
+    struct unused *unused;      /* of each arena: dirty, muzzy, retained */
+    struct jemalloc_run before; /* the run met last, if has_before */
+    bool has_before;
+};
+
+#define REPORT(check, code, address, size, ...)                                                              \
+    karst_findings_add((check)->findings, KARST_FINDING_##code, torn(check), (check)->jemalloc->heap.index,  \
+                       address, size, __VA_ARGS__)
+
+/* What a thread stopped in the middle of malloc could explain is only suspect. */
+static enum karst_severity torn(const struct check *check) {
+    return check->jemalloc->inside ? KARST_SEVERITY_SUSPECT : KARST_SEVERITY_CORRUPT;
+}
+
+/* ---- naming ----------------------------------------------------------------------------------------- */
+
+struct name {
+    char text[160];
+};
+
+/* "the 224-byte run at 0x7f... (72 regions)" */
+static struct name name_run(const struct check *check, const struct jemalloc_run *run) {
+    struct name name;
+    const char *kind = jemalloc_run_kind_name(check->jemalloc, run->kind);
+    if (run->kind == JEMALLOC_SLAB) {
+        snprintf(name.text, sizeof name.text,
+                 "the %" PRIu64 "-byte %s at 0x%" PRIx64 " (%" PRIu32 " regions)", run->region_size, kind,
+                 run->address, run->regions);
+    } else if (run->kind == JEMALLOC_LARGE) {
+        snprintf(name.text, sizeof name.text, "the large block at 0x%" PRIx64 " (%" PRIu64 " bytes)",
+                 run->block, run->usable);
+    } else {
+        snprintf(name.text, sizeof name.text, "the %s pages at 0x%" PRIx64 " (%" PRIu64 " bytes)", kind,
+                 run->address, run->size);
+    }
+    return name;
+}
+
+static struct name name_place(struct check *check, uint64_t address) {
+    struct jemalloc_run run;
+    struct name name;
+    if (jemalloc_run_of(check->jemalloc, address, &run)) {
+        return name_run(check, &run);
+    }
+    snprintf(name.text, sizeof name.text, "memory of no run");
+    return name;
+}
+
+static const char *bin_name(const struct check *check, uint32_t bin) {
+    return bin < check->jemalloc->heap.bin_count ? check->jemalloc->heap.bins[bin].name : "a cache";
+}
+
+static uint64_t region_at(const struct jemalloc_run *run, uint64_t region) {
+    return run->first_region + region * run->region_size;
+}
+
+/* Is address where a region of the small run would start, were it longer? *region: which. */
+static bool would_be_region(const struct jemalloc_run *run, uint64_t address, uint64_t *region) {
+    if (run->kind != JEMALLOC_SLAB || address < run->first_region || run->region_size == 0 ||
+        (address - run->first_region) % run->region_size != 0) {
+        return false;
+    }
+    *region = (address - run->first_region) / run->region_size;
+    return *region >= run->regions;
+}
+
+/* ---- one run ---------------------------------------------------------------------------------------- */
+
+/* Bits for regions that are not there: in the group of the last one, for those behind it are not initialised.
+ */
+static void check_beyond(struct check *check, const struct jemalloc_run *run) {
+    uint32_t end = (run->regions + 63) / 64 * 64;
+    for (uint32_t region = run->regions; region < end; region++) {
+        if (!jemalloc_is_free(run, region)) {
+            continue;
+        }
+        uint64_t address = region_at(run, region);
+        struct name other = name_place(check, address);
+        REPORT(check, RUN_OVERLAP, address, run->region_size,
+               "region %" PRIu32 " of %s is free in its bitmap, %" PRIu32
+               " past its last: the next malloc(%" PRIu64 ") may hand out 0x%" PRIx64
+               ", in %s\tbitmap word %" PRIu32 " 0x%" PRIx64 ", header at 0x%" PRIx64,
+               region, name_run(check, run).text, region - run->regions + 1, run->region_size, address,
+               other.text, region / 64, run->bitmap[region / 64], run->header);
+    }
+}
+
+static void check_count(struct check *check, const struct jemalloc_run *run) {
+    uint32_t bits = jemalloc_count_free(run);
+    if (bits == run->nfree) {
+        return;
+    }
+    char cause[200];
+    if (run->nfree > bits) {
+        snprintf(
+            cause, sizeof cause,
+            "%" PRIu32
+            " more frees than regions: one was freed twice past the caches, which sets its bit and clears "
+            "it again, or by a wrong size or address",
+            run->nfree - bits);
+    } else {
+        snprintf(cause, sizeof cause, "a bit was set, or the header overwritten, by somebody else");
+    }
+    REPORT(check, BAD_COUNT, run->address, run->size,
+           "%s: nfree says %" PRIu32 " free, its bitmap %" PRIu32 ": %s\tnfree %" PRIu32
+           ", bitmap 0x%016" PRIx64 "..., header at 0x%" PRIx64,
+           name_run(check, run).text, run->nfree, bits, cause, run->nfree, run->bitmap[0], run->header);
+}
+
+/* Every page of a slab leads to it. */
+static void check_slab_pages(struct check *check, const struct jemalloc_run *run) {
+    for (uint64_t page = run->address; page < run->address + run->size; page += PAGE) {
+        struct jemalloc_element element;
+        if (!jemalloc_element_of(check->jemalloc, page, &element)) {
+            REPORT(check, BAD_LINK, page, PAGE,
+                   "page of %s that the radix tree has nothing for\textent at 0x%" PRIx64,
+                   name_run(check, run).text, run->header);
+        } else if (element.extent != run->header) {
+            struct jemalloc_run other;
+            jemalloc_read_extent(check->jemalloc, &element, &other);
+            REPORT(check, RUN_OVERLAP, page, PAGE,
+                   "page of %s that the radix tree has for %s\telement 0x%" PRIx64 " leads to 0x%" PRIx64
+                   ", not 0x%" PRIx64,
+                   name_run(check, run).text, name_run(check, &other).text, element.address, element.extent,
+                   run->header);
+        } else if (element.szind != run->class_ || !element.slab) {
+            REPORT(check, WRONG_BIN, page, PAGE,
+                   "page of %s, class %" PRIu32
+                   " by its extent, that the radix tree has as %s of class %" PRIu32 "\telement 0x%" PRIx64,
+                   name_run(check, run).text, run->class_, element.slab ? "a slab" : "no slab", element.szind,
+                   element.address);
+        }
+    }
+}
+
+/* Inside a large or unused extent no other begins. */
+static void check_inside(struct check *check, const struct jemalloc_run *run) {
+    uint64_t from = run->address + PAGE, end = run->address + run->size;
+    struct jemalloc_element element;
+    struct jemalloc_run other;
+    while (from < end && jemalloc_next_element(check->jemalloc, from, end, &element)) {
+        from = element.page + PAGE;
+        if (element.extent == run->header || !jemalloc_read_extent(check->jemalloc, &element, &other) ||
+            other.address != element.page) {
+            continue;
+        }
+        struct name first = name_run(check, run), second = name_run(check, &other);
+        REPORT(check, RUN_OVERLAP, other.address, other.size,
+               "%s begins inside %s: both claim 0x%" PRIx64 " and on\textents at 0x%" PRIx64
+               " and 0x%" PRIx64,
+               second.text, first.text, other.address, other.header, run->header);
+        from = other.address + other.size;
+    }
+}
+
+static void check_large(struct check *check, const struct jemalloc_run *run) {
+    struct jemalloc_heap *jemalloc = check->jemalloc;
+    if (run->map_class != run->class_) {
+        REPORT(check, WRONG_BIN, run->block, run->usable,
+               "%s: class %" PRIu32 " by its extent, %" PRIu32 " by the radix tree\textent at 0x%" PRIx64
+               ", element 0x%" PRIx64,
+               name_run(check, run).text, run->class_, run->map_class, run->header, run->element);
+    }
+    uint64_t pages = run->size - (jemalloc->large_pad ? PAGE : 0);
+    uint32_t class_ = run->class_ < JEMALLOC_SMALL_BINS ? JEMALLOC_SMALL_BINS : run->class_;
+    bool fits = jemalloc->layout.page_classes && run->class_ >= JEMALLOC_SMALL_BINS
+                    ? jemalloc_class_of(pages) == class_ || jemalloc_class_size(class_) == pages
+                    : jemalloc_class_size(class_) == pages;
+    if (!fits) {
+        REPORT(check, BAD_SIZE, run->block, run->usable,
+               "%s: %" PRIu64 " bytes of pages are no size of its class %" PRIu32 "\textent at 0x%" PRIx64,
+               name_run(check, run).text, run->size, run->class_, run->header);
+    }
+}
+
+static bool in_own_memory(const struct jemalloc_heap *jemalloc, uint64_t address) {
+    size_t low = 0, high = jemalloc->heap.extent_count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (jemalloc->heap.extents[middle].end <= address) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low < jemalloc->heap.extent_count && jemalloc->heap.extents[low].start <= address &&
+           jemalloc->heap.extents[low].kind == KARST_EXTENT_OWN;
+}
+
+/* 5.x: what leads to the run, and what is said of it beside its own header. */
+static void check_extent(struct check *check, const struct jemalloc_run *run) {
+    struct jemalloc_heap *jemalloc = check->jemalloc;
+    if (jemalloc->arenas_at && !in_own_memory(jemalloc, run->header)) {
+        REPORT(check, BAD_LINK, run->address, run->size,
+               "the radix tree has an extent for this page that is outside the allocator's own memory: an "
+               "element "
+               "overwritten, or forged\telement 0x%" PRIx64 " leads to 0x%" PRIx64,
+               run->element, run->header);
+    }
+    if (jemalloc->arenas_at && jemalloc->arenas[run->arena].address == 0) {
+        REPORT(check, BAD_LINK, run->address, run->size,
+               "%s belongs to arena %" PRIu32 " by its extent, and there is none\textent at 0x%" PRIx64,
+               name_run(check, run).text, run->arena, run->header);
+    }
+    if (run->kind == JEMALLOC_SLAB) {
+        check_slab_pages(check, run);
+    } else {
+        check_inside(check, run);
+    }
+    if (run->kind == JEMALLOC_LARGE) {
+        check_large(check, run);
+    }
+    if (run->kind >= JEMALLOC_DIRTY && run->kind <= JEMALLOC_RETAINED) {
+        struct unused *unused = &check->unused[3 * (size_t)run->arena + run->kind - JEMALLOC_DIRTY];
+        unused->extents++;
+        unused->pages += run->size / PAGE;
+    }
+}
+
+/* 3.x, 4.x: the run's header stands in front of its regions (3.x), where a write past the end of the run
+ * before lands, or in the chunk's header. */
+static void check_header(struct check *check, const struct jemalloc_run *run) {
+    uint64_t region;
+    if (!(run->problems & JEMALLOC_BAD_HEADER)) {
+        return;
+    }
+    if (check->has_before && check->before.address + check->before.size == run->address &&
+        would_be_region(&check->before, run->address, &region)) {
+        REPORT(check, RUN_OVERLAP, run->address, run->first_region - run->address,
+               "the header of %s is overwritten, just where region %" PRIu64 " of %s would be, %" PRIu64
+               " past its last: that run was used past its end\tbin 0x%" PRIx64 ", nextind %" PRIu32
+               ", nfree %" PRIu32,
+               name_run(check, run).text, region, name_run(check, &check->before).text,
+               region - check->before.regions + 1, run->bin_pointer, run->next_region, run->nfree);
+        return;
+    }
+    REPORT(check, OVERFLOW, run->address, run->first_region - run->address,
+           "the header of %s is overwritten, most likely past the end of %s\tbin 0x%" PRIx64
+           ", nextind %" PRIu32 ", nfree %" PRIu32,
+           name_run(check, run).text,
+           check->has_before ? name_run(check, &check->before).text : "what is before it", run->bin_pointer,
+           run->next_region, run->nfree);
+}
+
+static bool check_run(void *context, const struct jemalloc_run *run) {
+    struct check *check = context;
+    struct jemalloc_heap *jemalloc = check->jemalloc;
+    if (!karst_session_progress(jemalloc->heap.session, run->size, check->error)) {
+        check->interrupted = true;
+        return false;
+    }
+    if (run->kind == JEMALLOC_BAD) {
+        REPORT(check, BAD_LINK, run->address, run->size,
+               jemalloc->layout.major >= 5
+                   ? "the radix tree leads to what is no extent, for this page\telement 0x%" PRIx64
+                     " leads to 0x%" PRIx64
+                   : "the chunk's page map makes no sense from here on\tentry 0x%" PRIx64 ", bits 0x%" PRIx64,
+               run->element, run->header);
+        check->has_before = false;
+        return true;
+    }
+    if (jemalloc->layout.major >= 5) {
+        check_extent(check, run);
+    } else {
+        check_header(check, run);
+    }
+    if (run->kind == JEMALLOC_SLAB) {
+        check->findings->blocks_checked += run->regions;
+        if (!(run->problems & JEMALLOC_BAD_HEADER)) {
+            check_beyond(check, run);
+            check_count(check, run);
+        }
+    } else {
+        check->findings->blocks_checked += run->kind == JEMALLOC_LARGE;
+    }
+    check->before = *run;
+    check->has_before = true;
     return true;
+}
+
+/* ---- the threads' caches ---------------------------------------------------------------------------- */
+
+static void check_item_class(struct check *check, const struct jemalloc_cached *item,
+                             const struct jemalloc_run *run, bool is_start) {
+    const struct karst_bin *bin = &check->jemalloc->heap.bins[item->bin];
+    struct jemalloc_run before;
+    char more[260] = "";
+    uint64_t region;
+    if (jemalloc_run_of(check->jemalloc, run->address - 1, &before) &&
+        would_be_region(&before, item->address, &region)) {
+        snprintf(more, sizeof more, "; it would be region %" PRIu64 " of %s, %" PRIu64 " past its last",
+                 region, name_run(check, &before).text, region - before.regions + 1);
+    }
+    REPORT(check, WRONG_BIN, item->address, bin->smallest,
+           "%s holds 0x%" PRIx64
+           ", which %s of %s%s: freed with a wrong size, or never a block of that class\toffset 0x%" PRIx64
+           " in that run, page map class %" PRIu32 " of %" PRIu64 " bytes",
+           bin->name, item->address, is_start ? "is a region" : "is no region's start",
+           name_run(check, run).text, more, item->address - run->address, run->map_class,
+           jemalloc_class_size(run->map_class));
+}
+
+static void check_small_item(struct check *check, const struct jemalloc_cached *item,
+                             const struct jemalloc_run *run) {
+    const struct karst_bin *bin = &check->jemalloc->heap.bins[item->bin];
+    bool is_start;
+    uint32_t region = jemalloc_region_of(run, item->address, &is_start);
+    if (bin->smallest != run->region_size) {
+        check_item_class(check, item, run, is_start);
+    } else if (!is_start) {
+        REPORT(check, MISALIGNED, item->address, bin->smallest,
+               "%s holds 0x%" PRIx64 ", which is %s of %s: the address freed was not the one that malloc "
+               "returned\toffset 0x%" PRIx64 " in the run",
+               bin->name, item->address, region == JEMALLOC_NOT_THERE ? "in no region" : "inside a region",
+               name_run(check, run).text, item->address - run->address);
+    } else if (jemalloc_is_free(run, region)) {
+        REPORT(check, DOUBLE_FREE, item->address, run->region_size,
+               "%s holds 0x%" PRIx64 ", region %" PRIu32
+               " of %s, which is free in its bitmap too: freed twice, the "
+               "first time past or out of a cache\tbitmap word %" PRIu32 " 0x%" PRIx64,
+               bin->name, item->address, region, name_run(check, run).text, region / 64,
+               run->bitmap[region / 64]);
+    }
+}
+
+static void check_large_item(struct check *check, const struct jemalloc_cached *item,
+                             const struct jemalloc_run *run) {
+    const struct karst_bin *bin = &check->jemalloc->heap.bins[item->bin];
+    uint64_t size = run->class_ < JEMALLOC_CLASSES ? jemalloc_class_size(run->class_) : run->usable;
+    if (bin->smallest != size && bin->smallest != run->usable) {
+        check_item_class(check, item, run, item->address == run->block);
+    } else if (item->address != run->block) {
+        REPORT(check, MISALIGNED, item->address, bin->smallest,
+               "%s holds 0x%" PRIx64 ", which is inside %s: the address freed was not the one that malloc "
+               "returned\toffset 0x%" PRIx64 " in its pages",
+               bin->name, item->address, name_run(check, run).text, item->address - run->address);
+    }
+}
+
+static void check_item(struct check *check, const struct jemalloc_cached *item) {
+    struct jemalloc_run run;
+    struct jemalloc_element element;
+    struct jemalloc_heap *jemalloc = check->jemalloc;
+    if (jemalloc->layout.major >= 5 && !jemalloc_element_of(jemalloc, item->address, &element) &&
+        check->slow_looks++ >= SLOW_LOOKS) {
+        return;
+    }
+    if (!jemalloc_run_of(jemalloc, item->address, &run)) {
+        REPORT(check, BAD_LINK, item->address, 0,
+               "%s holds 0x%" PRIx64
+               ", which is in no run: the cache is overwritten, or it was never jemalloc's\t",
+               bin_name(check, item->bin), item->address);
+        return;
+    }
+    switch (run.kind) {
+    case JEMALLOC_SLAB:
+        check_small_item(check, item, &run);
+        return;
+    case JEMALLOC_LARGE:
+        check_large_item(check, item, &run);
+        return;
+    default:
+        REPORT(check, DOUBLE_FREE, item->address, 0,
+               "%s holds 0x%" PRIx64 ", which is in %s: freed twice, and its pages were given back in "
+               "between\theader at 0x%" PRIx64,
+               bin_name(check, item->bin), item->address, name_run(check, &run).text, run.header);
+    }
+}
+
+static void check_caches(struct check *check) {
+    const struct jemalloc_heap *jemalloc = check->jemalloc;
+    const struct jemalloc_cached *before = NULL;
+    for (size_t i = 0; i < jemalloc->cached_count; i++) {
+        const struct jemalloc_cached *item = &jemalloc->cached[i];
+        if (item->bin == KARST_NONE) {
+            continue;
+        }
+        if (before && before->address == item->address) {
+            REPORT(check, DOUBLE_FREE, item->address, jemalloc->heap.bins[item->bin].smallest,
+                   "0x%" PRIx64
+                   " is cached twice: %s%s%s: freed twice, and the next two mallocs of that size "
+                   "return it both\tin %s",
+                   item->address, item->bin == before->bin ? "both times in " : "in ",
+                   bin_name(check, before->bin), item->bin == before->bin ? "" : " and in another",
+                   name_place(check, item->address).text);
+            if (item->bin != before->bin) {
+                REPORT(check, DOUBLE_FREE, item->address, jemalloc->heap.bins[item->bin].smallest,
+                       "0x%" PRIx64 " is cached twice: in %s, too\tin %s", item->address,
+                       bin_name(check, item->bin), name_place(check, item->address).text);
+            }
+            continue;
+        }
+        check_item(check, item);
+        before = item;
+    }
+    for (size_t i = 0; i < jemalloc->heap.bin_count; i++) {
+        const struct karst_bin *bin = &jemalloc->heap.bins[i];
+        if (bin->damaged) {
+            REPORT(check, BAD_COUNT, 0, 0,
+                   "%s: its stack of pointers can't be read: its header is overwritten\t", bin->name);
+        }
+    }
+}
+
+/* ---- the lists of unused extents -------------------------------------------------------------------- */
+
+struct list {
+    uint32_t arena;
+    unsigned state; /* 0: dirty, 1: muzzy, 2: retained */
+    uint64_t extents, pages;
+};
+
+/* One extent of a list; false: the list can't be followed further. */
+static bool check_listed(struct check *check, struct list *list, uint64_t extent, uint64_t from) {
+    static const char *const names[] = {"dirty", "muzzy", "retained"};
+    struct jemalloc_heap *jemalloc = check->jemalloc;
+    struct jemalloc_element element = {.extent = extent, .szind = JEMALLOC_CLASSES};
+    struct jemalloc_run run;
+    struct jemalloc_element here;
+    if (extent % 64 != 0 || !jemalloc_read_extent(jemalloc, &element, &run)) {
+        REPORT(check, BAD_LINK, from, 0,
+               "the list of %s extents of arena %" PRIu32 " goes on at 0x%" PRIx64
+               ", which is none\tlink at 0x%" PRIx64,
+               names[list->state], list->arena, extent, from + jemalloc->layout.lru_link);
+        return false;
+    }
+    if (run.kind != JEMALLOC_DIRTY + list->state || run.arena != list->arena) {
+        REPORT(check, BAD_LINK, run.address, run.size,
+               "%s (arena %" PRIu32 ") is in the list of %s extents of arena %" PRIu32
+               ": in two lists, or in use and still listed\textent at 0x%" PRIx64,
+               name_run(check, &run).text, run.arena, names[list->state], list->arena, extent);
+    } else if (!jemalloc_element_of(jemalloc, run.address, &here) || here.extent != extent) {
+        REPORT(check, BAD_LINK, run.address, run.size,
+               "%s is in the list of %s extents of arena %" PRIu32
+               ", and the radix tree has another there\textent at 0x%" PRIx64,
+               name_run(check, &run).text, names[list->state], list->arena, extent);
+    }
+    list->extents++;
+    list->pages += run.size / PAGE;
+    return true;
+}
+
+static void check_list(struct check *check, uint32_t arena, unsigned state) {
+    static const char *const names[] = {"dirty", "muzzy", "retained"};
+    struct jemalloc_heap *jemalloc = check->jemalloc;
+    uint64_t address = jemalloc->arenas[arena].address, first, npages;
+    const struct unused *found = &check->unused[3 * (size_t)arena + state];
+    struct list list = {.arena = arena, .state = state};
+    if (!jemalloc_read(jemalloc, address + jemalloc->layout.arena_lru[state], &first) ||
+        !jemalloc_read(jemalloc, address + jemalloc->layout.arena_npages[state], &npages)) {
+        return;
+    }
+    for (uint64_t at = first, from = 0; at != 0;) {
+        if (list.extents > found->extents + 64) {
+            REPORT(check, BAD_LINK, at, 0,
+                   "the list of %s extents of arena %" PRIu32
+                   " has more than there are: it goes in a circle\t",
+                   names[state], arena);
+            return;
+        }
+        if (!check_listed(check, &list, at, from)) {
+            return;
+        }
+        from = at;
+        if (!jemalloc_read(jemalloc, at + jemalloc->layout.lru_link, &at) || at == first) {
+            break;
+        }
+    }
+    if (jemalloc->heap.arenas[arena].locked) {
+        return;
+    }
+    if (list.pages != npages || list.pages != found->pages) {
+        karst_findings_add(check->findings, KARST_FINDING_BAD_COUNT, torn(check), jemalloc->heap.index,
+                           address, 0,
+                           "arena %" PRIu32 ": %" PRIu64 " %s pages in its list, %" PRIu64
+                           " by its own count, %" PRIu64 " in the radix tree\tcount at 0x%" PRIx64,
+                           arena, list.pages, names[state], npages, found->pages,
+                           address + jemalloc->layout.arena_npages[state]);
+    }
+}
+
+/* ---- the whole -------------------------------------------------------------------------------------- */
+
+bool jemalloc_check(struct karst_heap *heap, struct karst_findings *findings, struct karst_error *error) {
+    struct check check = {.jemalloc = (struct jemalloc_heap *)heap, .findings = findings, .error = error};
+    check.unused = calloc(3 * heap->arena_count + 3, sizeof *check.unused);
+    if (!check.unused) {
+        return karst_fail_memory(error);
+    }
+    jemalloc_walk_runs(check.jemalloc, 0, ALL, check_run, &check);
+    if (!check.interrupted) {
+        check_caches(&check);
+    }
+    for (uint32_t arena = 0; !check.interrupted && arena < heap->arena_count; arena++) {
+        for (unsigned state = 0; check.jemalloc->layout.major >= 5 && state < 3; state++) {
+            if (check.jemalloc->arenas[arena].address) {
+                check_list(&check, arena, state);
+            }
+        }
+    }
+    free(check.unused);
+    return !check.interrupted;
 }

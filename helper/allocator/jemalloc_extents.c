@@ -234,6 +234,7 @@ bool jemalloc_read_extent(struct jemalloc_heap *jemalloc, const struct jemalloc_
     run->kind = JEMALLOC_BAD;
     run->problems = 0;
     run->map_class = element->szind;
+    run->bin_pointer = 0;
     run->next_region = JEMALLOC_NOT_THERE;
     run->class_ = JEMALLOC_CLASSES;
     run->arena = KARST_NONE;

@@ -263,7 +263,7 @@ static bool version_of(struct karst_target *target, struct karst_module *module,
     return false;
 }
 
-/* Is any large block not at the start of its page? One of 64 is by chance, and those aligned to pages are. */
+/* Has any large block a page more than its class, or does it not begin with a page? */
 static bool has_large_pad(struct jemalloc_heap *jemalloc) {
     uint64_t from = 0;
     unsigned large = 0;
@@ -273,7 +273,8 @@ static bool has_large_pad(struct jemalloc_heap *jemalloc) {
         bool sensible = jemalloc_read_extent(jemalloc, &element, &run) && run.address == element.page;
         if (sensible && run.kind == JEMALLOC_LARGE) {
             large++;
-            if (run.block != run.address) {
+            if (run.block != run.address ||
+                (run.class_ >= JEMALLOC_SMALL_BINS && run.size - jemalloc_class_size(run.class_) == PAGE)) {
                 return true;
             }
         }
