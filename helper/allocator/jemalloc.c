@@ -670,7 +670,8 @@ static bool describe(struct karst_heap *heap, const struct karst_block *block, s
                karst_facts_add(facts, "extent", run.header, "what says so");
     } else if (run.kind != JEMALLOC_BAD) {
         fine = karst_facts_add(facts, jemalloc_run_kind_name(jemalloc, run.kind), run.address,
-                               "%" PRIu64 " bytes of pages, no block's", run.size);
+                               "%" PRIu64 " bytes of pages, no block's", run.size) &&
+               (run.header == 0 || karst_facts_add(facts, "extent", run.header, "what says so"));
     }
     return fine || karst_fail_memory(error);
 }

@@ -283,24 +283,26 @@ static bool has_large_pad(struct jemalloc_heap *jemalloc) {
     return large == 0;
 }
 
-/* How many of the first extents make sense by the layout in use, of 1000. */
+/* How well the first extents fit the layout in use, of 1000: their own fields agree with the tree's, and,
+ * which damage may change, a slab's count of free regions with its bitmap. */
 static unsigned score_extents(struct jemalloc_heap *jemalloc) {
     unsigned good = 0, met = 0;
     uint64_t from = 0;
     struct jemalloc_element element;
     while (met < EXTENTS_SCORED && jemalloc_next_element(jemalloc, from, ALL_ADDRESSES, &element)) {
         struct jemalloc_run run;
-        bool sensible = jemalloc_read_extent(jemalloc, &element, &run) && run.address == element.page;
-        if (sensible && run.kind == JEMALLOC_SLAB) {
-            sensible = jemalloc_count_free(&run) == run.nfree && run.class_ == element.szind && element.slab;
-        } else if (sensible) {
-            sensible = !element.slab && (run.kind != JEMALLOC_LARGE || run.class_ == element.szind);
-        }
+        from = element.page + PAGE;
         met++;
-        good += sensible;
-        from = sensible && run.size > PAGE ? element.page + run.size : element.page + PAGE;
+        if (!jemalloc_read_extent(jemalloc, &element, &run) || run.address != element.page) {
+            continue;
+        }
+        from = run.address + run.size;
+        bool slab = run.kind == JEMALLOC_SLAB, used = slab || run.kind == JEMALLOC_LARGE;
+        bool agrees = slab == element.slab && (!used || run.class_ == element.szind);
+        good += agrees ? 3 : 0;
+        good += agrees && (!slab || jemalloc_count_free(&run) == run.nfree);
     }
-    return met ? good * 1000 / met : 0;
+    return met ? good * 250 / met : 0;
 }
 
 /* ---- arenas ----------------------------------------------------------------------------------------- */

@@ -1,0 +1,189 @@
+"""What programs do wrong to jemalloc's heap is found and named: in the process, and in the core that it leaves. And
+what a stray write does to jemalloc's own structs, written into them from here."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from karst_command import TESTS, Target
+from karst_heaps import start
+from karst_jemalloc import HEAPS, LIBRARY
+from karst_libcs import SYSTEM
+from karst_programs import Program, core_of, started
+
+pytestmark = [
+    pytest.mark.skipif(not LIBRARY.exists(), reason=f"no {LIBRARY}"),
+    pytest.mark.skipif("KARST_JEMALLOC" in os.environ, reason="what goes wrong differs by version"),
+]
+
+# Kind, MALLOC_CONF, the codes expected, and words of the text.
+DAMAGE: list[tuple[str, str, set[str], list[str]]] = [
+    ("nothing", "", set(), []),
+    ("nothing", "tcache:false", set(), []),
+    ("double-free", "", {"double-free"}, ["cached twice", "both times in tcache 0xe0 thread"]),
+    ("double-free", "tcache:false", {"bad-count"}, ["224-byte slab", "freed twice", "nfree says 2 free, its bitmap 0"]),
+    ("flushed", "", {"double-free"}, ["tcache 0xe0 thread", "region 100 of", "free in its bitmap too"]),
+    ("threads", "", {"double-free"}, ["cached twice", "and in another", "tcache 0xe0 thread"]),
+    ("threads", "tcache:false", {"bad-count"}, ["224-byte slab", "freed twice"]),
+    ("interior", "", {"misaligned"}, ["tcache 0xe0", "inside a region of the 224-byte slab"]),
+    ("wrong-size", "", {"wrong-bin"}, ["tcache 0xe0", "a region of the 32-byte slab", "freed with a wrong size"]),
+    ("past-end", "", {"bad-count", "run-overlap"}, ["384-byte slab", "past its last", "the next malloc(384)"]),
+]
+
+
+@contextmanager
+def damaged(kind: str, conf: str, directory: Path) -> Iterator[tuple[Program, int]]:
+    """The program, waiting, and the address it names."""
+    command = [str(TESTS / "jemalloc_damage"), kind]
+    with started(command, directory, {"LD_PRELOAD": str(LIBRARY), "MALLOC_CONF": conf}, ready=False) as program:
+        assert program.process.stdout is not None
+        name, address = program.process.stdout.readline().decode().split()
+        assert name == "block"
+        assert program.process.stdout.readline().startswith(b"ready")
+        yield program, int(address, 16)
+
+
+@pytest.mark.parametrize("end", ["process", "core"])
+@pytest.mark.parametrize(("kind", "conf", "codes", "words"), DAMAGE, ids=[f"{kind}-{conf}" for kind, conf, *_ in DAMAGE])
+def test_found_and_named(kind: str, conf: str, codes: set[str], words: list[str], end: str, directory: Path) -> None:
+    with damaged(kind, conf, directory) as (program, address):
+        target = Target.process(program.pid) if end == "process" else Target.core(core_of(program))
+        healthy, findings = target.check()
+    said = "\n".join(map(str, findings))
+    assert {finding.code for finding in findings} == codes, said
+    assert healthy == (not codes)
+    assert all(finding.severity == "corrupt" for finding in findings), said
+    for word in words:
+        assert word in said, f"{word!r} is not in {said}"
+    if codes == {"double-free"}:
+        assert {finding.address for finding in findings} == {address}, said
+
+
+# ---- stray writes ----------------------------------------------------------------------------------------
+
+BITS, ADDRESS, SIZE, LRU = 0, 8, 16, 64  # of edata_t, jemalloc 5.3
+STATE_SHIFT, CLASS_SHIFT, NFREE_SHIFT = 17, 20, 28
+
+
+class Memory:
+    def __init__(self, pid: int) -> None:
+        self.file = open(f"/proc/{pid}/mem", "r+b", buffering=0)
+
+    def read(self, address: int) -> int:
+        self.file.seek(address)
+        value: int = struct.unpack("<Q", self.file.read(8))[0]
+        return value
+
+    def write(self, address: int, value: int) -> None:
+        self.file.seek(address)
+        self.file.write(struct.pack("<Q", value % 2**64))
+
+
+def extent_of(target: Target, address: int) -> int:
+    facts = {fact["name"]: fact for fact in target.json("block", hex(address))["facts"]}
+    return int(facts["extent"]["address"], 16)
+
+
+def runs(target: Target, *arguments: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = target.json("runs", *arguments, "-n", "10000")["runs"]
+    return found
+
+
+@pytest.fixture
+def healthy_heap(directory: Path) -> Iterator[tuple[Target, Memory]]:
+    with start(HEAPS["one-thread"], SYSTEM, directory) as program:
+        target = Target.process(program.pid)
+        assert target.check() == (True, [])
+        yield target, Memory(program.pid)
+
+
+def said_of(target: Target, code: str) -> str:
+    healthy, findings = target.check()
+    said = "\n".join(map(str, findings))
+    assert not healthy and code in {finding.code for finding in findings}, said or "nothing found"
+    return said
+
+
+def test_bit_past_the_last(healthy_heap: tuple[Target, Memory]) -> None:
+    target, memory = healthy_heap
+    run = next(run for run in runs(target, "slab") if run["regions"] % 64)
+    word = extent_of(target, int(run["first_region"], 16)) + 64 + run["regions"] // 64 * 8
+    memory.write(word, memory.read(word) | 1 << run["regions"] % 64)
+    said = said_of(target, "run-overlap")
+    assert f"region {run['regions']} of the {run['region_size']}-byte slab at {run['address']}" in said
+    assert hex(int(run["first_region"], 16) + run["regions"] * run["region_size"]) in said
+
+
+def test_count_and_bitmap_disagree(healthy_heap: tuple[Target, Memory]) -> None:
+    target, memory = healthy_heap
+    run = runs(target, "slab")[0]
+    extent = extent_of(target, int(run["first_region"], 16))
+    memory.write(extent, memory.read(extent) + (1 << NFREE_SHIFT))
+    said = said_of(target, "bad-count")
+    assert f"nfree says {run['free'] + 1} free, its bitmap {run['free']}" in said
+
+
+def test_extents_overlap(healthy_heap: tuple[Target, Memory]) -> None:
+    target, memory = healthy_heap
+    large = runs(target, "large")
+    first, second = next((a, b) for a, b in zip(large, large[1:]) if int(a["address"], 16) + a["size"] == int(b["address"], 16))
+    extent = extent_of(target, int(first["first_region"], 16))
+    memory.write(extent + SIZE, memory.read(extent + SIZE) + 4096)
+    said = said_of(target, "run-overlap")
+    assert first["first_region"] in said and second["first_region"] in said
+    assert "bad-size" in said
+
+
+def test_class_of_extent_and_tree_disagree(healthy_heap: tuple[Target, Memory]) -> None:
+    target, memory = healthy_heap
+    run = runs(target, "large")[0]
+    extent = extent_of(target, int(run["first_region"], 16))
+    memory.write(extent, memory.read(extent) - (1 << CLASS_SHIFT))
+    said_of(target, "wrong-bin")
+
+
+def test_extent_in_use_is_still_listed(healthy_heap: tuple[Target, Memory]) -> None:
+    target, memory = healthy_heap
+    run = runs(target, "dirty")[0]
+    facts = target.json("block", run["address"])["facts"]
+    extent = next(int(fact["address"], 16) for fact in facts if fact["name"] == "extent")
+    memory.write(extent, memory.read(extent) + (1 << STATE_SHIFT))
+    said = said_of(target, "bad-link")
+    assert "is in the list of dirty extents" in said
+    assert "bad-count" in said
+
+
+def test_list_of_extents_is_overwritten(healthy_heap: tuple[Target, Memory]) -> None:
+    target, memory = healthy_heap
+    facts = target.json("block", runs(target, "dirty")[0]["address"])["facts"]
+    extent = next(int(fact["address"], 16) for fact in facts if fact["name"] == "extent")
+    memory.write(extent + LRU, 0x4141414141414141)
+    assert "0x4141414141414141, which is none" in said_of(target, "bad-link")
+
+
+def test_cache_is_overwritten(healthy_heap: tuple[Target, Memory]) -> None:
+    """A pointer in a cache's stack, which lies in a block of the allocator's own."""
+    target, memory = healthy_heap
+    block = next(block for block in target.blocks("--state", "cached") if (block.bin or "").startswith("tcache 0xe0"))
+    stacks = [own for own in target.blocks("--state", "metadata") if 4096 <= own.size < 65536]
+    # It may stand there more than once: the stack grows down, and what was popped stays.
+    word = max(word for own in stacks for word in range(own.address, own.address + own.size, 8)
+               if memory.read(word) == block.address)
+    memory.write(word, 0x4141414141414141)
+    assert "holds 0x4141414141414141, which is in no run" in said_of(target, "bad-link")
+
+
+def test_address_that_is_no_region(healthy_heap: tuple[Target, Memory]) -> None:
+    target, _ = healthy_heap
+    run = runs(target, "slab")[0]
+    address = int(run["first_region"], 16) + run["region_size"] + 8
+    answer = target.json("block", hex(address))
+    assert f"offset {run['region_size'] + 8:#x} of the slab at {run['address']}" in answer["explanation"]
+    assert "is not a region start, but 0x8 bytes into region 1" in answer["explanation"]
+    assert target.json("block", run["first_region"])["explanation"] is None
