@@ -26,7 +26,7 @@ def _permissions(text: str) -> int:
     return sum(bit for letter, bit in _PERMISSIONS.items() if letter in text)
 
 
-def _parse_maps(text: str) -> list[Mapping]:
+def parse_maps(text: str) -> list[Mapping]:
     """/proc/PID/maps as it is."""
     found = []
     for line in text.splitlines():
@@ -67,7 +67,7 @@ def remote_file(path: str) -> bytes:
 
 def mappings() -> list[Mapping]:
     """The selected inferior's mappings in address order; fails with one line where GDB can't list them."""
-    found = _parse_maps(os.fsdecode(remote_file(f"/proc/{gdb.selected_inferior().pid}/maps")))
+    found = parse_maps(os.fsdecode(remote_file(f"/proc/{gdb.selected_inferior().pid}/maps")))
     if not found:
         try:
             found = _parse_info(gdb.execute("info proc mappings", to_string=True))

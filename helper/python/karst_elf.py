@@ -18,11 +18,12 @@ _MASK = (1 << 64) - 1
 
 _PT_LOAD, _PT_DYNAMIC, _PT_INTERP = 1, 2, 3
 _PF_X, _PF_W = 1, 2
+_ET_DYN = 3
 _DT_STRTAB, _DT_SYMTAB, _DT_HASH, _DT_GNU_HASH, _DT_DEBUG, _DT_VERSYM = 5, 6, 4, 0x6ffffef5, 21, 0x6ffffff0
 _DT_PLTRELSZ, _DT_RELA, _DT_RELASZ, _DT_JMPREL = 2, 7, 8, 23
 _SYMBOL = struct.Struct("<IBBHQQ")
 _HIDDEN_VERSION = 0x8000
-_TYPE_FUNCTION = 2
+_TYPE_OBJECT, _TYPE_FUNCTION = 1, 2
 _PAGE = 4096
 
 
@@ -108,19 +109,19 @@ class Module:
 
     # ---- names ---------------------------------------------------------------------------------------
 
-    def definitions(self, name: str) -> list[Definition]:
-        """Functions of that name, those of the default version first."""
+    def definitions(self, name: str, data: bool = False) -> list[Definition]:
+        """Functions (data: variables) of that name, those of the default version first."""
         try:
-            found = list(self._matching(name))
+            found = list(self._matching(name, _TYPE_OBJECT if data else _TYPE_FUNCTION))
         except NotThere:
             return []
         return [definition for _, definition in sorted(found, key=lambda pair: pair[0])]
 
-    def _matching(self, name: str) -> Iterator[tuple[int, Definition]]:
+    def _matching(self, name: str, kind: int) -> Iterator[tuple[int, Definition]]:
         symbols, strings = self._pointer(_DT_SYMTAB), self._pointer(_DT_STRTAB)
         for index in self._candidates(name):
             where, info, _, section, value, size = _SYMBOL.unpack(_whole(self.read, symbols + 24 * index, 24))
-            if section == 0 or info & 15 != _TYPE_FUNCTION or not value:
+            if section == 0 or info & 15 != kind or not value:
                 continue
             wanted = name.encode() + b"\0"
             if bytes(self.read(strings + where, len(wanted))) != wanted:
@@ -173,22 +174,6 @@ class Module:
             yield index
             index = int.from_bytes(_whole(self.read, table + 8 + 4 * (buckets + index), 4), "little")
 
-    # ---- segments ------------------------------------------------------------------------------------
-
-    def segments(self, header: int) -> list[Segment]:
-        """By the ELF header, which is mapped at `header`."""
-        start = _whole(self.read, header, 64)
-        if start[:5] != b"\x7fELF\x02":
-            raise NotThere(f"no 64-bit ELF file is mapped at {header:#x}")
-        offset, = struct.unpack_from("<Q", start, 32)
-        size, count = struct.unpack_from("<HH", start, 54)
-        if size != 56 or count > 1000:
-            raise NotThere(f"{self.path or 'the program'} has program headers of an unknown shape")
-        return [Segment(address + self.bias & _MASK, address + self.bias + memory & _MASK, bool(flags & _PF_X),
-                        bool(flags & _PF_W))
-                for kind, flags, _, address, _, _, memory, _ in struct.iter_unpack(
-                    "<IIQQQQQQ", _whole(self.read, header + offset, 56 * count)) if kind == _PT_LOAD]
-
     # ---- relocations ---------------------------------------------------------------------------------
 
     def slots(self, names: frozenset[str], kinds: frozenset[int]) -> Iterator[Slot]:
@@ -211,6 +196,26 @@ class Module:
                     known[index] = _text(self.read, strings + where)
                 if known[index] in names:
                     yield Slot(self, known[index], offset + self.bias & _MASK)
+
+
+def segments(read: Read, header: int) -> list[Segment]:
+    """Of the module whose ELF header is mapped at `header`."""
+    start = _whole(read, header, 64)
+    if start[:5] != b"\x7fELF\x02":
+        raise NotThere(f"no 64-bit ELF file is mapped at {header:#x}")
+    kind, = struct.unpack_from("<H", start, 16)
+    offset, = struct.unpack_from("<Q", start, 32)
+    size, count = struct.unpack_from("<HH", start, 54)
+    if size != 56 or count > 1000:
+        raise NotThere(f"the file mapped at {header:#x} has program headers of an unknown shape")
+    entries = list(struct.iter_unpack("<IIQQQQQQ", _whole(read, header + offset, 56 * count)))
+    bias = 0
+    if kind == _ET_DYN:
+        firsts = [address - at for kind, _, at, address, _, _, _, _ in entries if kind == _PT_LOAD]
+        bias = header - firsts[0] if firsts else 0
+    return [Segment(address + bias & _MASK, address + bias + memory & _MASK, bool(flags & _PF_X),
+                    bool(flags & _PF_W))
+            for kind, flags, _, address, _, _, memory, _ in entries if kind == _PT_LOAD]
 
 
 def modules(read: Read, program_headers: int, count: int) -> list[Module]:

@@ -1,0 +1,169 @@
+"""Stops at traps: where GDB is then, what it says, and frames as the program knows them."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+
+import gdb
+import karst_abi
+import karst_engine
+from karst_abi import FUNCTIONS, Why
+from karst_detour import ARGUMENTS, RBP, RBX
+
+from karst_gdb.detours import Installed
+
+_MASK = (1 << 64) - 1
+_FRAMES_MAX = 64
+_REGISTERS = {0: "rax", 1: "rcx", 2: "rdx", 3: "rbx", 5: "rbp", 6: "rsi", 7: "rdi", **{
+    number: f"r{number}" for number in range(8, 16)}}
+_CALLEE_SAVED = {RBX: "rbx", RBP: "rbp", 12: "r12", 13: "r13", 14: "r14", 15: "r15"}
+
+
+class StopPoint(gdb.Breakpoint):
+    """A breakpoint that GDB's user does not see: at a detour's `nop`, or at the library's trap instruction."""
+
+    def __init__(self, address: int, wants: Callable[[], bool] | None) -> None:
+        super().__init__(f"*{address:#x}", internal=True)
+        self.silent = True
+        self.address = address
+        self._wants = wants
+
+    def stop(self) -> bool:
+        return self._wants is None or self._wants()
+
+
+def _register(frame: gdb.Frame, number: int) -> int:
+    return int(frame.read_register(_REGISTERS[number])) & _MASK
+
+
+def why_at_detour(installed: Installed, hits: int) -> Why:
+    """As the library tells it, from the registers of the selected thread, which is at a detour's stop."""
+    frame = gdb.newest_frame()
+    name = installed.entry.names[0]
+    arguments = ARGUMENTS[name]
+    size = 1
+    for register in arguments.size:
+        size = size * _register(frame, register) & _MASK
+    stack = int(frame.read_register("rsp")) & _MASK
+    caller = int.from_bytes(bytes(gdb.selected_inferior().read_memory(stack, 8)), "little")
+    lwp = gdb.selected_thread().ptid[1]
+    return Why(magic=karst_abi.WHY_MAGIC, size_of=ctypes.sizeof(Why), function=FUNCTIONS.index(name), before=1,
+               thread=lwp, size=size if arguments.size else 0,
+               old_address=_register(frame, arguments.pointer) if arguments.pointer is not None else 0,
+               alignment=_register(frame, arguments.alignment) if arguments.alignment is not None else 0,
+               caller=caller, stack=stack + 8, hits=hits)
+
+
+def why_of_library() -> Why | None:
+    """From the selected thread, which is at the library's trap instruction. None: the record is none."""
+    address = _register(gdb.newest_frame(), 7)
+    try:
+        data = bytes(gdb.selected_inferior().read_memory(address, ctypes.sizeof(Why)))
+    except gdb.error:
+        return None
+    why = Why.from_buffer_copy(data)
+    return why if why.magic == karst_abi.WHY_MAGIC else None
+
+
+def select_caller(is_ours: Callable[[int], bool]) -> None:
+    """Selects the frame that called the allocator."""
+    frame = gdb.newest_frame()
+    for _ in range(_FRAMES_MAX):
+        if not is_ours(frame.pc()):
+            frame.select()
+            return
+        older = frame.older()
+        if older is None:
+            return
+        frame = older
+
+
+def tell(number: int, why: Why) -> None:
+    """One line that says why GDB stopped, then the frame that is selected."""
+    name = f"karst trap {number}" if number else "karst"
+    gdb.write(f"\n{name}: {karst_engine.say_why(bytes(why))}\n")
+    gdb.execute("frame")
+    pointer = gdb.lookup_type("void").pointer()
+    gdb.set_convenience_variable("_karst_trap", number)
+    gdb.set_convenience_variable("_karst_trap_size", why.size)
+    gdb.set_convenience_variable("_karst_trap_old", gdb.Value(why.old_address).cast(pointer))
+    gdb.set_convenience_variable("_", gdb.Value(why.address or why.old_address).cast(pointer))
+
+
+# ---- frames ------------------------------------------------------------------------------------------
+
+
+class _FrameId:
+    def __init__(self, sp: gdb.Value, pc: gdb.Value) -> None:
+        self.sp, self.pc = sp, pc
+
+
+class Unwinder:
+    """Frames of threads that are in a detour. No file tells GDB of its code."""
+
+    name = "karst"
+    enabled = True
+
+    def __init__(self, find: Callable[[int], Installed | None]) -> None:
+        self._find = find
+
+    def __call__(self, pending: gdb.PendingFrame) -> gdb.UnwindInfo | None:
+        try:
+            pc_value = pending.read_register("rip")
+            pc = int(pc_value) & _MASK
+        except (ValueError, gdb.error):  # another machine
+            return None
+        installed = self._find(pc)
+        place = installed.detour.place(pc) if installed is not None else None
+        if installed is None or place is None:
+            return None
+        sp_value = pending.read_register("rsp")
+        frame = (int(sp_value) & _MASK) + place.frame
+        number_type, pointer_type = gdb.lookup_type("long"), pc_value.type
+        info = pending.create_unwind_info(_FrameId(
+            gdb.Value(frame).cast(sp_value.type), gdb.Value(installed.detour.start).cast(pointer_type)))
+        info.add_saved_register("rip", gdb.Value(_word(frame - 8)).cast(pointer_type))
+        info.add_saved_register("rsp", gdb.Value(frame).cast(sp_value.type))
+        for number, name in _CALLEE_SAVED.items():
+            if number in place.saved:
+                value = gdb.Value(_word(frame - place.saved[number])).cast(number_type)
+            else:
+                value = pending.read_register(name)
+            info.add_saved_register(name, value)
+        return info
+
+
+def _word(address: int) -> int:
+    return int.from_bytes(bytes(gdb.selected_inferior().read_memory(address, 8)), "little")
+
+
+class FrameFilter:
+    """Leaves the frames of detours and of the library out of backtraces."""
+
+    name = "karst"
+    enabled = True
+    priority = 1000
+
+    def __init__(self, is_ours: Callable[[int], bool]) -> None:
+        self._is_ours = is_ours
+
+    def filter(self, frames: Iterator) -> Iterator:
+        return (frame for frame in frames if not self._is_ours(frame.inferior_frame().pc()))
+
+
+def show_frames_as_known(find: Callable[[int], Installed | None], is_ours: Callable[[int], bool]) -> None:
+    """From now on; until hide_no_more()."""
+    if not any(getattr(unwinder, "name", "") == Unwinder.name for unwinder in gdb.frame_unwinders):
+        gdb.frame_unwinders.insert(0, Unwinder(find))
+        gdb.invalidate_cached_frames()
+    gdb.frame_filters.setdefault(FrameFilter.name, FrameFilter(is_ours))
+
+
+def show_frames_as_they_are() -> None:
+    gdb.frame_unwinders[:] = [unwinder for unwinder in gdb.frame_unwinders
+                              if getattr(unwinder, "name", "") != Unwinder.name]
+    gdb.frame_filters.pop(FrameFilter.name, None)
+    gdb.invalidate_cached_frames()
+
+

@@ -1,0 +1,100 @@
+"""`karst trap ...`."""
+
+from __future__ import annotations
+
+import json
+
+import gdb
+
+from karst_gdb import traps
+
+_SPEC = """TRAP is a function (malloc, calloc, realloc, free, new, ..., alloc, frees, any), a size, and conditions:
+  realloc 8880819            exactly that many bytes
+  malloc,calloc 1M:2M        a range; 1M: has no upper end
+  64/128/4K                  a set; no function named: each that allocates
+  free freed=req->buf        a block that is freed, or handed to realloc
+  thread=LWP caller=libfoo.so skip=N count=N
+With libkarst-preload.so in the process also growth, event=N, returned=ADDRESS, double-free, foreign, interior,
+overflow. Words that begin with $, & , * or ( are expressions."""
+
+
+class TrapPrefix(gdb.Command):
+    """Stop the program when an allocator's function is called in a certain way, at nearly full speed.
+
+The library of `karst run` is told of the trap, or, in a process without it, a detour is put into the
+function's module, and taken out again when the trap is removed, on detach and when GDB ends."""
+
+    def __init__(self) -> None:
+        super().__init__("karst trap", gdb.COMMAND_BREAKPOINTS, gdb.COMPLETE_NONE, True)
+
+
+class Add(gdb.Command):
+    __doc__ = f"Set a trap.\n\nUsage: karst trap add TRAP\n\n{_SPEC}"
+
+    def __init__(self) -> None:
+        super().__init__("karst trap add", gdb.COMMAND_BREAKPOINTS, gdb.COMPLETE_EXPRESSION)
+
+    def invoke(self, argument: str, from_tty: bool) -> None:
+        self.dont_repeat()
+        if not argument.strip():
+            raise gdb.GdbError("which trap? `karst trap add realloc 8880819`; `help karst trap add` says more")
+        gdb.write(traps.add(argument.strip()) + "\n")
+
+
+def _numbers(argument: str) -> list[int] | None:
+    """None: all."""
+    words = argument.replace(",", " ").split()
+    if not words or words == ["all"]:
+        return None
+    if not all(word.isdigit() for word in words):
+        raise gdb.GdbError(f"{argument}: the numbers of traps are wanted, or nothing for all")
+    return [int(word) for word in words]
+
+
+class Change(gdb.Command):
+    def __init__(self, word: str, text: str) -> None:
+        self.word = word
+        self.__doc__ = f"{text}\n\nUsage: karst trap {word} [NUMBER...]\n\nWithout numbers: all."
+        super().__init__(f"karst trap {word}", gdb.COMMAND_BREAKPOINTS, gdb.COMPLETE_NONE)
+
+    def invoke(self, argument: str, from_tty: bool) -> None:
+        self.dont_repeat()
+        traps.change(_numbers(argument), self.word)
+
+
+class List(gdb.Command):
+    """List the traps of the process.
+
+Usage: karst trap list [--json]
+
+hits: calls that met the conditions, those that were skipped too; stops: times the program was stopped."""
+
+    def __init__(self) -> None:
+        super().__init__("karst trap list", gdb.COMMAND_BREAKPOINTS, gdb.COMPLETE_NONE)
+
+    def invoke(self, argument: str, from_tty: bool) -> None:
+        if argument.strip() not in ("", "--json"):
+            raise gdb.GdbError(f"{argument}: only --json may be given")
+        rows = traps.rows()
+        if argument.strip():
+            gdb.write(json.dumps({"traps": [{"number": row.number, "trap": row.text, "state": row.state, "by": row.by,
+                                             "hits": row.hits, "stops": row.fired} for row in rows]}) + "\n")
+            return
+        if not rows:
+            gdb.write("no traps\n")
+            return
+        width = max(len("trap"), *(len(row.text) for row in rows))
+        gdb.write(f"{'':>3}  {'trap':{width}}  {'state':5}  {'by':7}  {'hits':>10}  {'stops':>6}\n")
+        for row in rows:
+            gdb.write(f"{row.number:>3}  {row.text:{width}}  {row.state:5}  {row.by:7}  {row.hits:>10,}  "
+                      f"{row.fired:>6,}\n")
+
+
+def register() -> None:
+    TrapPrefix()
+    Add()
+    List()
+    Change("remove", "Remove traps; the functions are then what they were.")
+    Change("enable", "Enable traps; those that are spent (count=) begin anew.")
+    Change("disable", "Disable traps, which stay in the list.")
+    traps.register()

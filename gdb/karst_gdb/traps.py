@@ -1,0 +1,458 @@
+"""Traps of each inferior: in the library's control block where the library is, else by detours."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import gdb
+import karst_abi
+import karst_engine
+from karst_abi import Trap, TrapState
+from karst_detour import Refused
+from karst_engine import KarstError
+
+from karst_gdb import markers, stops
+from karst_gdb.detours import Detours, Entry, condition_of, entries_of
+from karst_gdb.expressions import evaluate_address, one_line
+from karst_gdb.live import Live, breakpoints_within
+
+_NO_LIMIT = (1 << 64) - 1
+
+
+@dataclass
+class DetourTrap:
+    """A trap that detours make."""
+
+    number: int
+    trap: Trap
+    entries: list[Entry]
+    enabled: bool = True
+    fired: int = 0
+    skipped: int = 0  # matches passed over, as far as they were counted
+    skip_here: bool = False  # GDB counts them: the process has no room for a counter
+
+    @property
+    def is_spent(self) -> bool:
+        return bool(self.trap.count) and self.fired >= self.trap.count
+
+    @property
+    def is_armed(self) -> bool:
+        return self.enabled and not self.is_spent
+
+
+@dataclass
+class Row:
+    """A trap as `karst trap list` shows it."""
+
+    number: int
+    text: str
+    state: str
+    by: str
+    hits: int
+    fired: int
+
+
+@dataclass
+class Process:
+    """What karst put into one process."""
+
+    inferior: gdb.Inferior
+    pid: int
+    detours: Detours = field(default_factory=Detours)
+    traps: dict[int, DetourTrap] = field(default_factory=dict)
+    points: dict[int, stops.StopPoint] = field(default_factory=dict)  # by address
+    library: tuple[int, int] | None = None  # where the preload library is mapped
+    told: set[tuple[int, int, int]] = field(default_factory=set)  # ptids that are at a stop that was told
+    last_number: int = 0
+
+    # ---- detours -------------------------------------------------------------------------------------
+
+    def apply(self, live: Live) -> None:
+        """Brings detours and breakpoints in line with the traps."""
+        self._count_skips(live)
+        skips = {}
+        by_entry: dict[int, Entry] = {}
+        for trap in self.traps.values():
+            if not trap.is_armed:
+                continue
+            condition = condition_of(live, trap.number, trap.trap)
+            if trap.trap.skip > trap.skipped:
+                skips[trap.number] = trap.trap.skip - trap.skipped
+            for entry in trap.entries:
+                shared = by_entry.setdefault(entry.address,
+                                             Entry(list(entry.names), entry.symbol, entry.address, entry.size))
+                shared.conditions.append(condition)
+        self.detours.change(live, list(by_entry.values()), skips, self.told)
+        for trap in self.traps.values():
+            trap.skip_here = self.detours.skips_left(live, trap.number) is None
+        self._set_points()
+
+    def _count_skips(self, live: Live) -> None:
+        for trap in self.traps.values():
+            left = self.detours.skips_left(live, trap.number)
+            if left is not None:
+                trap.skipped = trap.trap.skip - max(left, 0)
+
+    def _set_points(self) -> None:
+        wanted: dict[int, int] = {}
+        for installed in self.detours.installed.values():
+            wanted.update(installed.detour.stops)
+        for address in [address for address in self.points if address not in wanted and not self._is_library(address)]:
+            _delete(self.points.pop(address))
+        for address, number in wanted.items():
+            if address not in self.points:
+                self.points[address] = stops.StopPoint(address, lambda number=number: self._wants(number))
+
+    def _wants(self, number: int) -> bool:
+        """A thread met a trap's conditions: whether GDB stops."""
+        trap = self.traps.get(number)
+        if trap is None or not trap.is_armed:
+            return False
+        if trap.skip_here and trap.skipped < trap.trap.skip:
+            trap.skipped += 1
+            return False
+        trap.fired += 1
+        return True
+
+    def forget_detours(self) -> None:
+        """The process, or its text, is gone."""
+        self.detours = Detours()
+        self.traps.clear()
+        for address in [address for address in self.points if not self._is_library(address)]:
+            _delete(self.points.pop(address))
+
+    # ---- the library ---------------------------------------------------------------------------------
+
+    def _is_library(self, address: int) -> bool:
+        return self.library is not None and self.library[0] <= address < self.library[1]
+
+    def meet_library(self, start: int, end: int, trap_stop: int) -> None:
+        """Stops at its traps are told from now on."""
+        self.library = (start, end)
+        if trap_stop not in self.points:
+            self.points[trap_stop] = stops.StopPoint(trap_stop, None)
+
+    def forget_library(self) -> None:
+        for address in [address for address in self.points if self._is_library(address)]:
+            _delete(self.points.pop(address))
+        self.library = None
+
+    def is_ours(self, pc: int) -> bool:
+        return self._is_library(pc) or self.detours.find(pc) is not None
+
+
+def _delete(point: stops.StopPoint) -> None:
+    if point.is_valid():
+        point.delete()
+
+
+_processes: dict[int, Process] = {}  # by inferior
+
+
+def process() -> Process:
+    """The selected inferior's."""
+    inferior = gdb.selected_inferior()
+    known = _processes.get(inferior.num)
+    if known is None or known.pid != inferior.pid:
+        if known is not None:
+            forget(inferior)
+        known = _processes[inferior.num] = Process(inferior, inferior.pid)
+    return known
+
+
+def known_processes() -> list[Process]:
+    return list(_processes.values())
+
+
+def forget(inferior: gdb.Inferior) -> None:
+    known = _processes.pop(inferior.num, None)
+    if known is not None:
+        known.forget_detours()
+        known.forget_library()
+    _show_frames()
+
+
+def _find_installed(pc: int) -> Any:
+    known = _processes.get(gdb.selected_inferior().num)
+    return known.detours.find(pc) if known is not None else None
+
+
+def _is_ours(pc: int) -> bool:
+    known = _processes.get(gdb.selected_inferior().num)
+    return known is not None and known.is_ours(pc)
+
+
+def _show_frames() -> None:
+    if any(known.detours.installed or known.library for known in _processes.values()):
+        stops.show_frames_as_known(_find_installed, _is_ours)
+    else:
+        stops.show_frames_as_they_are()
+
+
+# ---- add, remove, list --------------------------------------------------------------------------------
+
+
+def _word(text: str) -> str:
+    """A word of a trap with GDB's expressions in it as numbers: `$size`, `freed=request.buffer`."""
+    key, equals, value = text.partition("=")
+    if equals and key in ("freed", "returned", "address", "size") and not value[:1].isdigit() and value[:1] != ":":
+        return f"{key}={evaluate_address(value):#x}"
+    return f"{evaluate_address(text):#x}" if text[:1] in "$(&*" else text
+
+
+def read(text: str) -> Trap:
+    words = " ".join(_word(word) for word in text.split())
+    try:
+        return Trap.from_buffer_copy(karst_engine.read_trap(words, karst_abi.ctypes.sizeof(Trap)))
+    except KarstError as error:
+        raise gdb.GdbError(one_line(error)) from None
+
+
+def _marker(live: Live, known: Process) -> markers.Marker | None:
+    marker = markers.find(live)
+    if marker is not None:
+        control = marker.control
+        known.meet_library(control.library_start, control.library_end, control.trap_stop)
+    return marker
+
+
+def add(text: str) -> str:
+    """Sets a trap; returns what was done in one line."""
+    trap = read(text)
+    live, known = Live(), process()
+    marker = _marker(live, known)
+    numbers = [*known.traps, known.last_number, *(marker.traps() if marker is not None else ())]
+    trap.number = known.last_number = max(numbers) + 1
+    if marker is not None:
+        marker.add(trap)
+        _show_frames()
+        return f"trap {trap.number}: {text} (by {markers.LIBRARY})"
+    made = DetourTrap(trap.number, trap, entries_of(live, trap))
+    known.traps[made.number] = made
+    try:
+        known.apply(live)
+    except (gdb.GdbError, gdb.error, Refused) as error:
+        del known.traps[made.number]
+        known.last_number -= 1
+        raise gdb.GdbError(one_line(error)) from None
+    _show_frames()
+    where = ", ".join(f"{entry.names[0]} at {entry.address:#x}" for entry in made.entries)
+    return f"trap {made.number}: {text} (detour of {where})"
+
+
+def change(numbers: list[int] | None, wanted: str) -> None:
+    """wanted: "remove", "enable" or "disable"; numbers None: all traps."""
+    live, known = Live(), process()
+    marker = _marker(live, known)
+    in_library = marker.traps() if marker is not None else {}
+    chosen = numbers if numbers is not None else [*known.traps, *in_library]
+    for number in chosen:
+        if number not in known.traps and number not in in_library:
+            raise gdb.GdbError(f"there is no trap {number}: `karst trap list` shows all")
+    for number in chosen:
+        if number in in_library and marker is not None:
+            _change_in_library(marker, *in_library[number], wanted)
+        elif wanted == "remove":
+            del known.traps[number]
+        else:
+            known.traps[number].enabled = wanted == "enable"
+            known.traps[number].fired = 0 if wanted == "enable" else known.traps[number].fired
+    try:
+        known.apply(live)
+    except Refused as error:
+        raise gdb.GdbError(one_line(error)) from None
+    _show_frames()
+
+
+def _change_in_library(marker: markers.Marker, place: int, trap: Trap, wanted: str) -> None:
+    if wanted == "remove":
+        marker.remove(place)
+    elif wanted == "disable":
+        marker.set_state(place, TrapState.DISABLED)
+    else:
+        if trap.state == TrapState.SPENT:  # counts anew
+            marker.set_fired(place, 0)
+        marker.set_state(place, TrapState.ARMED)
+
+
+def rows() -> list[Row]:
+    live, known = Live(), process()
+    marker = _marker(live, known)
+    known._count_skips(live)
+    found = []
+    for number, trap in sorted(known.traps.items()):
+        state = "spent" if trap.is_spent else "on" if trap.enabled else "off"
+        found.append(Row(number, _text(trap.trap), state, "detour", trap.skipped + trap.fired, trap.fired))
+    for number, (_, raw) in sorted(marker.traps().items() if marker is not None else ()):
+        state = {TrapState.ARMED: "on", TrapState.DISABLED: "off"}.get(raw.state, "spent")
+        found.append(Row(number, _text(raw), state, "library", raw.hits, raw.fired))
+    return found
+
+
+def _text(trap: Trap) -> str:
+    return trap.text.decode("utf-8", "replace")
+
+
+# ---- GDB's events -----------------------------------------------------------------------------------
+
+
+def on_stop(event: gdb.Event) -> None:
+    points = [point for point in getattr(event, "breakpoints", ()) if isinstance(point, stops.StopPoint)]
+    known = _processes.get(gdb.selected_inferior().num)
+    if known is None:
+        return
+    if not points:
+        return
+    if known._is_library(points[0].address):
+        _tell_of_library(known)
+    else:
+        _tell_of_detour(known, points[0].address)
+
+
+def _tell_of_detour(known: Process, address: int) -> None:
+    installed = known.detours.find(address)
+    if installed is None:
+        return
+    number = installed.detour.stops[address]
+    trap = known.traps[number]
+    live = Live()
+    known._count_skips(live)
+    why = stops.why_at_detour(installed, trap.skipped + trap.fired)
+    known.told.add(gdb.selected_thread().ptid)
+    stops.select_caller(_is_ours)
+    stops.tell(number, why)
+    if trap.is_spent:
+        frame_level = gdb.selected_frame().level() if hasattr(gdb.Frame, "level") else None
+        known.apply(live)
+        if frame_level is not None:
+            stops.select_caller(_is_ours)
+
+
+def _tell_of_library(known: Process) -> None:
+    why = stops.why_of_library()
+    if why is None:
+        return
+    number = 0
+    marker = markers.find(Live())
+    if marker is not None and why.trap != karst_abi.NO_TRAP:
+        traps = [trap for _, trap in marker.slots()]
+        number = traps[why.trap].number if why.trap < len(traps) else 0
+    stops.select_caller(_is_ours)
+    stops.tell(number, why)
+
+
+def on_cont(event: gdb.Event) -> None:
+    for known in _processes.values():
+        known.told.clear()
+
+
+def on_new_file(event: gdb.Event) -> None:
+    _look_at(event.new_objfile)
+
+
+def _look_at(objfile: gdb.Objfile) -> None:
+    """The library's traps are told of although no karst command was given."""
+    if not objfile.filename or os.path.basename(objfile.filename) != markers.LIBRARY or not gdb.selected_inferior().pid:
+        return
+    try:
+        marker = markers.find(Live())
+    except (gdb.GdbError, gdb.error):  # it has not begun yet: its symbols tell as much
+        marker = None
+    try:
+        if marker is not None:
+            _marker(Live(), process())
+        else:
+            _meet_by_symbols()
+    except (gdb.GdbError, gdb.error):
+        return
+    _show_frames()
+
+
+def _meet_by_symbols() -> None:
+    stop = int(gdb.parse_and_eval("(unsigned long) &'karst_trap_stop'"))
+    ranges = [mapping for mapping in Live().mappings if mapping.name and mapping.name.endswith(markers.LIBRARY)]
+    if ranges:
+        process().meet_library(min(mapping.start for mapping in ranges), max(mapping.end for mapping in ranges), stop)
+
+
+def on_files_gone(event: gdb.Event) -> None:
+    """Another program was executed: all that was known of the old text is void."""
+    for known in list(_processes.values()):
+        if known.inferior.is_valid() and known.inferior.progspace == event.progspace:
+            forget(known.inferior)
+
+
+def on_exited(event: Any) -> None:
+    inferior = getattr(event, "inferior", None)
+    if inferior is not None:
+        forget(inferior)
+
+
+def on_breakpoint(point: gdb.Breakpoint) -> None:
+    """GDB's user sets a breakpoint within what a detour replaced: the detour makes room."""
+    if isinstance(point, stops.StopPoint):
+        return
+    for known in _processes.values():
+        for installed in list(known.detours.installed.values()):
+            low, high = installed.detour.patch + 1, installed.detour.patch + len(installed.detour.original)
+            if str(point.number) in set(breakpoints_within(low, high)):
+                _make_room(known, installed.entry.address, point.number)
+
+
+def _make_room(known: Process, address: int, number: int) -> None:
+    gone = [trap for trap in known.traps.values() if any(entry.address == address for entry in trap.entries)]
+    try:
+        live = Live()
+        for trap in gone:
+            trap.enabled = False
+        known.apply(live)
+    except gdb.GdbError as error:
+        gdb.write(f"karst: breakpoint {number} is within a detour, which can't be taken out now: {error}\n", gdb.STDERR)
+        return
+    names = ", ".join(str(trap.number) for trap in gone)
+    gdb.write(f"karst: trap {names} is off: breakpoint {number} is within the bytes that its detour replaces\n",
+              gdb.STDERR)
+
+
+def take_out_all() -> None:
+    """Before GDB lets go of the processes: their text is what it was."""
+    selected = gdb.selected_inferior()
+    for known in list(_processes.values()):
+        if known.inferior.is_valid() and known.detours.installed and known.inferior.pid == known.pid:
+            try:
+                if gdb.selected_inferior() != known.inferior:
+                    gdb.execute(f"inferior {known.inferior.num}", to_string=True)
+                known.traps.clear()
+                known.apply(Live())
+            except (gdb.GdbError, gdb.error) as error:
+                gdb.write(f"karst: traps stay in process {known.pid}, harmless, as GDB can't take them out: {error}\n",
+                          gdb.STDERR)
+    if selected.is_valid() and gdb.selected_inferior() != selected:
+        gdb.execute(f"inferior {selected.num}", to_string=True)
+
+
+def _hook(command: str) -> None:
+    """Has GDB take detours out before `command`; what its user hooked there stays."""
+    call = "python __import__('karst_gdb.traps').traps.take_out_all()"
+    try:
+        text = gdb.execute(f"show user hook-{command}", to_string=True)
+        body = [line.strip() for line in text.splitlines()[1:] if line.strip()]
+    except gdb.error:
+        body = []
+    gdb.execute("\n".join([f"define hook-{command}", call, *body, "end"]), to_string=True)
+
+
+def register() -> None:
+    handlers = {"stop": on_stop, "cont": on_cont, "exited": on_exited, "new_objfile": on_new_file,
+                "clear_objfiles": on_files_gone, "breakpoint_created": on_breakpoint,
+                "breakpoint_modified": on_breakpoint, "gdb_exiting": lambda event: take_out_all()}
+    for name, handler in handlers.items():
+        registry = getattr(gdb.events, name, None)
+        if registry is not None:  # gdb_exiting: from GDB 12 on
+            registry.connect(handler)
+    for command in ("detach", "quit"):
+        _hook(command)
+    for objfile in gdb.objfiles():
+        _look_at(objfile)
