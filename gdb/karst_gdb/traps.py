@@ -13,7 +13,7 @@ from karst_abi import Trap, TrapState
 from karst_detour import Refused
 from karst_engine import KarstError
 
-from karst_gdb import markers, stops
+from karst_gdb import afterwards, markers, stops
 from karst_gdb.detours import Detours, Entry, condition_of, entries_of
 from karst_gdb.expressions import evaluate_address, one_line
 from karst_gdb.live import Live, breakpoints_within
@@ -60,6 +60,7 @@ class Process:
 
     inferior: gdb.Inferior
     pid: int
+    began: str = ""  # when, as the kernel counts; "": the process is on another machine
     detours: Detours = field(default_factory=Detours)
     traps: dict[int, DetourTrap] = field(default_factory=dict)
     points: dict[int, stops.StopPoint] = field(default_factory=dict)  # by address
@@ -229,6 +230,7 @@ def add(text: str) -> str:
         marker.add(trap)
         _show_frames()
         return f"trap {trap.number}: {text} (by {markers.LIBRARY})"
+    known.began = afterwards.started_at(known.pid) if live.is_here else ""
     made = DetourTrap(trap.number, trap, entries_of(live, trap))
     known.traps[made.number] = made
     try:
@@ -386,8 +388,12 @@ def on_files_gone(event: gdb.Event) -> None:
 
 def on_exited(event: Any) -> None:
     inferior = getattr(event, "inferior", None)
-    if inferior is not None:
-        forget(inferior)
+    if inferior is None:
+        return
+    known = _processes.get(inferior.num)
+    if known is not None:  # GDB tells of an exit also when it only lets go
+        afterwards.take_out(known.pid, known.began, known.detours)
+    forget(inferior)
 
 
 def on_breakpoint(point: gdb.Breakpoint) -> None:

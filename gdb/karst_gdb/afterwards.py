@@ -1,0 +1,73 @@
+"""Detours are taken out of a process that GDB has let go of already, where it did not say so before: GDB 10 and 11
+at the end of a batch, `detach inferiors`, a hook that was redefined."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import gdb
+from karst_engine import Mapping, Permission
+from karst_ptrace import Seized
+
+from karst_gdb import memory
+from karst_gdb.detours import Detours
+
+
+@dataclass
+class _Tid:
+    ptid: tuple[int, int, int]
+
+
+@dataclass
+class _Thread:
+    thread: _Tid
+    pc: int
+    sp: int
+
+
+class _Live:
+    """As much of live.Live as taking out needs."""
+
+    def __init__(self, seized: Seized) -> None:
+        self._seized = seized
+        self.read, self.write = seized.read, seized.write
+        with open(f"/proc/{seized.pid}/maps", "rb") as file:
+            self.mappings: list[Mapping] = memory.parse_maps(os.fsdecode(file.read()))
+
+    def stack_end(self, address: int) -> int:
+        return next((mapping.end for mapping in self.mappings if mapping.start <= address < mapping.end), 0)
+
+    def code_ranges(self) -> list[tuple[int, int]]:
+        return [(mapping.start, mapping.end) for mapping in self.mappings
+                if mapping.permissions & Permission.EXECUTE]
+
+    def threads(self) -> list[_Thread]:
+        return [_Thread(_Tid((self._seized.pid, tid, 0)), *self._seized.pc_and_sp(tid)) for tid in self._seized.tids]
+
+    def set_pcs(self, wanted: list[tuple[_Tid, int]]) -> None:
+        for thread, pc in wanted:
+            self._seized.set_pc(thread.ptid[1], pc)
+
+
+def started_at(pid: int) -> str:
+    """When a process began, in the kernel's words; "": there is none, or it has ended."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            words = file.read().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if words[0] in "ZX" else words[19]
+
+
+def take_out(pid: int, began: str, detours: Detours) -> None:
+    """If the process is still there, and as it was: the detours' code is where it was put."""
+    if not detours.installed or not began or started_at(pid) != began:
+        return
+    try:
+        with Seized(pid) as seized:
+            if all(seized.read(one.detour.patch, len(one.detour.jump)) == one.detour.jump
+                   for one in detours.installed.values()):
+                detours.change(_Live(seized), [], {}, set())  # type: ignore[arg-type]
+    except OSError as error:
+        gdb.write(f"karst: detours stay in process {pid}, where they do no harm: {error}\n", gdb.STDERR)
