@@ -33,6 +33,8 @@ SESSIONS: dict[str, list[str]] = {
     "bins": ["bins", "bins 'thread 1'"],
     "check": ["check", "damaged: check", "damaged: check --json"],
     "holes": ["holes", "holes --fit 8880819"],
+    "py-objects": ["python: py-objects --limit 10", "python: py-objects --type __main__.Record --limit 3",
+                   "python: py-objects --where {record}"],
     "py-stack": ["python: py-stack", "python: py-stack --limit 2 --locals"],
     "refs": ["refs {text}"],
     "rss": ["rss", "rss --tree"],

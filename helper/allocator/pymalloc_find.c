@@ -397,7 +397,7 @@ static bool hand_over(struct karst *session, struct pymalloc_heap *pymalloc, int
         return true;
     }
     size_t others = count_heaps(session);
-    pymalloc->debug = is_dressed(pymalloc);
+    pymalloc->debug = pymalloc->python->dressed = is_dressed(pymalloc);
     if (others) {
         snprintf(pymalloc->heap.name, sizeof pymalloc->heap.name, "pymalloc #%zu", others + 1);
     } else {

@@ -61,7 +61,8 @@ struct cpython_layout {
         uint32_t names, kinds;            /* .co_localsplusnames, -kinds since 3.11 */
         uint32_t variables, cells, frees; /* .co_varnames ... before */
     } code;
-    uint32_t heap_type_name, heap_type_qualname;
+    uint32_t heap_type_qualname;
+    uint32_t heap_type_keys; /* PyHeapTypeObject.ht_cached_keys: names of its instances' attributes */
     uint32_t ascii_size, compact_size; /* of PyASCIIObject, PyCompactUnicodeObject */
     uint32_t tuple_items;
     bool tagged_int;                /* PyLongObject.lv_tag (3.12 and later), else ob_size counts digits */
@@ -126,6 +127,7 @@ struct cpython {
     struct cpython_layout layout;
     bool layout_known; /* of this version; else it is the newest one's with what the target says of itself */
     bool free_threaded;
+    bool dressed; /* by the debug hooks (PYTHONMALLOC=debug): objects begin 16 bytes into what malloc gave */
     struct karst_facts facts; /* for `info`: where it was found, what is not known */
     struct cpython_interpreter *interpreters;
     size_t interpreter_count;
@@ -191,6 +193,9 @@ struct cpython_dict {
     bool shared;              /* the keys belong to a type */
 };
 bool cpython_dict_open(struct cpython *python, uint64_t object, struct cpython_dict *dict);
+/* The attributes of an instance that has no dict: names in its type, values in the instance or beside it. */
+bool cpython_instance_open(struct cpython *python, uint64_t object, const struct cpython_type *type,
+                           struct cpython_dict *dict);
 /* False: entry index is not used, or not there. */
 bool cpython_dict_entry(struct cpython *python, const struct cpython_dict *dict, uint64_t index,
                         uint64_t *key, uint64_t *value);
@@ -229,6 +234,10 @@ struct cpython_frame {
 void cpython_each_frame(struct cpython *python, const struct cpython_thread *thread,
                         bool (*frame)(void *context, const struct cpython_frame *frame), void *context,
                         bool *damaged);
+
+/* The frame object at address (3.9, 3.10: frames of generators that stand still are on no thread's stack); false:
+ * there is none. */
+bool cpython_frame_object(struct cpython *python, uint64_t address, struct cpython_frame *frame);
 
 struct cpython_local {
     char name[96];

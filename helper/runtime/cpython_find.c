@@ -15,6 +15,8 @@
 /* Of writable data that is searched in one module. */
 #define SEARCH_MAX (64u << 20)
 #define PIECE      (64u << 10)
+/* Bytes of a collector's state that are looked at for generation0. */
+#define GC_STATE_MAX 272u
 
 /* ---- reading ---------------------------------------------------------------------------------------- */
 
@@ -100,18 +102,29 @@ static bool is_ring_head(struct cpython *python, uint64_t head) {
            (cpython_u64(python, previous) & ~(uint64_t)3) == head;
 }
 
+/* Where the three generations begin: generation0 points to the first of them, and stands behind them. Most
+ * builds have them 24 bytes into the collector's state, Debian's 3.13.5 has them at 20, without alignment. */
+static uint64_t first_generation(struct cpython *python, uint64_t gc) {
+    for (uint64_t at = gc + 80; at < gc + GC_STATE_MAX; at += 8) {
+        uint64_t word = cpython_u64(python, at);
+        if (word >= gc + 16 && word <= gc + 40) {
+            return word;
+        }
+    }
+    return gc + python->layout.gc.generations; /* 3.14.0 has no generation0 */
+}
+
 /* The collector's generations of each interpreter. One that is being collected has other things in its links,
  * so that not each of the four lists has to close. */
 static void find_generations(struct cpython *python) {
     for (size_t i = 0; i < python->interpreter_count; i++) {
         struct cpython_interpreter *interpreter = &python->interpreters[i];
-        uint64_t gc = interpreter->address + python->layout.interp.gc;
+        uint64_t gc = interpreter->address + python->layout.interp.gc, first = first_generation(python, gc);
         unsigned rings = is_ring_head(python, gc + python->layout.gc.permanent);
         for (unsigned k = 0; k < 3; k++) {
-            rings += is_ring_head(python, gc + python->layout.gc.generations + 24 * k);
+            rings += is_ring_head(python, first + 24 * k);
         }
-        interpreter->generations =
-            rings >= 2 && !python->free_threaded ? gc + python->layout.gc.generations : 0;
+        interpreter->generations = rings >= 2 && !python->free_threaded ? first : 0;
     }
 }
 

@@ -187,6 +187,15 @@ static void fill_frame(struct cpython *python, uint64_t address, uint64_t code, 
     cpython_text(python, cpython_u64(python, code + layout->code.filename), frame->file, sizeof frame->file);
 }
 
+bool cpython_frame_object(struct cpython *python, uint64_t address, struct cpython_frame *frame) {
+    uint64_t code = cpython_u64(python, address + python->layout.frame.code);
+    if (python->layout.frames != CPYTHON_FRAME_OBJECTS || !is_code(python, code)) {
+        return false;
+    }
+    fill_frame(python, address, code, frame);
+    return true;
+}
+
 static unsigned owner_of(struct cpython *python, uint64_t frame) {
     const uint8_t *byte = python->layout.frame.owner == CPYTHON_NONE
                               ? NULL

@@ -418,6 +418,34 @@ bool cpython_dict_open(struct cpython *python, uint64_t object, struct cpython_d
     return open_keys(python, cpython_u64(python, object + 32), dict);
 }
 
+#define INLINE_VALUES (1u << 2) /* type flag, 3.13 and later */
+
+bool cpython_instance_open(struct cpython *python, uint64_t object, const struct cpython_type *type,
+                           struct cpython_dict *dict) {
+    *dict = (struct cpython_dict){0};
+    if (python->layout.minor < 11 || !(type->flags & CPYTHON_TYPE_HEAP) || !(type->flags & MANAGED_DICT)) {
+        return false;
+    }
+    uint64_t values = 0;
+    if (python->layout.minor == 11) {
+        values = cpython_u64(python, object - 32);
+    } else if (python->layout.minor == 12) {
+        /* One less than the address: the lowest bit tells it from a dict. */
+        uint64_t word = cpython_u64(python, object - 24);
+        values = word & 1 ? word + 1 : 0;
+    } else if (type->flags & INLINE_VALUES) {
+        const uint8_t *header = karst_cache_at(&python->cache, object + type->basic_size, 4);
+        values = header && header[3] /* valid */ ? object + type->basic_size + 8 : 0;
+    }
+    if (!values || values % 8 != 0 ||
+        !open_keys(python, cpython_u64(python, type->address + python->layout.heap_type_keys), dict)) {
+        return false;
+    }
+    dict->values = values;
+    dict->shared = true;
+    return true;
+}
+
 bool cpython_dict_entry(struct cpython *python, const struct cpython_dict *dict, uint64_t index,
                         uint64_t *key, uint64_t *value) {
     const uint8_t *bytes =

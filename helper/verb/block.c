@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "block_row.h"
+#include "content.h"
 #include "place.h"
 #include "verb.h"
 #include "verbs.h"
@@ -137,6 +138,10 @@ static bool find(struct karst_call *call, struct report *report) {
     struct karst_heap *heap = call->session->heaps[report->place.block.heap];
     if (heap->allocator->describe &&
         !heap->allocator->describe(heap, &report->place.block, &report->facts, call->error)) {
+        return false;
+    }
+    if (!karst_describe_content(call->session, &report->place.block, report->asked, &report->facts,
+                                call->error)) {
         return false;
     }
     if (!read_bytes(call, report)) {

@@ -20,5 +20,6 @@ extern const struct karst_verb karst_verb_map;
 extern const struct karst_verb karst_verb_maps;
 extern const struct karst_verb karst_verb_rss;
 extern const struct karst_verb karst_verb_py_stack;
+extern const struct karst_verb karst_verb_py_objects;
 
 #endif

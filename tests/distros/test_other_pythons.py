@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from karst_python_objects import assert_pools_each_way
+from karst_python_objects import assert_objects_each_way, assert_pools_each_way
 from karst_python_stacks import assert_locals, assert_stacks_alive_and_from_core
 from karst_pythons import Python, other_pythons
 
@@ -23,3 +23,7 @@ def test_locals(python: Python, directory: Path) -> None:
 
 def test_pools(python: Python, directory: Path) -> None:
     assert_pools_each_way(python, directory)
+
+
+def test_objects(python: Python, directory: Path) -> None:
+    assert_objects_each_way(python, directory)

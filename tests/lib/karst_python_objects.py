@@ -6,13 +6,15 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from karst_command import Target
 from karst_programs import Program, core_of
-from karst_pythons import Python
+from karst_pythons import PROGRAMS, Python, told
 
 # "class   size   num pools   blocks in use  avail blocks"
 CLASS_ROW = re.compile(r"^ +\d+ +(\d+) +(\d+) +(\d+) +(\d+)$", re.MULTILINE)
+SCRIPT = PROGRAMS / "objects.py"
 Classes = dict[int, tuple[int, int, int]]
 
 
@@ -73,3 +75,71 @@ def assert_pools_each_way(python: Python, directory: Path) -> None:
     with python.running("objects.py", directory) as program:
         for target in each_way(program):
             assert_pools(target, directory)
+
+
+def objects(target: Target, *arguments: str) -> dict[str, Any]:
+    (runtime,) = target.json("py-objects", *arguments)["runtimes"]
+    return runtime
+
+
+def assert_types(target: Target, program: Program) -> None:
+    """What gc.get_objects() counted, and what counting itself makes: the Counter, and at most a tuple."""
+    (counted,), (own,) = told(program, "types"), told(program, "own")
+    answer = objects(target, "--all")
+    assert answer["lists_found"] and not answer["lists_damaged"]
+    tracked = {row["type"]: row["tracked"] for row in answer["types"] if row["tracked"]}
+    more = {name: tracked.get(name, 0) - counted.get(name, 0) for name in {*tracked, *counted}}
+    assert more.pop("collections.Counter") == 1
+    assert more.pop("tuple") in (0, 1)
+    assert not any(more.values()), {name: count for name, count in more.items() if count}
+
+    rows = {row["type"]: row for row in answer["types"]}
+    assert {name: rows[f"__main__.{name}"]["objects"] for name in own} == own
+    # Each object in a list of the collector's is in a block, too.
+    missing = [row for row in answer["types"] if row["objects"] - row["kept"] < row["tracked"]]
+    assert not missing, missing
+    live = sum(block.size for block in target.blocks("--arena", "pymalloc/main", "--state", "live"))
+    outside = sum(block.size for block in target.blocks("--arena", "glibc/main", "--state", "live"))
+    outside += sum(block.size for block in target.blocks("--arena", "mapped", "--state", "live"))
+    assert 0 < answer["no_objects"]["bytes"] < live / 4
+    assert live <= answer["total"]["bytes"] + answer["no_objects"]["bytes"] <= live + outside
+
+
+def assert_single_objects(target: Target, program: Program, python: Python) -> None:
+    (ids,), (sizes,) = told(program, "ids"), told(program, "sizes")
+    largest = {int(one["address"], 16): one for one in objects(target, "--largest", "--limit", "8")["objects"]}
+    for name, size in sizes.items():
+        one = largest[ids[name]]
+        # getsizeof() has the collector's header; the block is rounded up, by as much as a page.
+        assert size <= one["bytes"] + one["buffer_bytes"] <= size + 4096, name
+    assert largest[ids["big_text"]]["value"] == "1,200,000 characters"
+
+    def where(address: int) -> list[str]:
+        return [one["text"] for one in objects(target, "--where", hex(address))["referrers"]]
+
+    assert where(ids["plain"]) == ["item 7 of list, 100 items"], where(ids["plain"])
+    line = next(number for number, line in enumerate(SCRIPT.read_text().splitlines(), 1) if "time.sleep" in line)
+    assert where(ids["kept"]) == [f"local kept of main, line {line}"], where(ids["kept"])
+    (holder,) = where(ids["name"])
+    assert holder == ("attribute name of __main__.Plain" if python.minor >= 11 else
+                      "value of 'name' in dict, 2 items")
+
+    def facts(address: int) -> list[tuple[str, str]]:
+        return [(fact["name"], fact["text"]) for fact in target.json("block", hex(address))["facts"]]
+
+    text = facts(ids["big_text"] + 100000)
+    assert ("object", "str, 1,200,000 characters; 1 reference") in text
+    assert ("referred by", f"local big_text of main, line {line}") in text
+    (items,) = [fact["address"] for fact in target.json("block", hex(ids["big_list"]))["facts"]
+                if fact["name"] == "buffer"]
+    assert ("holds", "the items of list, 60,000 items") in facts(int(items, 16))
+    (one,) = [one for one in objects(target, "--type", "__main__.Plain", "--all")["objects"]
+              if int(one["address"], 16) == ids["plain"]]
+    assert one["type"] == "__main__.Plain" and one["references"] >= 1
+
+
+def assert_objects_each_way(python: Python, directory: Path) -> None:
+    with python.running("objects.py", directory) as program:
+        for target in each_way(program):
+            assert_types(target, program)
+            assert_single_objects(target, program, python)

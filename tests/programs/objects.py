@@ -29,6 +29,15 @@ class Weakly(dict):
     pass
 
 
+class Number(int):
+    """Like int unknown to the collector."""
+    __slots__ = ()
+
+
+class Text(str):
+    __slots__ = ()
+
+
 def make(count):
     kept = collections.defaultdict(list)
     for number in range(count):
@@ -39,6 +48,8 @@ def make(count):
         kept["set"].append({number, "in a set"})
         kept["bytes"].append(b"%d bytes" % number * (number % 40))
         kept["tuple"].append((number, [number]))
+        kept["number"].append(Number(number))
+        kept["text"].append(Text("text %d" % number))
     return kept
 
 
@@ -75,6 +86,8 @@ def main():
     gc.disable()
     counts = count_types()
     say("types", counts)
+    say("own", {"Number": sum(1 for one in kept["number"] if one is not None) + 100,
+                "Text": sum(1 for one in kept["text"] if one is not None) + 100})
     say("ids", {"big_text": id(big_text), "big_list": id(big_list), "big_bytes": id(big_bytes),
                 "big_dict": id(big_dict), "plain": id(held["plain"][7]), "kept": id(kept), "held": id(held),
                 "name": id(held["plain"][7].name), "slotted": id(held["slotted"][3])})
