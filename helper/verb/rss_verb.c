@@ -478,7 +478,7 @@ static bool run(struct karst_call *call) {
 
 static const struct karst_verb_option options[] = {
     [OPTION_TREE] =
-        {"tree", 't', KARST_VALUE_FLAG, NULL,
+        {"tree", 0, KARST_VALUE_FLAG, NULL,
          "the process and all that descend from it, a row each: what is private, what is shared, and "
          "what a fork shares",
          NULL},
