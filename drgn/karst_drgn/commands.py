@@ -143,6 +143,7 @@ def _dispatch(prog: Program, line: Line, writer: Writer) -> int:
         writer.write(karst_engine.Style.PLAIN, karst_engine.help_text(name, output.width(), output.unicode()))
         return 0
     if not kernel:
+        programs.need_userspace(prog)
         if line.pid is not None:
             raise _usage_error("--pid is for kernels; this is a program of its own (drgn -p PID opens another process)")
         return _run_engine(prog, line, writer)

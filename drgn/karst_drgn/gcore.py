@@ -62,9 +62,11 @@ def _spans(memory: TaskMemory, vma: Vma, runs: Sequence[Run]) -> Iterator[tuple[
     for run in runs:
         if run.start > place:
             yield place, run.start, fills
-        known = memory.has(run) if _is_ours(run) else fills and run.device
-        yield run.start, run.end, known
         place = run.end
+        if _is_ours(run):
+            yield from memory.parts(run)
+        else:
+            yield run.start, run.end, fills and run.device
     if place < vma.end:
         yield place, vma.end, fills
 

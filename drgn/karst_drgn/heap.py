@@ -224,6 +224,8 @@ def for_each_heap_arena(heap: Heap) -> Iterator[HeapArena]:
     :param heap: A program, or ``struct task_struct *``
     """
     for row in heap_json(heap, "arenas")["arenas"]:
+        if row["address"] is None:  # what stands for the blocks with mappings of their own
+            continue
         address = _number(row["address"])
         glibc = row["allocator"].startswith("glibc")
         yield HeapArena(row["allocator"], row["name"], address, row["threads"], row["locked"], row["system_bytes"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Optional
 
 from drgn import FaultError, Object, Program
@@ -138,9 +138,15 @@ class TaskMemory:
                 pieces.append(self._filling(vma, place, end - place))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def has(self, run: Run) -> bool:
-        """Whether all of a run's pages are in the dump."""
-        return not self._physical.missing(run.physical, run.end - run.start)
+    def parts(self, run: Run) -> Iterator[tuple[int, int, bool]]:
+        """The parts of a run, by addresses, that are in the dump (true) or were left out."""
+        place = run.start
+        while place < run.end:
+            offset = place - run.start
+            there = self._physical.available(run.physical + offset, run.end - place)
+            gone = 0 if there else self._physical.gap(run.physical + offset, run.end - place)
+            yield place, place + (there or gone), bool(there)
+            place += there or gone
 
     def read_run(self, run: Run, offset: int, size: int) -> bytes:
         """Up to size bytes of a run, from offset on."""

@@ -11,8 +11,6 @@ from karst_engine import ErrorCode, KarstError
 
 from karst_drgn import programs
 
-_PT_LOAD = 1
-_PN_XNUM = 0xFFFF
 _NO_ADDRESS = 2**64 - 1
 _CACHE_KEY = "karst physical"
 _USER_DATA_LEFT_OUT = 8  # makedumpfile's dump levels: 1 zero, 2 cache, 4 private cache, 8 user data, 16 free pages
@@ -22,20 +20,11 @@ def _segments(path: str) -> tuple[list[tuple[int, int]], bool]:
     """Start and end of the physical memory that is in an ELF vmcore's file, in order of address, and whether some that
     the machine had is not."""
     found, left_out = [], False
-    with open(path, "rb") as file:
-        header = file.read(64)
-        offset, = struct.unpack_from("<Q", header, 32)
-        size, count = struct.unpack_from("<HH", header, 54)
-        if count == _PN_XNUM:  # the count is in the first section's sh_info
-            file.seek(struct.unpack_from("<Q", header, 40)[0] + 44)
-            count, = struct.unpack("<I", file.read(4))
-        for index in range(count):
-            file.seek(offset + index * size)
-            kind, _, _, _, place, in_file, in_memory, _ = struct.unpack("<IIQQQQQQ", file.read(56))
-            if kind == _PT_LOAD and place != _NO_ADDRESS:
-                left_out |= in_file < in_memory
-                if in_file:
-                    found.append((place, place + in_file))
+    for _, place, in_file, in_memory in programs.load_segments(path):
+        if place != _NO_ADDRESS:
+            left_out |= in_file < in_memory
+            if in_file:
+                found.append((place, place + in_file))
     return _merged(found), left_out
 
 
@@ -93,18 +82,19 @@ class Physical:
         """Whether a part of the machine's memory is not in the dump."""
         return self._holes
 
+    def gap(self, address: int, size: int) -> int:
+        """Of size bytes from an address on that is not in the dump: after how many it goes on."""
+        index = bisect_right(self._starts, address)
+        return min(size, self._starts[index] - address) if index < len(self._starts) else size
+
     def missing(self, address: int, size: int) -> int:
         """How many bytes of [address, address + size) are not in the dump."""
-        if not self._holes:
-            return 0
-        end, missing = address + size, 0
-        while address < end:
-            there = self.available(address, end - address)
-            if not there:
-                index = bisect_right(self._starts, address)
-                there = min(end, self._starts[index] if index < len(self._starts) else end) - address
-                missing += there
-            address += there
+        missing = done = 0
+        while self._holes and done < size:
+            there = self.available(address + done, size - done)
+            gone = 0 if there else self.gap(address + done, size - done)
+            missing += gone
+            done += there or gone
         return missing
 
     def read(self, address: int, size: int) -> bytes:

@@ -13,9 +13,9 @@ from drgn import Program, ProgramFlags
 from karst_engine import ErrorCode, KarstError
 
 _CORE_KEY = "karst core"
-_ET_CORE = 4
+_ET_CORE, _PT_LOAD, _PN_XNUM = 4, 1, 0xFFFF
+_KERNEL_HALF = 1 << 63
 _KDUMP_MAGIC = b"KDUMP   "
-_KCORE = "/proc/kcore"
 _PROC_MEM = re.compile(r"/proc/(\d+)/mem")
 
 
@@ -30,6 +30,7 @@ def is_live(prog: Program) -> bool:
 def need_kernel(prog: Program) -> None:
     """Fails with one line unless prog is a kernel whose types are known."""
     if not is_kernel(prog):
+        _refuse_bare_vmcore(prog)
         raise KarstError(ErrorCode.USAGE, "this is a userspace program: only a kernel (drgn -c VMCORE, drgn -k) can"
                                           " tell of tasks and their counters")
     try:
@@ -44,6 +45,35 @@ def need_kernel(prog: Program) -> None:
 def need_userspace(prog: Program) -> None:
     if is_kernel(prog):
         raise KarstError(ErrorCode.USAGE, "this is a kernel: say which task's heap, by --pid PID")
+    _refuse_bare_vmcore(prog)
+
+
+def load_segments(path: str) -> list[tuple[int, int, int, int]]:
+    """Of an ELF core's memory: virtual and physical address, bytes in the file, bytes in memory."""
+    found = []
+    with open(path, "rb") as file:
+        header = file.read(64)
+        if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":
+            return []
+        offset, = struct.unpack_from("<Q", header, 32)
+        size, count = struct.unpack_from("<HH", header, 54)
+        if count == _PN_XNUM:  # the count is in the first section's sh_info
+            file.seek(struct.unpack_from("<Q", header, 40)[0] + 44)
+            count, = struct.unpack("<I", file.read(4))
+        for index in range(count):
+            file.seek(offset + index * size)
+            kind, _, _, virtual, physical, in_file, in_memory, _ = struct.unpack("<IIQQQQQQ", file.read(56))
+            if kind == _PT_LOAD:
+                found.append((virtual, physical, in_file, in_memory))
+    return found
+
+
+def _refuse_bare_vmcore(prog: Program) -> None:
+    """drgn takes a kernel's dump for a process's core where it can't tell."""
+    path = None if is_live(prog) else core_path(prog)
+    if path is not None and any(virtual >= _KERNEL_HALF for virtual, *_ in load_segments(path)):
+        raise KarstError(ErrorCode.FORMAT, "this is a kernel's memory with no VMCOREINFO note, without which its pages"
+                                           " can't be found: take the dump by kdump, or in QEMU with -device vmcoreinfo")
 
 
 def set_core(prog: Program, path: str) -> None:

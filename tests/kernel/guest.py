@@ -60,6 +60,11 @@ class Truth:
     def threads(self, name: str) -> list[int]:
         return sorted(int(line) for line in self.sections[f"{name}/tasks"].split())
 
+    def zombie(self) -> int:
+        match = re.search(r"^zombie (\d+)$", self.sections["pages/out"], re.MULTILINE)
+        assert match
+        return int(match[1])
+
     def regions(self) -> dict[str, tuple[int, int]]:
         lines = (line.split() for line in self.sections["pages/out"].splitlines())
         return {line[1]: (int(line[2], 16), int(line[3], 16)) for line in lines if line[0] == "region"}

@@ -1,5 +1,6 @@
-/* pages: memory of every kind that page tables tell apart, each page of it with its own address in its first word.
- * Prints "region NAME START END" for each kind and "ready PID", then does nothing. Runs in the guest. */
+/* pages: memory of every kind that page tables tell apart, each page of it with its own address in its first
+ * word. Prints "region NAME START END" for each kind and "ready PID", then does nothing. Runs in the guest.
+ */
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -27,7 +28,8 @@ static void give_up(const char *what) {
 
 static uint8_t *map(size_t size, int flags, int file) {
     /* Aligned, so that huge pages fit; a page that may not be touched on both sides keeps regions apart. */
-    uint8_t *room = mmap(NULL, size + 2 * HUGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    uint8_t *room =
+        mmap(NULL, size + 2 * HUGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (room == MAP_FAILED) {
         give_up("mmap");
     }
@@ -151,7 +153,17 @@ static void start_threads(void) {
     say("threads", of_threads, THREADS * 2 * HUGE);
 }
 
+/* A child that ends and is never waited for. */
+static void make_zombie(void) {
+    pid_t child = fork();
+    if (child == 0) {
+        _exit(0);
+    }
+    printf("zombie %d\n", (int)child);
+}
+
 int main(int argc, char **argv) {
+    make_zombie();
     make_anonymous();
     make_hidden();
     make_shared(argc > 1 ? argv[1] : "/tmp/pages");
