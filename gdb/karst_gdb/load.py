@@ -8,7 +8,7 @@ import gdb
 import karst_engine
 from karst_engine import KarstError
 
-from karst_gdb import commands, functions, session, settings, trap_commands
+from karst_gdb import commands, functions, run_command, session, settings, trap_commands
 
 _registered = False
 _missing: Optional[commands.MissingEngine] = None
@@ -27,6 +27,7 @@ def _register_verbs() -> None:
         commands.Verb(verb)
     functions.register()
     trap_commands.register()
+    run_command.register()
     session.connect()
 
 

@@ -72,7 +72,7 @@ class Process:
 
     def apply(self, live: Live) -> None:
         """Brings detours and breakpoints in line with the traps."""
-        self._count_skips(live)
+        self.count_skips(live)
         skips = {}
         by_entry: dict[int, Entry] = {}
         for trap in self.traps.values():
@@ -90,7 +90,7 @@ class Process:
             trap.skip_here = self.detours.skips_left(live, trap.number) is None
         self._set_points()
 
-    def _count_skips(self, live: Live) -> None:
+    def count_skips(self, live: Live) -> None:
         for trap in self.traps.values():
             left = self.detours.skips_left(live, trap.number)
             if left is not None:
@@ -100,7 +100,7 @@ class Process:
         wanted: dict[int, int] = {}
         for installed in self.detours.installed.values():
             wanted.update(installed.detour.stops)
-        for address in [address for address in self.points if address not in wanted and not self._is_library(address)]:
+        for address in [address for address in self.points if address not in wanted and not self.is_library(address)]:
             _delete(self.points.pop(address))
         for address, number in wanted.items():
             if address not in self.points:
@@ -121,12 +121,12 @@ class Process:
         """The process, or its text, is gone."""
         self.detours = Detours()
         self.traps.clear()
-        for address in [address for address in self.points if not self._is_library(address)]:
+        for address in [address for address in self.points if not self.is_library(address)]:
             _delete(self.points.pop(address))
 
     # ---- the library ---------------------------------------------------------------------------------
 
-    def _is_library(self, address: int) -> bool:
+    def is_library(self, address: int) -> bool:
         return self.library is not None and self.library[0] <= address < self.library[1]
 
     def meet_library(self, start: int, end: int, trap_stop: int) -> None:
@@ -136,12 +136,12 @@ class Process:
             self.points[trap_stop] = stops.StopPoint(trap_stop, None)
 
     def forget_library(self) -> None:
-        for address in [address for address in self.points if self._is_library(address)]:
+        for address in [address for address in self.points if self.is_library(address)]:
             _delete(self.points.pop(address))
         self.library = None
 
     def is_ours(self, pc: int) -> bool:
-        return self._is_library(pc) or self.detours.find(pc) is not None
+        return self.is_library(pc) or self.detours.find(pc) is not None
 
 
 def _delete(point: stops.StopPoint) -> None:
@@ -282,7 +282,7 @@ def _change_in_library(marker: markers.Marker, place: int, trap: Trap, wanted: s
 def rows() -> list[Row]:
     live, known = Live(), process()
     marker = _marker(live, known)
-    known._count_skips(live)
+    known.count_skips(live)
     found = []
     for number, trap in sorted(known.traps.items()):
         state = "spent" if trap.is_spent else "on" if trap.enabled else "off"
@@ -301,16 +301,21 @@ def _text(trap: Trap) -> str:
 
 
 def on_stop(event: gdb.Event) -> None:
-    points = [point for point in getattr(event, "breakpoints", ()) if isinstance(point, stops.StopPoint)]
     known = _processes.get(gdb.selected_inferior().num)
-    if known is None:
+    if getattr(event, "stop_signal", "") == "SIGTRAP" and _is_in_library():
+        _tell_of_library(process())  # its trap came before its symbols were read
+    points = [point for point in getattr(event, "breakpoints", ()) if isinstance(point, stops.StopPoint)]
+    if known is None or not points:
         return
-    if not points:
-        return
-    if known._is_library(points[0].address):
+    if known.is_library(points[0].address):
         _tell_of_library(known)
     else:
         _tell_of_detour(known, points[0].address)
+
+
+def _is_in_library() -> bool:
+    name = gdb.solib_name(gdb.newest_frame().pc())
+    return name is not None and os.path.basename(name) == markers.LIBRARY
 
 
 def _tell_of_detour(known: Process, address: int) -> None:
@@ -320,27 +325,26 @@ def _tell_of_detour(known: Process, address: int) -> None:
     number = installed.detour.stops[address]
     trap = known.traps[number]
     live = Live()
-    known._count_skips(live)
+    known.count_skips(live)
     why = stops.why_at_detour(installed, trap.skipped + trap.fired)
     known.told.add(gdb.selected_thread().ptid)
     stops.select_caller(_is_ours)
     stops.tell(number, why)
     if trap.is_spent:
-        frame_level = gdb.selected_frame().level() if hasattr(gdb.Frame, "level") else None
         known.apply(live)
-        if frame_level is not None:
-            stops.select_caller(_is_ours)
+        stops.select_caller(_is_ours)
 
 
 def _tell_of_library(known: Process) -> None:
     why = stops.why_of_library()
     if why is None:
         return
+    marker = _marker(Live(), known)
     number = 0
-    marker = markers.find(Live())
     if marker is not None and why.trap != karst_abi.NO_TRAP:
         traps = [trap for _, trap in marker.slots()]
         number = traps[why.trap].number if why.trap < len(traps) else 0
+    _show_frames()
     stops.select_caller(_is_ours)
     stops.tell(number, why)
 
@@ -359,24 +363,10 @@ def _look_at(objfile: gdb.Objfile) -> None:
     if not objfile.filename or os.path.basename(objfile.filename) != markers.LIBRARY or not gdb.selected_inferior().pid:
         return
     try:
-        marker = markers.find(Live())
-    except (gdb.GdbError, gdb.error):  # it has not begun yet: its symbols tell as much
-        marker = None
-    try:
-        if marker is not None:
-            _marker(Live(), process())
-        else:
-            _meet_by_symbols()
-    except (gdb.GdbError, gdb.error):
+        stop = int(gdb.parse_and_eval("(unsigned long) &'karst_trap_stop'"))
+    except (gdb.error, RuntimeError):
         return
-    _show_frames()
-
-
-def _meet_by_symbols() -> None:
-    stop = int(gdb.parse_and_eval("(unsigned long) &'karst_trap_stop'"))
-    ranges = [mapping for mapping in Live().mappings if mapping.name and mapping.name.endswith(markers.LIBRARY)]
-    if ranges:
-        process().meet_library(min(mapping.start for mapping in ranges), max(mapping.end for mapping in ranges), stop)
+    process().meet_library(stop, stop + 1, stop)  # where it begins and ends is learned from the marker
 
 
 def on_files_gone(event: gdb.Event) -> None:

@@ -1,0 +1,155 @@
+"""`karst run`: starts the program with the preload library in it, and in nothing else: neither in GDB nor in the
+shell that GDB starts it by."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+import gdb
+import karst_engine
+
+from karst_gdb import traps
+from karst_gdb.expressions import one_line
+from karst_gdb.markers import LIBRARY
+
+_PT_INTERP = 3
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise gdb.GdbError(f"karst run: {one_line(ValueError(message))}; see `help karst run`")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="karst run", add_help=False, allow_abbrev=False)
+    parser.add_argument("-m", "--mark", action="store_true")
+    parser.add_argument("-r", "--recorder", nargs="?", const="1M")
+    parser.add_argument("--recorder-dir")
+    parser.add_argument("-s", "--stacks")
+    parser.add_argument("-t", "--trap", action="append", default=[])
+    parser.add_argument("-a", "--action")
+    return parser
+
+
+def library_path() -> str:
+    """Beside the engine, as built and as installed."""
+    engine = os.path.realpath(str(karst_engine.load()._name))
+    path = os.path.join(os.path.dirname(engine), LIBRARY)
+    if not os.access(path, os.R_OK):
+        raise gdb.GdbError(f"{LIBRARY} is not beside karst's engine, in {os.path.dirname(engine)}: build it by `make`")
+    if re.search(r"[\s:]", path):
+        raise gdb.GdbError(f"{path} can't be preloaded: the loader takes no path with a blank or colon")
+    return path
+
+
+def _check_program() -> None:
+    path = gdb.current_progspace().filename
+    if not path:
+        raise gdb.GdbError("no program: say which by `file PATH`")
+    try:
+        with open(path, "rb") as file:
+            header = file.read(64)
+            if header[:5] != b"\x7fELF\x02":
+                raise gdb.GdbError(f"{path} is no 64-bit program: {LIBRARY} is for those")
+            offset, = struct.unpack_from("<Q", header, 32)
+            size, count = struct.unpack_from("<HH", header, 54)
+            file.seek(offset)
+            entries = file.read(size * count)
+    except OSError as error:
+        raise gdb.GdbError(f"{path}: {error.strerror}") from None
+    kinds = [struct.unpack_from("<I", entries, at)[0] for at in range(0, len(entries) - 3, max(size, 1))]
+    if _PT_INTERP not in kinds:
+        raise gdb.GdbError(f"{path} is statically linked: no library can be put into it; `karst trap add` works "
+                           "without once it runs (start)")
+
+
+def _of_environment(name: str) -> str:
+    """What the program would get for a variable."""
+    text = gdb.execute(f"show environment {name}", to_string=True)
+    return text.partition(" = ")[2].rstrip("\n") if text.startswith(f"{name} = ") else ""
+
+
+def _variables(options: argparse.Namespace) -> dict[str, str]:
+    others = _of_environment("LD_PRELOAD")
+    found = {"LD_PRELOAD": library_path() + (f":{others}" if others else "")}
+    for text in options.trap:
+        traps.read(text)  # fails now, in one line, not in the program
+    given = {"KARST_MARK": "1" if options.mark else None, "KARST_RECORDER": options.recorder,
+             "KARST_STACKS": options.stacks, "KARST_ACTION": options.action,
+             "KARST_TRAP": ";".join(options.trap) or None,
+             "KARST_RECORDER_DIRECTORY": os.path.abspath(options.recorder_dir) if options.recorder_dir else None}
+    if options.recorder_dir:
+        os.makedirs(options.recorder_dir, mode=0o700, exist_ok=True)
+        given["KARST_RECORDER"] = options.recorder or "1M"
+    found.update({name: value for name, value in given.items() if value})
+    return found
+
+
+@contextmanager
+def _by_wrapper(variables: dict[str, str]) -> Iterator[None]:
+    """The shell that GDB starts the program by does not get them: env does, behind it."""
+    before = gdb.parameter("exec-wrapper")
+    words = " ".join(shlex.quote(f"{name}={value}") for name, value in variables.items())
+    gdb.execute(f"set exec-wrapper {before + ' ' if before else ''}env {words}", to_string=True)
+    try:
+        yield
+    finally:
+        gdb.execute(f"set exec-wrapper {before}" if before else "unset exec-wrapper", to_string=True)
+
+
+@contextmanager
+def _by_environment(variables: dict[str, str]) -> Iterator[None]:
+    """There is no shell in between."""
+    before = {name: _of_environment(name) for name in variables}
+    for name, value in variables.items():
+        gdb.execute(f"set environment {name} = {value}", to_string=True)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            gdb.execute(f"set environment {name} = {value}" if value else f"unset environment {name}", to_string=True)
+
+
+class Run(gdb.Command):
+    """Start the program with karst's preload library in it.
+
+Usage: karst run [OPTIONS] [-- ARGUMENTS]
+
+ARGUMENTS are the program's, as with GDB's own `run`; without `--` those of `set args`. Only the program gets the
+library and karst's variables: not GDB, nor the shell that GDB starts it by.
+
+  -m, --mark               mark each block: `karst sites`; double free, overflow, foreign pointers are caught
+  -r, --recorder[=SIZE]    keep the last events of each thread in SIZE bytes (1M): `karst history`
+      --recorder-dir DIR   in files there
+  -s, --stacks DEPTH       keep DEPTH frames of each call
+  -t, --trap TRAP          set a trap from the start, as by `karst trap add`; may be given more than once
+  -a, --action ACTION      what a trap does when no debugger is attached: log, stop, core, abort"""
+
+    def __init__(self) -> None:
+        super().__init__("karst run", gdb.COMMAND_RUNNING, gdb.COMPLETE_FILENAME)
+
+    def invoke(self, argument: str, from_tty: bool) -> None:
+        self.dont_repeat()
+        head, separator, arguments = re.match(r"(.*?)(?:(?:^|\s)(--)(?:\s+(.*))?)?$", argument, re.DOTALL).groups()
+        try:
+            options = _parser().parse_args(shlex.split(head))
+        except ValueError as error:
+            raise gdb.GdbError(f"karst run: {one_line(error)}") from None
+        _check_program()
+        variables = _variables(options)
+        if separator:
+            gdb.execute(f"set args {arguments or ''}")
+        way = _by_wrapper if gdb.parameter("startup-with-shell") else _by_environment
+        with way(variables):
+            gdb.execute("run", from_tty)
+
+
+def register() -> None:
+    Run()
