@@ -76,8 +76,9 @@ struct karst_page_run {
 
 /* A total in the allocator's own terms, for comparison with what it says of itself. */
 struct karst_figure {
-    const char *name; /* static: "allocated", "active" ... */
+    const char *name; /* static: "allocated", "free_pools" ...; the JSON key */
     uint64_t value;
+    bool is_count; /* else bytes */
 };
 #define KARST_FIGURES_MAX 16
 

@@ -617,16 +617,17 @@ static int figures(struct karst_heap *heap, struct karst_figure *figures, struct
         base_mapped += jemalloc->arenas[i].base_mapped;
     }
     int count = 0;
-    figures[count++] = (struct karst_figure){"allocated", totals.small + totals.large};
-    figures[count++] = (struct karst_figure){"small_allocated", totals.small};
-    figures[count++] = (struct karst_figure){"large_allocated", totals.large};
+    figures[count++] = (struct karst_figure){"allocated", totals.small + totals.large, false};
+    figures[count++] = (struct karst_figure){"small_allocated", totals.small, false};
+    figures[count++] = (struct karst_figure){"large_allocated", totals.large, false};
     if (jemalloc->layout.major >= 5) {
-        figures[count++] = (struct karst_figure){"active", totals.active};
+        figures[count++] = (struct karst_figure){"active", totals.active, false};
         if (jemalloc->arenas_at) {
-            figures[count++] = (struct karst_figure){"metadata", metadata};
-            figures[count++] = (struct karst_figure){"mapped", totals.active + totals.unused + base_mapped};
+            figures[count++] = (struct karst_figure){"metadata", metadata, false};
+            figures[count++] =
+                (struct karst_figure){"mapped", totals.active + totals.unused + base_mapped, false};
         }
-        figures[count++] = (struct karst_figure){"retained", totals.retained};
+        figures[count++] = (struct karst_figure){"retained", totals.retained, false};
     }
     return count;
 }

@@ -238,9 +238,9 @@ static int figures(struct karst_heap *heap, struct karst_figure *list, struct ka
         free_pools += pymalloc->arenas[i].free_pools;
         pools += pymalloc->arenas[i].total_pools;
     }
-    list[0] = (struct karst_figure){"arenas", pymalloc->arena_count};
-    list[1] = (struct karst_figure){"pools", pools};
-    list[2] = (struct karst_figure){"free pools", free_pools};
+    list[0] = (struct karst_figure){"arenas", pymalloc->arena_count, true};
+    list[1] = (struct karst_figure){"pools", pools, true};
+    list[2] = (struct karst_figure){"free_pools", free_pools, true};
     return 3;
 }
 

@@ -105,7 +105,8 @@ static void write_figures(struct karst_writer *writer, struct karst_heap *heap) 
     int count = find_figures(heap, figures);
     for (int i = 0; i < count; i++) {
         karst_print(writer, "%s%s %s", i ? ", " : "as it counts itself: ", figures[i].name,
-                    karst_size_text(writer, figures[i].value).text);
+                    figures[i].is_count ? karst_count_text(figures[i].value).text
+                                        : karst_size_text(writer, figures[i].value).text);
     }
     karst_print(writer, count ? "\n" : "");
 }
@@ -113,9 +114,13 @@ static void write_figures(struct karst_writer *writer, struct karst_heap *heap) 
 static void write_heap(struct karst_call *call, struct karst_heap *heap,
                        const struct karst_summary_row *row) {
     uint64_t threads = attached_threads(heap);
-    karst_print_title(&call->writer, "%s %s: %zu arena%s, %" PRIu64 " thread%s attached", heap->name,
-                      heap->version, heap->arena_count, karst_plural(heap->arena_count), threads,
-                      karst_plural(threads));
+    char attached[48] = ""; /* not every allocator ties threads to arenas */
+    if (threads) {
+        snprintf(attached, sizeof attached, ", %" PRIu64 " thread%s attached", threads,
+                 karst_plural(threads));
+    }
+    karst_print_title(&call->writer, "%s %s: %zu arena%s%s", heap->name, heap->version, heap->arena_count,
+                      karst_plural(heap->arena_count), attached);
     write_row(call, row);
     write_figures(&call->writer, heap);
 }
