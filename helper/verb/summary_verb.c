@@ -103,12 +103,17 @@ static int find_figures(struct karst_heap *heap, struct karst_figure *figures) {
 static void write_figures(struct karst_writer *writer, struct karst_heap *heap) {
     struct karst_figure figures[KARST_FIGURES_MAX];
     int count = find_figures(heap, figures);
+    char text[KARST_FIGURES_MAX * 64];
+    size_t used = 0;
     for (int i = 0; i < count; i++) {
-        karst_print(writer, "%s%s %s", i ? ", " : "as it counts itself: ", figures[i].name,
-                    figures[i].is_count ? karst_count_text(figures[i].value).text
-                                        : karst_size_text(writer, figures[i].value).text);
+        used += (size_t)snprintf(text + used, sizeof text - used, "%s%.30s %.30s",
+                                 i ? ", " : "as it counts itself: ", figures[i].name,
+                                 figures[i].is_count ? karst_count_text(figures[i].value).text
+                                                     : karst_size_text(writer, figures[i].value).text);
     }
-    karst_print(writer, count ? "\n" : "");
+    if (count) {
+        karst_print_wrapped(writer, 0, 0, text);
+    }
 }
 
 static void write_heap(struct karst_call *call, struct karst_heap *heap,
