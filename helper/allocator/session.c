@@ -1,11 +1,14 @@
 #include "session.h"
 #include "cpython.h"
+#include "marker.h"
+#include "recorded.h"
 
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-const struct karst_allocator *const karst_allocators[] = {&karst_glibc, &karst_jemalloc, &karst_pymalloc, NULL};
+const struct karst_allocator *const karst_allocators[] = {&karst_glibc, &karst_jemalloc, &karst_pymalloc,
+                                                          NULL};
 
 #define POLL_EVERY_BYTES (4u << 20)
 #define POLL_EVERY_NS    250000000u
@@ -63,6 +66,11 @@ struct karst *karst_open_unread(int64_t pid, struct karst_error *error) {
     return open_session(karst_process_open_unread(pid, error), NULL, error);
 }
 
+struct karst *karst_open_recorded(const char *directory, int64_t pid, const struct karst_options *options,
+                                  struct karst_error *error) {
+    return open_session(karst_recorded_open(directory, pid, options, error), options, error);
+}
+
 struct karst *karst_open_callbacks(const struct karst_callbacks *callbacks,
                                    const struct karst_options *options, struct karst_error *error) {
     return open_session(karst_callbacks_open(callbacks, options, error), options, error);
@@ -78,6 +86,7 @@ void karst_close(struct karst *session) {
     free(session->heaps);
     free(session->extents);
     cpython_set_close(session->cpython);
+    karst_marker_close(session->marker);
     karst_target_close(session->target);
     free(session);
 }
@@ -151,11 +160,12 @@ bool karst_session_need_heaps(struct karst *session, struct karst_error *error) 
         return false;
     }
     if (session->heap_count == 0) {
-        return karst_fail(
-            error, KARST_ERROR_NOT_FOUND,
-            "no heap found in %s: looked for glibc's malloc and jemalloc in the writable data of %zu modules%s",
-            session->target->name, session->target->module_count,
-            session->target->missing_memory ? "; parts of the target's memory are missing" : "");
+        return karst_fail(error, KARST_ERROR_NOT_FOUND,
+                          "no heap found in %s: looked for glibc's malloc and jemalloc in the writable data "
+                          "of %zu modules%s",
+                          session->target->name, session->target->module_count,
+                          session->target->missing_memory ? "; parts of the target's memory are missing"
+                                                          : "");
     }
     return true;
 }

@@ -5,6 +5,7 @@
 #include "allocator.h"
 
 struct cpython_set;
+struct karst_marker;
 
 struct karst {
     struct karst_target *target;
@@ -16,6 +17,7 @@ struct karst {
     size_t extent_count;
     bool bins_loaded;
     struct cpython_set *cpython; /* the Python runtimes in the target; NULL: not looked for */
+    struct karst_marker *marker; /* of the preload library; NULL: not looked for */
     /* Progress of the work under way. */
     const char *work;
     uint64_t work_done, work_total;
@@ -26,6 +28,10 @@ struct karst {
 /* A process whose memory may not be read: for verbs that need no more than its number (KARST_NEEDS_PROCESS).
  * As karst_open_process() otherwise; a remark says why, after what is already in error. */
 struct karst *karst_open_unread(int64_t pid, struct karst_error *error);
+
+/* A process that is gone, by the files of its flight recorder; see karst_recorded_open(). */
+struct karst *karst_open_recorded(const char *directory, int64_t pid, const struct karst_options *options,
+                                  struct karst_error *error);
 
 /* Looks for heaps, once; true and no heaps when there are none. Every verb that needs heaps calls it. */
 bool karst_session_find_heaps(struct karst *session, struct karst_error *error);

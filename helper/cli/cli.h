@@ -14,8 +14,10 @@ enum color_mode { COLOR_AUTO, COLOR_ALWAYS, COLOR_NEVER };
 
 /* The command line, taken apart: options of the target, and what goes to the verb. */
 struct command_line {
-    int64_t pid;      /* 0: not given */
-    const char *core; /* NULL: not given */
+    int64_t pid;       /* 0: not given */
+    const char *core;  /* NULL: not given */
+    const char *files; /* `history --files`: the recorder's directory; NULL: not given */
+    int64_t process;   /* and the process in it; 0: not given */
     struct karst_options options;
     enum color_mode color;
     bool version;
@@ -52,6 +54,9 @@ void terminal_wipe_progress(struct terminal *terminal);
 /* Flushes; false with an error if what was written did not arrive for another reason than a reader who had
  * enough. */
 bool terminal_close(struct terminal *terminal, struct karst_error *error);
+
+/* `karst run ...`, argv[0] being "run": becomes the command, or returns the exit status. */
+int run_command(int argc, char **argv);
 
 /* Set by SIGINT. */
 extern volatile sig_atomic_t interrupted;

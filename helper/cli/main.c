@@ -37,6 +37,7 @@ static void handle_signals(void) {
 static const char usage[] =
     "usage: karst -p PID VERB [ARGUMENTS]\n"
     "       karst -c CORE [-e EXECUTABLE] VERB [ARGUMENTS]\n"
+    "       karst run [--mark] [--recorder] [--trap SPEC] COMMAND [ARGUMENTS]\n"
     "\n"
     "Walks the heap of a process or a core dump: what is live, free or cached, where\n"
     "the holes are and what pins them, what is corrupt. `karst VERB --help` tells\n"
@@ -115,12 +116,27 @@ static struct karst *open_target(const struct command_line *line, struct karst_e
         bool unread = !session && error->code == KARST_ERROR_PERMISSION && verb->needs == KARST_NEEDS_PROCESS;
         return unread ? karst_open_unread(line->pid, error) : session;
     }
+    if (line->files) {
+        return karst_open_recorded(line->files, line->process, &line->options, error);
+    }
     karst_fail(error, KARST_ERROR_USAGE, "which target? Give -p PID or -c CORE; see `karst --help`");
     return NULL;
 }
 
+/* `history --files DIR` has a target of its own. */
+static void take_files(struct command_line *line, const struct karst_call *call) {
+    const struct karst_verb_option *options = call->verb->options;
+    for (size_t i = 0; options && options[i].name; i++) {
+        if (strcmp(options[i].name, "files") == 0) {
+            line->files = call->options[i].text;
+        } else if (strcmp(options[i].name, "process") == 0) {
+            line->process = (int64_t)call->options[i].number;
+        }
+    }
+}
+
 /* Parses the verb's words before the target is opened, which may take a while. */
-static bool check_verb(const struct command_line *line, struct karst_error *error) {
+static bool check_verb(struct command_line *line, struct karst_error *error) {
     if (line->verb_count == 0) {
         return karst_fail(error, KARST_ERROR_USAGE, "no verb; try summary, or see `karst --help`");
     }
@@ -132,6 +148,9 @@ static bool check_verb(const struct command_line *line, struct karst_error *erro
     call->verb = verb;
     call->error = error;
     bool parsed = karst_call_parse(call, line->verb_count, line->verb);
+    if (parsed) {
+        take_files(line, call);
+    }
     free(call);
     return parsed;
 }
@@ -178,6 +197,9 @@ int main(int argc, char **argv) {
     struct command_line line = {0};
     struct terminal terminal;
     struct karst_error error = {0};
+    if (argc > 1 && strcmp(argv[1], "run") == 0) {
+        return run_command(argc - 1, argv + 1);
+    }
     handle_signals();
     bool parsed = parse_command_line(&line, argc, argv, &error);
     terminal_open(&terminal, line.color);

@@ -164,6 +164,18 @@ static bool add_line(struct karst_target *target, char *line, size_t size) {
     return mapping != NULL;
 }
 
+bool process_parse_maps(struct karst_target *target, char *text) {
+    bool enough_memory = true;
+    for (char *line = text; *line && enough_memory;) {
+        size_t length = strcspn(line, "\n");
+        char *next = line + length + (line[length] == '\n');
+        line[length] = '\0';
+        enough_memory = add_line(target, line, length);
+        line = next;
+    }
+    return enough_memory;
+}
+
 static bool read_mappings(struct process *process, const struct process_status *status,
                           struct karst_error *error) {
     size_t size;
@@ -171,14 +183,7 @@ static bool read_mappings(struct process *process, const struct process_status *
     if (!text) {
         return process_refused(process->pid, status, errno, error);
     }
-    bool enough_memory = true;
-    for (char *line = text; *line && enough_memory;) {
-        size_t length = strcspn(line, "\n");
-        char *next = line + length + (line[length] == '\n');
-        line[length] = '\0';
-        enough_memory = add_line(&process->target, line, length);
-        line = next;
-    }
+    bool enough_memory = process_parse_maps(&process->target, text);
     free(text);
     if (!enough_memory) {
         return karst_fail_memory(error);

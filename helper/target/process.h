@@ -81,4 +81,7 @@ void process_free_pages(struct process *process);
 bool process_refused(int64_t pid, const struct process_status *status, int errno_value,
                      struct karst_error *error);
 
+/* Adds the mappings of a text as /proc/PID/maps has it, which is changed. False: out of memory. */
+bool process_parse_maps(struct karst_target *target, char *text);
+
 #endif

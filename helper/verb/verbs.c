@@ -14,6 +14,8 @@ const struct karst_verb *const karst_verbs[] = {
     &karst_verb_blocks,
     &karst_verb_block,
     &karst_verb_sizes,
+    &karst_verb_sites,
+    &karst_verb_history,
     &karst_verb_runs,
     &karst_verb_refs,
     &karst_verb_holes,

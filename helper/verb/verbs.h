@@ -11,6 +11,8 @@ extern const struct karst_verb karst_verb_info;
 extern const struct karst_verb karst_verb_blocks;
 extern const struct karst_verb karst_verb_block;
 extern const struct karst_verb karst_verb_sizes;
+extern const struct karst_verb karst_verb_sites;
+extern const struct karst_verb karst_verb_history;
 extern const struct karst_verb karst_verb_runs;
 extern const struct karst_verb karst_verb_check;
 extern const struct karst_verb karst_verb_holes;

@@ -1,0 +1,332 @@
+#include "marker.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define PAGE           4096u
+#define LOOK_INTO      (UINT64_C(1) << 20) /* of other mappings, at most */
+#define CONTROL_LEAST  offsetof(struct karst_control, directory)
+#define FOOTER_OFFSETS (UINT64_C(1) << 42)
+
+/* ---- finding --------------------------------------------------------------------------------------- */
+
+static void terminate(char *text, size_t size) {
+    text[size - 1] = '\0';
+}
+
+/* What is read is bounded once, here. */
+static bool take_control(struct karst *session, struct karst_marker *marker, uint64_t address) {
+    struct karst_control *control = &marker->control;
+    memset(control, 0, sizeof *control);
+    size_t got = karst_target_read(session->target, address, control, sizeof *control);
+    if (got < CONTROL_LEAST || control->magic != KARST_ABI_MAGIC || control->self != address ||
+        control->version != KARST_ABI_VERSION || control->size < CONTROL_LEAST) {
+        return false;
+    }
+    terminate(control->allocator, sizeof control->allocator);
+    terminate(control->allocator_version, sizeof control->allocator_version);
+    terminate(control->allocator_path, sizeof control->allocator_path);
+    terminate(control->directory, sizeof control->directory);
+    for (size_t i = 0; i < sizeof control->roots / sizeof *control->roots; i++) {
+        terminate(control->roots[i].name, sizeof control->roots[i].name);
+    }
+    for (size_t i = 0; i < KARST_TRAPS; i++) {
+        terminate(control->traps[i].text, sizeof control->traps[i].text);
+    }
+    uint64_t most = sizeof control->roots / sizeof *control->roots;
+    control->root_count = control->root_count < most ? control->root_count : (uint32_t)most;
+    marker->address = address;
+    return true;
+}
+
+static bool search(struct karst *session, struct karst_marker *marker, uint64_t start, uint64_t end) {
+    struct karst_window window;
+    karst_window_open(&window, session->target, 65536);
+    for (uint64_t at = (start + PAGE - 1) & ~(uint64_t)(PAGE - 1); at < end && !marker->address; at += PAGE) {
+        const uint8_t *bytes = karst_window_at(&window, at, 3 * sizeof(uint64_t));
+        uint64_t words[3] = {0, 0, 0};
+        if (bytes) {
+            memcpy(words, bytes, sizeof words);
+        }
+        if (words[0] == KARST_ABI_MAGIC && words[2] == at) {
+            take_control(session, marker, at);
+        }
+    }
+    karst_window_close(&window);
+    return marker->address != 0;
+}
+
+static bool is_named(const struct karst_mapping *mapping) {
+    return mapping->name && strcmp(mapping->name, "[anon:" KARST_ABI_NAME "]") == 0;
+}
+
+static bool may_hold(const struct karst_mapping *mapping) {
+    uint32_t wanted = KARST_MAPPING_READ | KARST_MAPPING_WRITE;
+    return (mapping->permissions & wanted) == wanted && !(mapping->permissions & KARST_MAPPING_SHARED);
+}
+
+/* A module's own data, and anonymous memory that follows it without a gap: its .bss. */
+static bool is_of_module(const struct karst_target *target, size_t index) {
+    const struct karst_mapping *mapping = &target->mappings[index];
+    for (size_t i = index; i > 0 && target->mappings[i - 1].end == target->mappings[i].start; i--) {
+        if (target->mappings[i - 1].inode ||
+            (target->mappings[i - 1].name && target->mappings[i - 1].name[0] == '/')) {
+            return true;
+        }
+    }
+    return mapping->name && mapping->name[0] == '/';
+}
+
+static uint64_t least(uint64_t a, uint64_t b) {
+    return a < b ? a : b;
+}
+
+static void find(struct karst *session, struct karst_marker *marker) {
+    const struct karst_target *target = session->target;
+    for (int pass = 0; pass < 3; pass++) {
+        for (size_t i = 0; i < target->mapping_count; i++) {
+            const struct karst_mapping *mapping = &target->mappings[i];
+            bool named = is_named(mapping), of_module = is_of_module(target, i);
+            int of_pass = named ? 0 : of_module ? 1 : 2;
+            if (of_pass == pass && may_hold(mapping) &&
+                search(session, marker, mapping->start, least(mapping->end, mapping->start + LOOK_INTO))) {
+                return;
+            }
+        }
+    }
+}
+
+struct karst_marker *karst_session_marker(struct karst *session) {
+    if (!session->marker) {
+        session->marker = calloc(1, sizeof *session->marker);
+        if (!session->marker) {
+            return NULL;
+        }
+        karst_window_open(&session->marker->directory, session->target, 65536);
+        karst_window_open(&session->marker->leaves, session->target, 65536);
+        karst_window_open(&session->marker->footers, session->target, 65536);
+        find(session, session->marker);
+    }
+    return session->marker->address ? session->marker : NULL;
+}
+
+void karst_marker_close(struct karst_marker *marker) {
+    if (marker) {
+        karst_window_close(&marker->directory);
+        karst_window_close(&marker->leaves);
+        karst_window_close(&marker->footers);
+        free(marker);
+    }
+}
+
+/* ---- marks ----------------------------------------------------------------------------------------- */
+
+static uint64_t read_word(struct karst_window *window, uint64_t address) {
+    const uint8_t *bytes = karst_window_at(window, address, sizeof(uint64_t));
+    uint64_t word = 0;
+    if (bytes) {
+        memcpy(&word, bytes, sizeof word);
+    }
+    return word;
+}
+
+static uint64_t leaf_of(struct karst_marker *marker, uint64_t number) {
+    return read_word(&marker->directory, marker->control.map + number * sizeof(uint64_t));
+}
+
+/* An entry of the map out of its 8 bytes. */
+static enum karst_mark parse_entry(uint64_t word, uint64_t *offset) {
+    uint64_t units = word >> 2 & KARST_MAP_LARGE;
+    *offset = units == KARST_MAP_LARGE ? word >> 16 : units * 8;
+    return word & 3;
+}
+
+static uint64_t footer_offset(uint64_t size) {
+    return size < 16 ? 16 : (size + 7) & ~UINT64_C(7);
+}
+
+/* Nothing between the block's last byte and its footer was written over. */
+static bool gap_is_whole(struct karst_marker *marker, uint64_t address, uint64_t size, uint64_t offset) {
+    uint64_t gap = offset - size;
+    const uint8_t *bytes = gap ? karst_window_at(&marker->footers, address + size, gap) : NULL;
+    for (uint64_t i = 0; bytes && i < gap; i++) {
+        if (bytes[i] != KARST_FOOTER_FILL) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void take_footer(struct karst_marker *marker, uint64_t address, uint64_t offset,
+                        struct karst_mark_of *mark) {
+    struct karst_footer footer;
+    const uint8_t *bytes = karst_window_at(&marker->footers, address + offset, sizeof footer);
+    if (!bytes) {
+        return;
+    }
+    memcpy(&footer, bytes, sizeof footer);
+    uint64_t size = footer.size & ((UINT64_C(1) << KARST_FOOTER_SIZE_BITS) - 1);
+    bool live = footer.canary == (marker->control.canary ^ address);
+    bool freed = (footer.canary & ~KARST_SITE_MASK) == KARST_FOOTER_FREED;
+    if (footer_offset(size) != offset) {
+        return; /* written over */
+    }
+    mark->readable = true;
+    mark->size = size;
+    mark->site = footer.site & KARST_SITE_MASK;
+    mark->function = (uint32_t)(footer.site >> KARST_SITE_BITS);
+    mark->thread = (int64_t)(footer.size >> KARST_FOOTER_SIZE_BITS);
+    mark->sequence = footer.sequence;
+    if (mark->state == KARST_MARK_LIVE) {
+        mark->whole = live && gap_is_whole(marker, address, size, offset);
+    } else if (freed) {
+        mark->freed_at = footer.canary & KARST_SITE_MASK;
+    }
+}
+
+struct karst_mark_of karst_marker_mark(struct karst_marker *marker, uint64_t address) {
+    struct karst_mark_of mark = {.state = KARST_MARK_NONE};
+    uint64_t leaf, offset;
+    if (!marker->control.map || address % KARST_MAP_GRAIN || address >> KARST_SITE_BITS ||
+        !(leaf = leaf_of(marker, address / KARST_MAP_SPAN))) {
+        return mark;
+    }
+    uint64_t word = read_word(&marker->leaves, leaf + address % KARST_MAP_SPAN / KARST_MAP_GRAIN);
+    mark.state = parse_entry(word, &offset);
+    if (mark.state != KARST_MARK_LIVE && mark.state != KARST_MARK_FREED) {
+        mark.state = KARST_MARK_NONE;
+    } else if (offset >= 16 && offset < FOOTER_OFFSETS) {
+        mark.footer = address + offset;
+        mark.size = offset; /* about, until the footer says it */
+        take_footer(marker, address, offset, &mark);
+    }
+    return mark;
+}
+
+/* ---- all of them ------------------------------------------------------------------------------------ */
+
+struct sweep {
+    struct karst_marker *marker;
+    struct karst *session;
+    bool (*block)(void *context, uint64_t address, const struct karst_mark_of *mark);
+    void *context;
+    struct karst_error *error;
+    bool enough;
+};
+
+/* Entries are told from bytes left over of older ones by their footers. False: error. */
+static bool sweep_leaf(struct sweep *sweep, uint64_t leaf, uint64_t first) {
+    struct karst_window window;
+    bool going = true;
+    karst_window_open(&window, sweep->session->target, 65536);
+    for (uint64_t at = 0; at < KARST_MAP_LEAF && going && !sweep->enough;) {
+        if (at % PAGE == 0) {
+            uint64_t untouched =
+                karst_target_untouched(sweep->session->target, leaf + at, leaf + KARST_MAP_LEAF);
+            if (untouched) {
+                at += untouched & ~UINT64_C(7);
+                continue;
+            }
+            going = karst_session_progress(sweep->session, PAGE, sweep->error);
+        }
+        const uint8_t *bytes = karst_window_at(&window, leaf + at, 1);
+        if (!bytes) {
+            at = (at / PAGE + 1) * PAGE;
+            continue;
+        }
+        if (*bytes == 0 || (*bytes & 3) != KARST_MARK_LIVE) {
+            at++;
+            continue;
+        }
+        uint64_t address = first + at * KARST_MAP_GRAIN;
+        struct karst_mark_of mark = karst_marker_mark(sweep->marker, address);
+        if (mark.state == KARST_MARK_LIVE && mark.readable) {
+            sweep->enough = !sweep->block(sweep->context, address, &mark);
+            at += (mark.footer - address + KARST_FOOTER_BYTES) / KARST_MAP_GRAIN;
+        } else {
+            at++;
+        }
+    }
+    karst_window_close(&window);
+    return going;
+}
+
+bool karst_marker_each(struct karst_marker *marker, struct karst *session,
+                       bool (*block)(void *context, uint64_t address, const struct karst_mark_of *mark),
+                       void *context, struct karst_error *error) {
+    struct sweep sweep = {
+        .marker = marker, .session = session, .block = block, .context = context, .error = error};
+    uint64_t start = marker->control.map, end = start + KARST_MAP_ENTRIES * sizeof(uint64_t);
+    karst_session_begin(session, "reading marks", 0);
+    for (uint64_t at = start; start && at < end && !sweep.enough;) {
+        uint64_t untouched =
+            at % PAGE == 0 ? karst_target_untouched(session->target, at, end) & ~UINT64_C(7) : 0;
+        if (untouched) {
+            at += untouched;
+            continue;
+        }
+        const uint8_t *bytes = karst_window_at(&marker->directory, at, sizeof(uint64_t));
+        if (!bytes) {
+            at = (at / PAGE + 1) * PAGE;
+            continue;
+        }
+        uint64_t leaf;
+        memcpy(&leaf, bytes, sizeof leaf);
+        if (leaf && !sweep_leaf(&sweep, leaf, (at - start) / sizeof leaf * KARST_MAP_SPAN)) {
+            return false;
+        }
+        at += sizeof leaf;
+    }
+    return true;
+}
+
+/* ---- call sites ------------------------------------------------------------------------------------- */
+
+size_t karst_marker_frames(const struct karst_marker *marker, struct karst *session, uint64_t site,
+                           uint64_t frames[KARST_SITE_FRAMES]) {
+    uint64_t offset = (site & ~KARST_SITE_STACK_BIT) * 8;
+    const struct karst_control *control = marker ? &marker->control : NULL;
+    if (!site) {
+        return 0;
+    }
+    if (!control || control->site_kind != KARST_SITE_STACK || !(site & KARST_SITE_STACK_BIT) ||
+        offset >= control->sites_used) {
+        frames[0] = site;
+        return 1;
+    }
+    uint32_t head[2];
+    if (!karst_target_read_all(session->target, control->sites + offset, head, sizeof head)) {
+        return 0;
+    }
+    size_t depth = head[1] < KARST_SITE_FRAMES ? head[1] : KARST_SITE_FRAMES;
+    size_t got = karst_target_read(session->target, control->sites + offset + sizeof head, frames, depth * 8);
+    return got / 8;
+}
+
+/* A return address is behind the call: the byte before it is in the calling function. */
+void karst_site_text(struct karst *session, uint64_t address, char *text, size_t size) {
+    char symbol[300];
+    const struct karst_module *module = karst_target_module(session->target, address - 1);
+    const char *slash = module ? strrchr(module->path, '/') : NULL;
+    const char *file = slash ? slash + 1 : module ? module->path : NULL;
+    if (karst_target_symbolize(session->target, address - 1, symbol, sizeof symbol)) {
+        snprintf(text, size, "%s%s%s", symbol, file && !strstr(symbol, " in ") ? " in " : "",
+                 file && !strstr(symbol, " in ") ? file : "");
+    } else if (module) {
+        snprintf(text, size, "%s+0x%" PRIx64, file, address - module->bias);
+    } else {
+        snprintf(text, size, "0x%" PRIx64, address);
+    }
+}
+
+void karst_site_summary(const struct karst_marker *marker, struct karst *session, uint64_t site, char *text,
+                        size_t size) {
+    uint64_t frames[KARST_SITE_FRAMES];
+    if (karst_marker_frames(marker, session, site, frames)) {
+        karst_site_text(session, frames[0], text, size);
+    } else {
+        snprintf(text, size, "?");
+    }
+}
