@@ -21,17 +21,20 @@ import karst_engine  # noqa: E402
 
 PID, TID = 4711, 4712  # what the pages call the program and its thread
 
-DAMAGED, PYTHON = "damaged: ", "python: "
+DAMAGED, PYTHON, MARKED = "damaged: ", "python: ", "marked: "
+KINDS = ("", DAMAGED, PYTHON, MARKED)
 
 # What the page of a verb asks. {label} and so on are the addresses that the program prints; a question that
 # begins with "damaged:" goes to the program that has written past the end of a block, one with "python:" to
-# docs/demo/service.py.
+# docs/demo/service.py, one with "marked:" to the mailbox under `karst run --mark --recorder`.
 SESSIONS: dict[str, list[str]] = {
     "block": ["block {message}", "block {text}+100 --dump 32"],
     "blocks": ["blocks --limit 8", "blocks --state free --sort size --limit 3", "blocks --bin tcache --limit 5",
                "blocks --state live --limit 2 --json"],
     "bins": ["bins", "bins 'thread 1'"],
     "check": ["check", "damaged: check", "damaged: check --json"],
+    "history": ["marked: history --last 6", "marked: history {label}", "marked: history --size 2000 --last 3"],
+    "sites": ["marked: sites", "marked: sites --limit 1 --json"],
     "holes": ["holes", "holes --fit 8880819"],
     "py-objects": ["python: py-objects --limit 10", "python: py-objects --type __main__.Record --limit 3",
                    "python: py-objects --where {record}"],
@@ -45,6 +48,8 @@ SESSIONS: dict[str, list[str]] = {
 def command_of(kind: str, build: Path) -> list[str]:
     if kind == PYTHON:
         return ["/usr/bin/python3", str(ROOT / "docs" / "demo" / "service.py")]
+    if kind == MARKED:
+        return [str(build / "karst"), "run", "--mark", "--recorder", "--", str(build / "docs" / "mailbox")]
     return [str(build / "docs" / "mailbox"), *(["damaged"] if kind == DAMAGED else [])]
 
 
@@ -82,7 +87,7 @@ def words_of(question: str, addresses: dict[str, int]) -> list[str]:
 
 def kind_of(question: str) -> str:
     """Which program it goes to; "": the mailbox, undamaged."""
-    return next((kind for kind in (DAMAGED, PYTHON) if question.startswith(kind)), "")
+    return next((kind for kind in KINDS if kind and question.startswith(kind)), "")
 
 
 class Recorder:
@@ -92,7 +97,7 @@ class Recorder:
         self.build = build
 
     def session(self, questions: list[str]) -> str:
-        return "\n".join(answer for kind in ("", DAMAGED, PYTHON) for answer in self._ask(kind, [
+        return "\n".join(answer for kind in KINDS for answer in self._ask(kind, [
             question.removeprefix(kind) for question in questions if kind_of(question) == kind]))
 
     def _ask(self, kind: str, questions: list[str]) -> list[str]:
@@ -125,12 +130,35 @@ def page(verb: dict[str, Any], recorder: Recorder) -> str:
     questions = SESSIONS.get(name, [name])
     sessions = recorder.session(questions)
     programs = [f"[{file}](../demo/{file})" for kind, file in (("", "mailbox.c"), (DAMAGED, "mailbox.c"),
-                                                               (PYTHON, "service.py"))
+                                                               (PYTHON, "service.py"),
+                                                               (MARKED, "mailbox.c"))
                 if any(kind_of(question) == kind for question in questions)]
     return (f"# karst {name}\n\n<!-- Written by docs/generate.py: edit the verb's help, then `make docs`. -->\n\n"
             f"```text\n{karst_engine.help_text(name, 98).rstrip()}\n```\n\n## A session\n\n"
             f"The same command, without `-p {PID}`, works in GDB, where an address may be any expression. "
             f"The program is {' or '.join(dict.fromkeys(programs))}.\n\n```text\n{sessions.rstrip()}\n```\n")
+
+
+# `karst run` starts a command, so it is the command line's alone.
+RUN_SUMMARY = "starts a command with the preload library: marks, flight recorder, traps"
+RUNS = [["--trap", "alloc 8M: count=1", "--", "/usr/bin/python3", "-c", "data = bytearray(8880819)"],
+        ["--trap", "malloc 10x", "--", "true"]]
+
+
+def run_page(build: Path) -> str:
+    """The page of `karst run`: its help, and commands with what they say."""
+    def shown(words: list[str]) -> str:
+        return " ".join(f"'{word}'" if re.search(r"[^-\w./]", word) else word for word in words)
+
+    def run(*words: str) -> str:
+        done = subprocess.run([build / "karst", "run", *words], capture_output=True, text=True, timeout=60,
+                              env={"LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin"})
+        return done.stdout + done.stderr
+
+    sessions = "\n".join(f"$ karst run {shown(words)}\n{run(*words)}" for words in RUNS)
+    return (f"# karst run\n\n<!-- Written by docs/generate.py: edit the help in helper/cli/run_command.c, then "
+            f"`make docs`. -->\n\n```text\n{run('--help').rstrip()}\n```\n\n## A session\n\n"
+            f"```text\n{sessions.rstrip()}\n```\n")
 
 
 def index(verbs: list[dict[str, Any]]) -> str:
@@ -140,7 +168,7 @@ def index(verbs: list[dict[str, Any]]) -> str:
         lines += [f"- [{verb['name']}]({verb['name']}.md): {verb['summary']}"
                   for verb in verbs if verb["group"] == group]
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join([*lines, "**Starting a program**", "", f"- [run](run.md): {RUN_SUMMARY}", ""])
 
 
 # Rows of the picture, and its legend: where blocks fall in its cells depends on where the heap happens to begin.
@@ -170,6 +198,7 @@ def write_pages(build: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for verb in verbs:
         write_if_other(folder / f"{verb['name']}.md", page(verb, recorder))
+    write_if_other(folder / "run.md", run_page(build))
     write_if_other(folder / "README.md", index(verbs))
 
 
