@@ -36,6 +36,7 @@ SESSIONS: dict[str, list[str]] = {
     "history": ["marked: history --last 6", "marked: history {label}", "marked: history --size 2000 --last 3"],
     "sites": ["marked: sites", "marked: sites --limit 1 --json"],
     "holes": ["holes", "holes --fit 8880819"],
+    "pools": ["python: pools --limit 4", "python: pools --classes"],
     "py-objects": ["python: py-objects --limit 10", "python: py-objects --type __main__.Record --limit 3",
                    "python: py-objects --where {record}"],
     "py-stack": ["python: py-stack", "python: py-stack --limit 2 --locals"],

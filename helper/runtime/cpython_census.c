@@ -49,7 +49,7 @@ static bool read_references(struct cpython *python, uint64_t word, struct cpytho
 
 static bool object_at(struct cpython *python, const struct karst_block *block, uint64_t base,
                       struct cpython_object *object) {
-    uint64_t end = block->start + block->size;
+    uint64_t end = block->address + block->usable;
     const uint8_t *bytes =
         base < end && end - base >= 16
             ? karst_cache_at(&python->cache, base, end - base < 48 ? (size_t)(end - base) & ~7u : 48)
@@ -105,6 +105,26 @@ static unsigned dict_buffers(struct cpython *python, uint64_t object, struct cpy
                                       : add_buffer(python, buffers, 0, dict.values, 8 * dict.count, "values");
 }
 
+#define STR_STATE   32
+#define STR_COMPACT 0x20u
+#define STR_ASCII   0x40u
+
+/* A str of a subclass has its characters elsewhere; any that is not ASCII may keep its UTF-8. */
+static unsigned str_buffers(struct cpython *python, uint64_t object, struct cpython_buffer *buffers) {
+    uint32_t state = cpython_u32(python, object + STR_STATE), ascii_size = python->layout.ascii_size;
+    uint64_t data = cpython_u64(python, object + python->layout.compact_size);
+    unsigned count = 0;
+    if (!(state & STR_COMPACT)) {
+        count = add_buffer(python, buffers, count, data,
+                           (cpython_u64(python, object + OB_SIZE) + 1) * (state >> 2 & 7), "characters");
+    }
+    uint64_t utf8 =
+        state & STR_COMPACT && state & STR_ASCII ? 0 : cpython_u64(python, object + ascii_size + 8);
+    return utf8 == data ? count
+                        : add_buffer(python, buffers, count, utf8,
+                                     cpython_u64(python, object + ascii_size) + 1, "UTF-8");
+}
+
 static bool is_named(const struct cpython_type *type, const char *name) {
     return strcmp(type->name, name) == 0;
 }
@@ -115,6 +135,9 @@ unsigned cpython_buffers(struct cpython *python, const struct cpython_object *ob
     uint64_t at = object->address;
     if (type->flags & CPYTHON_TYPE_DICT) {
         return dict_buffers(python, at, buffers);
+    }
+    if (type->flags & CPYTHON_TYPE_STR) {
+        return str_buffers(python, at, buffers);
     }
     if (type->flags & CPYTHON_TYPE_LIST) {
         uint64_t allocated = cpython_u64(python, at + 32);
@@ -379,7 +402,7 @@ static bool search_frame(void *context, const struct cpython_frame *frame) {
 
 /* Where its own words end: its block is rounded up, and has old words there. */
 static uint64_t object_end(struct cpython *python, const struct cpython_object *object) {
-    uint64_t limit = object->block.start + object->block.size,
+    uint64_t limit = object->block.address + object->block.usable,
              end = object->address + object->type->basic_size;
     if (object->type->item_size) {
         uint64_t items = cpython_u64(python, object->address + OB_SIZE);

@@ -33,7 +33,6 @@ struct process {
     pid_t task;          /* whose /proc folder to use: pid, or another thread where the first one ended */
     int memory;          /* /proc/PID/mem, -1: none */
     int pagemap;         /* /proc/PID/pagemap, -1: none */
-    bool by_system_call; /* process_vm_readv() may be used: the process can't go away under us */
     struct process_tracee *tracees;
     size_t tracee_count;
     bool no_scan; /* the kernel has no PAGEMAP_SCAN */
@@ -75,6 +74,8 @@ uint64_t process_same_pages(struct process *process, uint64_t page, uint64_t end
 int process_page_present(struct process *process, uint64_t page);
 /* How many of [page, end) are; UINT64_MAX: can't be told. */
 uint64_t process_present_pages(struct process *process, uint64_t page, uint64_t end);
+/* Pages in memory from page up to end that only this process maps; UINT64_MAX: can't be told. */
+uint64_t process_own_pages(struct process *process, uint64_t page, uint64_t end);
 void process_free_pages(struct process *process);
 
 /* Explains why the system refused; always false. */

@@ -22,8 +22,9 @@ struct scan_request {
 #define SCAN_SWAPPED ((uint64_t)1 << 4)
 #define SCAN_ZERO    ((uint64_t)1 << 5) /* the page of zeros that all processes share: takes no memory */
 
-#define ENTRY_PRESENT ((uint64_t)1 << 63)
-#define ENTRY_SWAPPED ((uint64_t)1 << 62)
+#define ENTRY_PRESENT   ((uint64_t)1 << 63)
+#define ENTRY_SWAPPED   ((uint64_t)1 << 62)
+#define ENTRY_EXCLUSIVE ((uint64_t)1 << 56) /* mapped by this process alone (Linux 4.2 and later) */
 
 static void set_bits(uint64_t *bits, uint64_t from, uint64_t to) {
     for (; from < to && from % 64; from++) {
@@ -165,6 +166,29 @@ uint64_t process_present_pages(struct process *process, uint64_t page, uint64_t 
         page = region->first + limit;
     }
     return present;
+}
+
+uint64_t process_own_pages(struct process *process, uint64_t page, uint64_t end) {
+    uint64_t entries[512], own = 0;
+    while (page < end) {
+        uint64_t left = end - page, wanted = left < 512 ? left : 512;
+        ssize_t got = process->pagemap < 0 || page > INT64_MAX / sizeof *entries
+                          ? -1
+                          : pread(process->pagemap, entries, (size_t)wanted * sizeof *entries,
+                                  (off_t)(page * sizeof *entries));
+        if (got < 0 && errno == EINTR) {
+            continue;
+        }
+        size_t count = got > 0 ? (size_t)got / sizeof *entries : 0;
+        if (count == 0) {
+            return UINT64_MAX;
+        }
+        for (size_t i = 0; i < count; i++) {
+            own += (entries[i] & (ENTRY_PRESENT | ENTRY_EXCLUSIVE)) == (ENTRY_PRESENT | ENTRY_EXCLUSIVE);
+        }
+        page += count;
+    }
+    return own;
 }
 
 void process_free_pages(struct process *process) {

@@ -340,6 +340,10 @@ uint64_t karst_target_resident(struct karst_target *target, uint64_t start, uint
 /* Steps up to this long still are a walk. */
 #define WALK_STEP 32768
 
+uint64_t karst_target_own(struct karst_target *target, uint64_t start, uint64_t end) {
+    return start >= end ? 0 : target->ops->own ? target->ops->own(target, start, end) : UINT64_MAX;
+}
+
 void karst_window_open(struct karst_window *window, struct karst_target *target, size_t capacity) {
     memset(window, 0, sizeof *window);
     window->target = target;

@@ -33,6 +33,8 @@ struct karst_target_ops {
     /* Bytes of [start, end) that are resident, UINT64_MAX: can't be told. Calls come mostly in rising
      * order of address. */
     uint64_t (*resident)(struct karst_target *target, uint64_t start, uint64_t end);
+    /* As karst_target_own(). May be NULL. */
+    uint64_t (*own)(struct karst_target *target, uint64_t start, uint64_t end);
     /* A file descriptor of the module's file by a way of its own (a process's /proc), -1: there is none;
      * the paths are tried then. May be NULL. */
     int (*open_module)(struct karst_target *target, const struct karst_module *module);
@@ -113,6 +115,10 @@ bool karst_mapping_is_anonymous(const struct karst_mapping *mapping);
 
 /* Bytes of [start, end) in resident pages; UINT64_MAX: the target can't tell. */
 uint64_t karst_target_resident(struct karst_target *target, uint64_t start, uint64_t end);
+
+/* Bytes of [start, end) in resident pages that no other process has: not shared with a parent or child since
+ * a fork. UINT64_MAX: the target can't tell. */
+uint64_t karst_target_own(struct karst_target *target, uint64_t start, uint64_t end);
 
 /* Adds a line to the target's remarks; losing one for lack of memory is no error. */
 void karst_target_remark(struct karst_target *target, const char *format, ...)

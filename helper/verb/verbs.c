@@ -22,6 +22,7 @@ const struct karst_verb *const karst_verbs[] = {
     &karst_verb_pins,
     &karst_verb_map,
     &karst_verb_check,
+    &karst_verb_pools,
     &karst_verb_py_stack,
     &karst_verb_py_objects,
     NULL,

@@ -21,6 +21,7 @@ extern const struct karst_verb karst_verb_refs;
 extern const struct karst_verb karst_verb_map;
 extern const struct karst_verb karst_verb_maps;
 extern const struct karst_verb karst_verb_rss;
+extern const struct karst_verb karst_verb_pools;
 extern const struct karst_verb karst_verb_py_stack;
 extern const struct karst_verb karst_verb_py_objects;
 

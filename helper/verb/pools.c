@@ -1,0 +1,607 @@
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cpython_census.h"
+#include "pymalloc.h"
+#include "verb.h"
+#include "verbs.h"
+
+enum { OPTION_CLASSES, OPTION_BLOCKS, OPTION_SORT, OPTION_LIMIT, OPTION_ALL };
+
+#define DEFAULT_LIMIT 20
+/* An arena with less of it live than this is pinned by what is live. */
+#define PINNED_SHARE 16
+#define KINDS_MAX    64
+
+static const struct karst_verb_option options[] = {
+    [OPTION_CLASSES] = {"classes", 0, KARST_VALUE_FLAG, NULL, "one row a size class instead of an arena",
+                        NULL},
+    [OPTION_BLOCKS] = {"blocks", 0, KARST_VALUE_ADDRESS, "ADDR",
+                       "the live blocks of the arena that holds ADDR, and what they are", NULL},
+    [OPTION_SORT] = {"sort", 0, KARST_VALUE_TEXT, "KEY",
+                     "the least that is live first (what pins an arena), or by address", "live|address"},
+    [OPTION_LIMIT] = {"limit", 'n', KARST_VALUE_COUNT, "N", "show N rows (20)", NULL},
+    [OPTION_ALL] = {"all", 'a', KARST_VALUE_FLAG, NULL, "show all", NULL},
+    {0},
+};
+
+/* What is in one arena, or in all. */
+struct arena_row {
+    const struct pymalloc_arena *arena;
+    uint64_t pools, free_pools, live_blocks, live_bytes, unused_bytes;
+    uint64_t resident, own; /* UINT64_MAX: can't be told */
+};
+
+struct class_row {
+    uint64_t pools, live, unused, lost; /* blocks; lost: bytes of headers and rests */
+};
+
+struct pools {
+    struct karst_call *call;
+    struct pymalloc_heap *pymalloc;
+    struct arena_row *rows;
+    struct class_row classes[PYMALLOC_CLASSES];
+    struct arena_row total;
+    uint64_t pinned, pin_blocks, pin_bytes; /* arenas that few live blocks keep from going back, and those */
+};
+
+static size_t limit_of(const struct karst_call *call) {
+    const struct karst_value *limit = &call->options[OPTION_LIMIT];
+    return call->options[OPTION_ALL].given ? SIZE_MAX : limit->given ? (size_t)limit->number : DEFAULT_LIMIT;
+}
+
+/* ---- counting ---------------------------------------------------------------------------------------------
+ */
+
+static void add_known(uint64_t *sum, uint64_t more) {
+    *sum = *sum == UINT64_MAX || more == UINT64_MAX ? UINT64_MAX : *sum + more;
+}
+
+static void count_pool(struct pools *pools, struct arena_row *row, const struct pymalloc_pool *pool) {
+    uint32_t live = pymalloc_live(pool);
+    if (pool->used == 0) {
+        row->free_pools += pool->bytes != NULL;
+        return;
+    }
+    row->live_blocks += live;
+    row->live_bytes += (uint64_t)live * pool->block_size;
+    row->unused_bytes += (uint64_t)(pool->capacity - live) * pool->block_size;
+    if (pool->block_size) {
+        struct class_row *class = &pools->classes[pool->block_size / PYMALLOC_STEP - 1];
+        class->pools++;
+        class->live += live;
+        class->unused += pool->capacity - live;
+        class->lost += pools->pymalloc->pool_size - (uint64_t)pool->capacity * pool->block_size;
+    }
+}
+
+static bool count_arena(struct pools *pools, size_t index) {
+    struct pymalloc_heap *pymalloc = pools->pymalloc;
+    const struct pymalloc_arena *arena = &pymalloc->arenas[index];
+    struct arena_row *row = &pools->rows[index];
+    uint64_t end = arena->address + pymalloc->arena_size;
+    *row = (struct arena_row){.arena = arena, .pools = arena->total_pools};
+    row->resident = karst_target_resident(pymalloc->heap.target, arena->address, end);
+    row->own = karst_target_own(pymalloc->heap.target, arena->address, end);
+    row->free_pools = (pymalloc_arena_end(pymalloc, arena) - arena->pools_end) / pymalloc->pool_size;
+    for (uint64_t at = arena->first_pool; at < arena->pools_end; at += pymalloc->pool_size) {
+        struct pymalloc_pool pool;
+        if (!pymalloc_load_pool(pymalloc, arena, at, &pool)) {
+            return karst_fail_memory(pools->call->error);
+        }
+        count_pool(pools, row, &pool);
+        if (!karst_session_progress(pymalloc->heap.session, pymalloc->pool_size, pools->call->error)) {
+            return false;
+        }
+    }
+    if (row->live_blocks && row->live_bytes < pymalloc->arena_size / PINNED_SHARE) {
+        pools->pinned++;
+        pools->pin_blocks += row->live_blocks;
+        pools->pin_bytes += row->live_bytes;
+    }
+    return true;
+}
+
+static int by_live(const void *a, const void *b) {
+    const struct arena_row *x = a, *y = b;
+    if (x->live_bytes != y->live_bytes) {
+        return x->live_bytes < y->live_bytes ? -1 : 1;
+    }
+    return x->arena->address < y->arena->address ? -1 : x->arena->address > y->arena->address;
+}
+
+static bool count(struct pools *pools) {
+    struct pymalloc_heap *pymalloc = pools->pymalloc;
+    const struct karst_value *sort = &pools->call->options[OPTION_SORT];
+    pools->rows = calloc(pymalloc->arena_count + 1, sizeof *pools->rows);
+    if (!pools->rows) {
+        return karst_fail_memory(pools->call->error);
+    }
+    karst_session_begin(pymalloc->heap.session, "walking the pools",
+                        (uint64_t)pymalloc->arena_count * pymalloc->arena_size);
+    for (size_t i = 0; i < pymalloc->arena_count; i++) {
+        if (!count_arena(pools, i)) {
+            return false;
+        }
+        struct arena_row *total = &pools->total, *row = &pools->rows[i];
+        total->pools += row->pools;
+        total->free_pools += row->free_pools;
+        total->live_blocks += row->live_blocks;
+        total->live_bytes += row->live_bytes;
+        total->unused_bytes += row->unused_bytes;
+        add_known(&total->resident, row->resident);
+        add_known(&total->own, row->own);
+    }
+    if (!sort->given || strcmp(sort->text, "live") == 0) {
+        qsort(pools->rows, pymalloc->arena_count, sizeof *pools->rows, by_live);
+    }
+    return true;
+}
+
+/* ---- what is live in an arena -----------------------------------------------------------------------------
+ */
+
+/* Calls visit for each live block of the arena; false from it ends it. False: error. */
+static bool each_live(struct pools *pools, const struct pymalloc_arena *arena,
+                      bool (*visit)(void *context, const struct karst_block *block), void *context) {
+    struct pymalloc_heap *pymalloc = pools->pymalloc;
+    for (uint64_t at = arena->first_pool; at < arena->pools_end; at += pymalloc->pool_size) {
+        struct pymalloc_pool pool;
+        if (!pymalloc_load_pool(pymalloc, arena, at, &pool)) {
+            return karst_fail_memory(pools->call->error);
+        }
+        for (uint32_t i = 0; i < pool.cut; i++) {
+            uint64_t start = at + PYMALLOC_HEADER + (uint64_t)i * pool.block_size;
+            struct karst_block block = {.start = start,
+                                        .size = pool.block_size,
+                                        .address = start + (pymalloc->debug ? PYMALLOC_DEBUG_HEAD : 0),
+                                        .usable = pool.block_size,
+                                        .heap = pymalloc->heap.index,
+                                        .bin = KARST_NONE,
+                                        .state = KARST_STATE_LIVE};
+            if (!pymalloc_is_free(&pool, i) && !visit(context, &block)) {
+                return true;
+            }
+        }
+    }
+    return true;
+}
+
+/* Live blocks by what they hold. */
+struct kinds {
+    struct cpython *python;
+    struct kind {
+        const struct cpython_type *type; /* NULL: no object */
+        uint64_t blocks, bytes;
+    } items[KINDS_MAX];
+    size_t count;
+    uint64_t other; /* blocks of further kinds */
+};
+
+static bool add_kind(void *context, const struct karst_block *block) {
+    struct kinds *kinds = context;
+    struct cpython_object object;
+    const struct cpython_type *type = cpython_object_in(kinds->python, block, &object) ? object.type : NULL;
+    size_t i = 0;
+    while (i < kinds->count && kinds->items[i].type != type) {
+        i++;
+    }
+    if (i == KINDS_MAX) {
+        kinds->other++;
+        return true;
+    }
+    if (i == kinds->count) {
+        kinds->items[kinds->count++] = (struct kind){.type = type};
+    }
+    kinds->items[i].blocks++;
+    kinds->items[i].bytes += block->size;
+    return true;
+}
+
+static int most_blocks(const void *a, const void *b) {
+    const struct kind *x = a, *y = b;
+    return x->blocks != y->blocks ? (x->blocks > y->blocks ? -1 : 1) : x->bytes < y->bytes;
+}
+
+static bool find_kinds(struct pools *pools, const struct arena_row *row, struct kinds *kinds) {
+    *kinds = (struct kinds){.python = pools->pymalloc->python};
+    if (!each_live(pools, row->arena, add_kind, kinds)) {
+        return false;
+    }
+    if (kinds->count) {
+        qsort(kinds->items, kinds->count, sizeof *kinds->items, most_blocks);
+    }
+    return true;
+}
+
+static const char *kind_name(const struct kind *kind) {
+    return kind->type ? kind->type->name : "no object";
+}
+
+/* "3 str, 1 dict, 2 others" */
+static void kinds_text(const struct kinds *kinds, char *text, size_t size) {
+    size_t used = 0, i = 0;
+    uint64_t others = kinds->other;
+    text[0] = '\0';
+    for (; i < kinds->count && i < 3; i++) {
+        used += (size_t)snprintf(text + used, size - used, "%s%" PRIu64 " %.40s", i ? ", " : "",
+                                 kinds->items[i].blocks, kind_name(&kinds->items[i]));
+    }
+    for (; i < kinds->count; i++) {
+        others += kinds->items[i].blocks;
+    }
+    if (others) {
+        snprintf(text + used, size - used, ", %" PRIu64 " other%s", others, karst_plural(others));
+    }
+}
+
+/* ---- text -------------------------------------------------------------------------------------------------
+ */
+
+static void write_head(struct pools *pools) {
+    struct karst_writer *writer = &pools->call->writer;
+    const struct pymalloc_heap *pymalloc = pools->pymalloc;
+    const struct arena_row *total = &pools->total;
+    uint64_t system = (uint64_t)pymalloc->arena_count * pymalloc->arena_size;
+    uint64_t free_pools = total->free_pools * pymalloc->pool_size;
+    karst_print_title(writer, "%s of CPython %s in %s", pymalloc->heap.name, pymalloc->heap.version,
+                      pools->call->session->target->name);
+    karst_print(writer, "%s arena%s of %s, %s pools of %s; ", karst_count_text(pymalloc->arena_count).text,
+                karst_plural(pymalloc->arena_count), karst_size_text(writer, pymalloc->arena_size).text,
+                karst_count_text(total->pools).text, karst_size_text(writer, pymalloc->pool_size).text);
+    karst_print(writer, "%s live in %s blocks, %s\n", karst_size_text(writer, total->live_bytes).text,
+                karst_count_text(total->live_blocks).text, karst_share_text(total->live_bytes, system).text);
+    karst_print(writer, "unused: %s in %s free pools, ", karst_size_text(writer, free_pools).text,
+                karst_count_text(total->free_pools).text);
+    karst_print(writer, "%s in pools of a class, ", karst_size_text(writer, total->unused_bytes).text);
+    karst_print(writer, "%s in headers and rests\n",
+                karst_size_text(writer, system - free_pools - total->live_bytes - total->unused_bytes).text);
+    if (total->own != UINT64_MAX && total->resident != UINT64_MAX) {
+        uint64_t own = total->own < total->resident ? total->own : total->resident;
+        karst_print(writer, "resident: %s, of it %s this process's own, ",
+                    karst_size_text(writer, total->resident).text, karst_size_text(writer, own).text);
+        karst_print(writer, "%s shared with other processes\n",
+                    karst_size_text(writer, total->resident - own).text);
+    }
+    if (pools->pinned) {
+        karst_print(writer, "%s arena%s could go back to the system, were it not for %s block%s of ",
+                    karst_count_text(pools->pinned).text, karst_plural(pools->pinned),
+                    karst_count_text(pools->pin_blocks).text, karst_plural(pools->pin_blocks));
+        karst_print(writer, "%s in all\n", karst_size_text(writer, pools->pin_bytes).text);
+    }
+    karst_print(writer, "\n");
+}
+
+static bool write_arenas(struct pools *pools) {
+    static const struct karst_column columns[] = {
+        {"arena", KARST_LEFT},     {"pools", KARST_SPARE_RIGHT}, {"free", KARST_RIGHT},
+        {"blocks", KARST_RIGHT},   {"live", KARST_RIGHT},        {"fill", KARST_RIGHT},
+        {"resident", KARST_RIGHT}, {"own", KARST_SPARE_RIGHT},   {"what is live", KARST_FLEXIBLE}};
+    struct karst_writer *writer = &pools->call->writer;
+    struct karst_table *table = karst_table_open(writer, columns, sizeof columns / sizeof *columns);
+    size_t shown = 0, count = pools->pymalloc->arena_count;
+    bool fine = true;
+    for (; shown < count && shown < limit_of(pools->call) && fine; shown++) {
+        const struct arena_row *row = &pools->rows[shown];
+        struct kinds kinds;
+        char text[200];
+        fine = find_kinds(pools, row, &kinds);
+        kinds_text(&kinds, text, sizeof text);
+        karst_table_address(table, row->arena->address);
+        karst_table_count(table, row->pools);
+        karst_table_count(table, row->free_pools);
+        karst_table_count(table, row->live_blocks);
+        karst_table_size(table, row->live_bytes);
+        karst_table_text(table, KARST_STYLE_PLAIN, "%s",
+                         karst_share_text(row->live_bytes, pools->pymalloc->arena_size).text);
+        karst_table_known_size(table, row->resident);
+        karst_table_known_size(table, row->own);
+        karst_table_text(table, KARST_STYLE_SYMBOL, "%s", text);
+        pools->call->last_address = row->arena->address;
+    }
+    karst_table_close(table);
+    if (shown < count) {
+        karst_print(writer, "%s of %s arenas shown; --all shows the others\n", karst_count_text(shown).text,
+                    karst_count_text(count).text);
+    }
+    return fine;
+}
+
+static void write_classes(struct pools *pools) {
+    static const struct karst_column columns[] = {
+        {"size", KARST_RIGHT}, {"pools", KARST_RIGHT}, {"blocks", KARST_RIGHT}, {"live", KARST_RIGHT},
+        {"free", KARST_RIGHT}, {"fill", KARST_RIGHT},  {"unused", KARST_RIGHT}, {"lost", KARST_RIGHT}};
+    struct karst_writer *writer = &pools->call->writer;
+    struct karst_table *table = karst_table_open(writer, columns, sizeof columns / sizeof *columns);
+    for (uint32_t i = 0; i < PYMALLOC_CLASSES; i++) {
+        const struct class_row *class = &pools->classes[i];
+        uint64_t size = (i + 1) * PYMALLOC_STEP;
+        if (class->pools == 0) {
+            continue;
+        }
+        karst_table_count(table, size);
+        karst_table_count(table, class->pools);
+        karst_table_count(table, class->live + class->unused);
+        karst_table_count(table, class->live);
+        karst_table_count(table, class->unused);
+        karst_table_text(table, KARST_STYLE_PLAIN, "%s",
+                         karst_share_text(class->live, class->live + class->unused).text);
+        karst_table_size(table, class->unused * size);
+        karst_table_size(table, class->lost);
+    }
+    karst_table_close(table);
+    karst_print_styled(writer, KARST_STYLE_DIM,
+                       "lost: headers of pools, and what is too little for one more block\n");
+}
+
+/* ---- JSON -------------------------------------------------------------------------------------------------
+ */
+
+static void set_row(struct karst_writer *writer, json_t *one, const struct arena_row *row) {
+    karst_json_set_number(writer, one, "pools", row->pools);
+    karst_json_set_number(writer, one, "free_pools", row->free_pools);
+    karst_json_set_number(writer, one, "live_blocks", row->live_blocks);
+    karst_json_set_number(writer, one, "live_bytes", row->live_bytes);
+    karst_json_set_number(writer, one, "unused_bytes", row->unused_bytes);
+    karst_json_set_known(writer, one, "resident_bytes", row->resident);
+    karst_json_set_known(writer, one, "own_bytes", row->own);
+}
+
+static json_t *kinds_json(struct karst_writer *writer, const struct kinds *kinds) {
+    json_t *list = karst_json_array(writer);
+    for (size_t i = 0; i < kinds->count; i++) {
+        json_t *one = karst_json_object(writer);
+        karst_json_set_text(writer, one, "type", kinds->items[i].type ? kinds->items[i].type->name : NULL);
+        karst_json_set_number(writer, one, "blocks", kinds->items[i].blocks);
+        karst_json_set_number(writer, one, "bytes", kinds->items[i].bytes);
+        karst_json_append(writer, list, one);
+    }
+    return list;
+}
+
+static bool set_arenas(struct pools *pools, json_t *root) {
+    struct karst_writer *writer = &pools->call->writer;
+    json_t *list = karst_json_array(writer);
+    size_t shown = 0, count = pools->pymalloc->arena_count;
+    bool fine = true;
+    for (; shown < count && shown < limit_of(pools->call) && fine; shown++) {
+        struct kinds kinds;
+        json_t *one = karst_json_object(writer);
+        karst_json_set_address(writer, one, "address", pools->rows[shown].arena->address);
+        set_row(writer, one, &pools->rows[shown]);
+        fine = find_kinds(pools, &pools->rows[shown], &kinds);
+        karst_json_set(writer, one, "live", kinds_json(writer, &kinds));
+        karst_json_append(writer, list, one);
+    }
+    karst_json_set(writer, root, "arenas", list);
+    karst_json_set_number(writer, root, "shown", shown);
+    karst_json_set_number(writer, root, "matched", count);
+    return fine;
+}
+
+static void set_classes(struct pools *pools, json_t *root) {
+    struct karst_writer *writer = &pools->call->writer;
+    json_t *list = karst_json_array(writer);
+    for (uint32_t i = 0; i < PYMALLOC_CLASSES; i++) {
+        const struct class_row *class = &pools->classes[i];
+        json_t *one = karst_json_object(writer);
+        karst_json_set_number(writer, one, "size", (i + 1) * PYMALLOC_STEP);
+        karst_json_set_number(writer, one, "pools", class->pools);
+        karst_json_set_number(writer, one, "live", class->live);
+        karst_json_set_number(writer, one, "free", class->unused);
+        karst_json_set_number(writer, one, "unused_bytes",
+                              (uint64_t) class->unused * (i + 1) * PYMALLOC_STEP);
+        karst_json_set_number(writer, one, "lost_bytes", class->lost);
+        karst_json_append(writer, list, one);
+    }
+    karst_json_set(writer, root, "classes", list);
+}
+
+static json_t *head_json(struct pools *pools) {
+    struct karst_writer *writer = &pools->call->writer;
+    json_t *root = karst_json_object(writer), *pinned = karst_json_object(writer),
+           *total = karst_json_object(writer);
+    karst_json_set_text(writer, root, "name", pools->pymalloc->heap.name);
+    karst_json_set_text(writer, root, "version", pools->pymalloc->heap.version);
+    karst_json_set_number(writer, root, "arena_size", pools->pymalloc->arena_size);
+    karst_json_set_number(writer, root, "pool_size", pools->pymalloc->pool_size);
+    set_row(writer, total, &pools->total);
+    karst_json_set(writer, root, "total", total);
+    karst_json_set_number(writer, pinned, "arenas", pools->pinned);
+    karst_json_set_number(writer, pinned, "blocks", pools->pin_blocks);
+    karst_json_set_number(writer, pinned, "bytes", pools->pin_bytes);
+    karst_json_set(writer, root, "pinned", pinned);
+    return root;
+}
+
+/* ---- the live blocks of one arena -------------------------------------------------------------------------
+ */
+
+struct block_list {
+    struct pools *pools;
+    struct karst_table *table;
+    json_t *list; /* NULL: text */
+    uint64_t shown, count;
+};
+
+static bool take_block(void *context, const struct karst_block *block) {
+    struct block_list *list = context;
+    struct cpython *python = list->pools->pymalloc->python;
+    struct karst_writer *writer = &list->pools->call->writer;
+    struct cpython_object object;
+    if (list->count++ >= limit_of(list->pools->call)) {
+        return true;
+    }
+    bool is_object = cpython_object_in(python, block, &object);
+    char text[300] = "no object";
+    if (is_object) {
+        cpython_describe(python, object.address, text, sizeof text);
+    }
+    list->shown++;
+    list->pools->call->last_address = is_object ? object.address : block->address;
+    if (list->list) {
+        json_t *one = karst_json_object(writer);
+        karst_json_set_address(writer, one, "address", block->address);
+        karst_json_set_number(writer, one, "size", block->size);
+        karst_json_set(writer, one, "object", is_object ? karst_json_address(object.address) : json_null());
+        karst_json_set_text(writer, one, "type", is_object ? object.type->name : NULL);
+        karst_json_set_text(writer, one, "text", text);
+        karst_json_append(writer, list->list, one);
+    } else {
+        karst_table_address(list->table, block->address);
+        karst_table_size(list->table, block->size);
+        karst_table_text(list->table, KARST_STYLE_SYMBOL, "%s%s", text,
+                         is_object && object.kept ? " (kept for reuse)" : "");
+    }
+    return true;
+}
+
+static bool list_blocks(struct pools *pools, const struct pymalloc_arena *arena, json_t *root) {
+    static const struct karst_column columns[] = {
+        {"address", KARST_LEFT}, {"size", KARST_RIGHT}, {"object", KARST_FLEXIBLE}};
+    struct karst_writer *writer = &pools->call->writer;
+    struct block_list list = {.pools = pools, .list = root ? karst_json_array(writer) : NULL};
+    list.table = root ? NULL : karst_table_open(writer, columns, sizeof columns / sizeof *columns);
+    bool fine = each_live(pools, arena, take_block, &list);
+    karst_table_close(list.table);
+    if (root) {
+        karst_json_set_address(writer, root, "arena", arena->address);
+        karst_json_set(writer, root, "blocks", list.list);
+        karst_json_set_number(writer, root, "shown", list.shown);
+        karst_json_set_number(writer, root, "matched", list.count);
+    } else if (list.shown < list.count) {
+        karst_print(writer, "%s of %s live blocks shown; --all shows the others\n",
+                    karst_count_text(list.shown).text, karst_count_text(list.count).text);
+    } else {
+        karst_print(writer, "%s live block%s\n", karst_count_text(list.count).text, karst_plural(list.count));
+    }
+    return fine;
+}
+
+/* ---- the verb ---------------------------------------------------------------------------------------------
+ */
+
+static bool run_one(struct karst_call *call, struct pymalloc_heap *pymalloc, json_t *heaps) {
+    struct pools pools = {.call = call, .pymalloc = pymalloc};
+    const struct karst_value *blocks = &call->options[OPTION_BLOCKS];
+    const struct pymalloc_arena *arena = blocks->given ? pymalloc_arena_of(pymalloc, blocks->number) : NULL;
+    if (!count(&pools)) {
+        free(pools.rows);
+        return false;
+    }
+    bool fine = true;
+    json_t *root = heaps ? head_json(&pools) : NULL;
+    if (!heaps) {
+        write_head(&pools);
+    }
+    if (arena) {
+        fine = list_blocks(&pools, arena, root);
+    } else if (call->options[OPTION_CLASSES].given) {
+        if (root) {
+            set_classes(&pools, root);
+        } else {
+            write_classes(&pools);
+        }
+    } else {
+        fine = root ? set_arenas(&pools, root) : write_arenas(&pools);
+    }
+    if (root) {
+        karst_json_append(&call->writer, heaps, root);
+    }
+    free(pools.rows);
+    return fine;
+}
+
+/* Heaps that are pymalloc's, and with --blocks have that arena. */
+static bool is_meant(const struct karst_call *call, const struct karst_heap *heap) {
+    const struct karst_value *blocks = &call->options[OPTION_BLOCKS];
+    return heap->allocator == &karst_pymalloc &&
+           (!blocks->given ||
+            pymalloc_arena_of((const struct pymalloc_heap *)(const void *)heap, blocks->number));
+}
+
+static bool say_none(struct karst_call *call) {
+    struct cpython_set *set = cpython_need(call->session, call->error);
+    if (!set) {
+        return false;
+    }
+    if (call->options[OPTION_BLOCKS].given) {
+        return karst_fail(call->error, KARST_ERROR_NOT_FOUND,
+                          "0x%" PRIx64 " is in no arena of pymalloc; `karst pools` "
+                          "lists them",
+                          call->options[OPTION_BLOCKS].number);
+    }
+    return karst_fail(call->error, KARST_ERROR_NOT_FOUND, "CPython %s here has no arenas: %s",
+                      set->items[0].version,
+                      set->items[0].free_threaded ? "without GIL it uses mimalloc"
+                                                  : "PYTHONMALLOC=malloc, or they were not found");
+}
+
+static bool run(struct karst_call *call) {
+    json_t *heaps = call->json ? karst_json_array(&call->writer) : NULL;
+    size_t count_met = 0;
+    for (size_t i = 0; i < call->session->heap_count; i++) {
+        struct karst_heap *heap = call->session->heaps[i];
+        if (!is_meant(call, heap)) {
+            continue;
+        }
+        if (count_met++ && !heaps) {
+            karst_print(&call->writer, "\n");
+        }
+        if (!run_one(call, (struct pymalloc_heap *)heap, heaps)) {
+            json_decref(heaps);
+            return false;
+        }
+    }
+    if (count_met == 0) {
+        json_decref(heaps);
+        return say_none(call);
+    }
+    if (heaps) {
+        json_t *root = karst_json_object(&call->writer);
+        karst_json_set(&call->writer, root, "heaps", heaps);
+        karst_call_write_json(call, root);
+    } else {
+        karst_call_write_caution(call);
+    }
+    return true;
+}
+
+const struct karst_verb karst_verb_pools = {
+    .name = "pools",
+    .group = KARST_GROUP_PYTHON,
+    .summary = "pymalloc's arenas: how full they are, and what keeps them from going back to the system",
+    .help =
+        "CPython's allocator of small blocks gets arenas (1 MiB, 3.9: 256 KiB) from the system and cuts them "
+        "into pools "
+        "(16 KiB, 4 KiB) of one size each. An arena goes back only when all its pools are free, so that one "
+        "live "
+        "block pins it. Shown are the arenas with the least live first, with the types of what is live in "
+        "them; "
+        "--blocks ADDR lists those blocks one by one, and `karst py-objects --where` who refers to them. "
+        "--classes "
+        "has a row a size class instead.\n"
+        "\n"
+        "`free` are free pools, `own` the resident bytes that no other process has: after a fork, what the "
+        "child "
+        "copied. Counting references writes to the pages of objects that are only looked at, so that shared "
+        "arenas become a process's own little by little.",
+    .json = "{\"heaps\": [...], \"target\"}. Each of heaps: {\"name\", \"version\", \"arena_size\", "
+            "\"pool_size\", \"total\": "
+            "{\"pools\", \"free_pools\", \"live_blocks\", \"live_bytes\", \"unused_bytes\" (in pools of a "
+            "class), "
+            "\"resident_bytes\", \"own_bytes\" (null: can't be told)}, \"pinned\": {\"arenas\", \"blocks\", "
+            "\"bytes\"}} and "
+            "{\"arenas\": [as total, and \"address\", \"live\": [{\"type\" (null: no object), \"blocks\", "
+            "\"bytes\"}]], "
+            "\"shown\", \"matched\"}; with --classes {\"classes\": [{\"size\", \"pools\", \"live\", "
+            "\"free\", \"unused_bytes\", "
+            "\"lost_bytes\"}]}; with --blocks {\"arena\", \"blocks\": [{\"address\", \"size\", \"object\", "
+            "\"type\", "
+            "\"text\"}], \"shown\", \"matched\"}.",
+    .options = options,
+    .needs = KARST_NEEDS_TARGET,
+    .run = run,
+};
