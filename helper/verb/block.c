@@ -6,6 +6,7 @@
 
 #include "block_row.h"
 #include "content.h"
+#include "marker_report.h"
 #include "place.h"
 #include "verb.h"
 #include "verbs.h"
@@ -143,6 +144,9 @@ static bool find(struct karst_call *call, struct report *report) {
     if (!karst_describe_content(call->session, &report->place.block, report->asked, &report->facts,
                                 call->error)) {
         return false;
+    }
+    if (!karst_marker_describe(call->session, &report->place.block, &report->facts)) {
+        return karst_fail_memory(call->error);
     }
     if (!read_bytes(call, report)) {
         return false;

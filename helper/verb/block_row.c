@@ -1,4 +1,5 @@
 #include "block_row.h"
+#include "marker_report.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,6 +20,7 @@ json_t *karst_block_json(struct karst_call *call, const struct karst_block *bloc
                         block->arena < heap->arena_count ? heap->arenas[block->arena].name : NULL);
     karst_json_set_text(writer, one, "bin",
                         block->bin < heap->bin_count ? heap->bins[block->bin].name : NULL);
+    karst_marker_set_json(call, block, one);
     return one;
 }
 

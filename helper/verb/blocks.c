@@ -258,7 +258,11 @@ const struct karst_verb karst_verb_blocks = {
     .json = "{\"blocks\": [...], \"shown\", \"skipped\", \"matched\", \"matched_bytes\", \"target\"}; with "
             "--all one "
             "block a line and nothing else. A block: {\"address\", \"size\", \"usable\", \"state\", "
-            "\"allocator\", \"arena\", \"bin\"}; arena and bin are null where it has none.",
+            "\"allocator\", \"arena\", \"bin\"}; arena and bin are null where it has none. In a program "
+            "started with "
+            "`karst run --mark` a block of the bounded list also has \"requested\" (bytes asked for), "
+            "\"site\" and "
+            "\"sequence\", null where it is not marked.",
     .options = options,
     .needs = KARST_NEEDS_BINS,
     .run = run,

@@ -1,6 +1,7 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "marker_report.h"
 #include "verb.h"
 #include "verbs.h"
 
@@ -47,6 +48,9 @@ static bool check(struct karst *session, struct karst_findings *findings, struct
         }
     }
     check_extents(session, findings);
+    if (!karst_marker_check(session, findings, error)) {
+        return false;
+    }
     if (findings->out_of_memory) {
         return karst_fail(error, KARST_ERROR_MEMORY, "out of memory for what was found");
     }

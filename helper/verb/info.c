@@ -1,6 +1,7 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "marker_report.h"
 #include "verb.h"
 #include "verbs.h"
 
@@ -122,6 +123,7 @@ static bool run(struct karst_call *call) {
             karst_json_append(writer, heaps, heap_json(writer, session->heaps[i]));
         }
         karst_json_set(writer, root, "allocators", heaps);
+        karst_json_set(writer, root, "marker", karst_marker_json(call));
         karst_json_set(writer, root, "modules", modules_json(writer, session->target));
         karst_call_write_json(call, root);
         return true;
@@ -136,6 +138,7 @@ static bool run(struct karst_call *call) {
         karst_print_styled(writer, KARST_STYLE_WARNING, "no heap found");
         karst_print(writer, ": no module has what glibc's malloc leaves in its data\n");
     }
+    karst_marker_write(call);
     return true;
 }
 
@@ -148,13 +151,18 @@ const struct karst_verb karst_verb_info = {
             "(debug info, symbols, a table by version, a search by structure), and what can't be told.\n"
             "\n"
             "Read it when an answer surprises you.",
-    .json = "{\"allocators\": [{\"name\", \"allocator\", \"version\", \"arenas\", \"bins\", \"extents\", "
-            "\"in_flux\", "
-            "\"facts\": [{\"name\", \"address\", \"text\"}]}], \"modules\": [{\"path\", \"start\", "
-            "\"build_id\", \"problem\"}], \"target\"}.\n"
-            "\n"
-            "Every verb's JSON has target: {\"kind\" (core, process or callbacks), \"name\", \"pid\", "
-            "\"executable\", \"signal\", \"threads\", \"stopped\", \"missing_memory\", \"remarks\"}.",
+    .json =
+        "{\"allocators\": [{\"name\", \"allocator\", \"version\", \"arenas\", \"bins\", \"extents\", "
+        "\"in_flux\", "
+        "\"facts\": [{\"name\", \"address\", \"text\"}]}], \"modules\": [{\"path\", \"start\", "
+        "\"build_id\", \"problem\"}], \"marker\" (what the preload library left, null: nothing: "
+        "{\"address\", "
+        "\"version\", \"allocator\", \"allocator_version\", \"allocator_path\", \"marks\", \"all_marked\", "
+        "\"recorder\", \"recorder_bytes\", \"recorder_directory\", \"stacks\", \"traps\": [{\"number\", "
+        "\"text\", \"state\", \"hits\", \"fired\"}]}), \"target\"}.\n"
+        "\n"
+        "Every verb's JSON has target: {\"kind\" (core, process or callbacks), \"name\", \"pid\", "
+        "\"executable\", \"signal\", \"threads\", \"stopped\", \"missing_memory\", \"remarks\"}.",
     .needs = KARST_NEEDS_TARGET,
     .run = run,
 };
