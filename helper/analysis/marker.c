@@ -170,8 +170,11 @@ static void take_footer(struct karst_marker *marker, uint64_t address, uint64_t 
     uint64_t size = footer.size & ((UINT64_C(1) << KARST_FOOTER_SIZE_BITS) - 1);
     bool live = footer.canary == (marker->control.canary ^ address);
     bool freed = (footer.canary & ~KARST_SITE_MASK) == KARST_FOOTER_FREED;
-    if (footer_offset(size) != offset) {
-        return; /* written over */
+    /* Written over, or what was left of an entry of the map and never a footer. */
+    if (footer_offset(size) != offset ||
+        (!live && !(footer.size >> KARST_FOOTER_SIZE_BITS && footer.site & KARST_SITE_MASK &&
+                    footer.sequence && footer.site >> KARST_SITE_BITS < KARST_FUNCTIONS))) {
+        return;
     }
     mark->readable = true;
     mark->size = size;

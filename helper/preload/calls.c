@@ -76,7 +76,7 @@ static bool release(const struct call *call) {
     return false;
 }
 
-COLD void call_free(enum way way, struct call *call) {
+COLD void call_free(struct call *call) {
     struct around around = {0};
     void *block = (void *)(uintptr_t)call->old_address;
     if (!block) {
@@ -89,7 +89,7 @@ COLD void call_free(enum way way, struct call *call) {
     if (around.gate & KARST_GATE_RECORD) {
         recorder_write(KARST_EVENT_FREE, call->old_address, 0, call->site);
     }
-    give_back(way, block, call->alignment);
+    next.free(block);
 }
 
 /* realloc(old, 0) frees in some allocators; in the others it gives a small block, which is marked like any.

@@ -15,27 +15,7 @@
 #define STACK  ((uint64_t)(uintptr_t)__builtin_frame_address(0) + 2 * sizeof(void *))
 
 /* How the allocator behind us is asked. */
-enum way {
-    BY_MALLOC,
-    BY_CALLOC,
-    BY_MEMALIGN,
-    BY_ALIGNED_ALLOC,
-    BY_VALLOC,
-    BY_PVALLOC,
-    BY_NEW,
-    BY_NEW_ARRAY,
-    BY_NEW_ALIGNED,
-    BY_NEW_ARRAY_ALIGNED,
-    BY_NEW_NOTHROW,
-    BY_NEW_ARRAY_NOTHROW,
-    BY_NEW_ALIGNED_NOTHROW,
-    BY_NEW_ARRAY_ALIGNED_NOTHROW,
-    BY_FREE,
-    BY_DELETE,
-    BY_DELETE_ARRAY,
-    BY_DELETE_ALIGNED,
-    BY_DELETE_ARRAY_ALIGNED
-};
+enum way { BY_MALLOC, BY_CALLOC, BY_MEMALIGN, BY_ALIGNED_ALLOC, BY_VALLOC, BY_PVALLOC };
 
 static ALWAYS_INLINE void *ask(enum way way, size_t size, size_t alignment) {
     switch (way) {
@@ -49,44 +29,8 @@ static ALWAYS_INLINE void *ask(enum way way, size_t size, size_t alignment) {
         return next.valloc(size);
     case BY_PVALLOC:
         return next.pvalloc(size);
-    case BY_NEW:
-        return next.new(size);
-    case BY_NEW_ARRAY:
-        return next.new_array(size);
-    case BY_NEW_ALIGNED:
-        return next.new_aligned(size, alignment);
-    case BY_NEW_ARRAY_ALIGNED:
-        return next.new_array_aligned(size, alignment);
-    case BY_NEW_NOTHROW:
-        return next.new_nothrow(size, NULL);
-    case BY_NEW_ARRAY_NOTHROW:
-        return next.new_array_nothrow(size, NULL);
-    case BY_NEW_ALIGNED_NOTHROW:
-        return next.new_aligned_nothrow(size, alignment, NULL);
-    case BY_NEW_ARRAY_ALIGNED_NOTHROW:
-        return next.new_array_aligned_nothrow(size, alignment, NULL);
     default:
         return next.malloc(size);
-    }
-}
-
-static ALWAYS_INLINE void give_back(enum way way, void *block, size_t alignment) {
-    switch (way) {
-    case BY_DELETE:
-        next.delete(block);
-        break;
-    case BY_DELETE_ARRAY:
-        next.delete_array(block);
-        break;
-    case BY_DELETE_ALIGNED:
-        next.delete_aligned(block, alignment);
-        break;
-    case BY_DELETE_ARRAY_ALIGNED:
-        next.delete_array_aligned(block, alignment);
-        break;
-    default:
-        next.free(block);
-        break;
     }
 }
 
@@ -153,7 +97,7 @@ void call_end(struct around *around, struct call *call, const void *address);
 /* All that is wanted of a call that allocates, and the call; NULL: it failed. */
 void *call_allocate(enum way way, struct call *call);
 /* The same of one that frees, and of one that moves. */
-void call_free(enum way way, struct call *call);
+void call_free(struct call *call);
 void *call_move(struct call *call);
 
 #endif

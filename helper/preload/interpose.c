@@ -124,7 +124,7 @@ EXPORT void *reallocarray(void *old, size_t count, size_t each) {
 static COLD void free_slow(void *block) {
     struct call call = {
         .function = KARST_FREE, .old_address = (uint64_t)(uintptr_t)block, .caller = CALLER, .stack = STACK};
-    call_free(BY_FREE, &call);
+    call_free(&call);
 }
 
 static GATED void free_recorded(void *block) {

@@ -34,7 +34,7 @@ static enum operators operators_kind(const struct module *module) {
         strstr(module->path, "/libc++.so")) {
         return OPERATORS_MALLOC;
     }
-    return module->dynamic == allocator.dynamic ? OPERATORS_OWN : OPERATORS_FOREIGN;
+    return module->dynamic == allocator.dynamic ? OPERATORS_MALLOC : OPERATORS_FOREIGN;
 }
 
 /* The names are those of the Itanium C++ ABI for 64-bit size_t. */

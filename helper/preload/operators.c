@@ -1,25 +1,13 @@
 #include "calls.h"
 
-/* C++'s operators. The C++ library's own call malloc and free: what is wanted of them is done here, where the
- * caller is known, and malloc is called instead; what they do when there is no memory is left to them. An
- * allocator's own are called as they are. Somebody else's are gone past. The names are those of the Itanium
- * C++ ABI for 64-bit size_t. A std::nothrow_t is never looked at. */
+/* C++'s operators. The C++ library's own call malloc and free, and what an allocator's own give may be freed
+ * with its free: what is wanted of them is done here, where the caller is known, with malloc and free; what
+ * they do when there is no memory is left to them. Somebody else's are gone past. The names are those of the
+ * Itanium C++ ABI for 64-bit size_t. A std::nothrow_t is never looked at. */
 
 /* Where operators are not known yet (their library came later), this looks for them first. */
 static ALWAYS_INLINE bool is_straight(uint32_t gate, const void *function) {
     return LIKELY(gate == KARST_GATE_READY && function);
-}
-
-/* How to ask for what an operator of this way is asked for. */
-static enum way way_of_new(enum way own, bool aligned) {
-    if (next_operators == OPERATORS_OWN) {
-        return own;
-    }
-    return aligned ? BY_MEMALIGN : BY_MALLOC;
-}
-
-static enum way way_of_delete(enum way own) {
-    return next_operators == OPERATORS_OWN ? own : BY_FREE;
 }
 
 static void find_operators(void) {
@@ -29,22 +17,22 @@ static void find_operators(void) {
 }
 
 /* NULL: the operator behind us has to be called, for want of memory or because it is nobody's we know. */
-static void *allocate(enum way own, struct call *call) {
+static void *allocate(struct call *call) {
     call_gate(call->function); /* the allocator is known from here on */
     find_operators();
     if (next_operators == OPERATORS_FOREIGN) {
         return NULL;
     }
-    return call_allocate(way_of_new(own, call->alignment != 0), call);
+    return call_allocate(call->alignment ? BY_MEMALIGN : BY_MALLOC, call);
 }
 
-static bool release(enum way own, struct call *call) {
+static bool release(struct call *call) {
     call_gate(call->function);
     find_operators();
     if (next_operators == OPERATORS_FOREIGN) {
         return false;
     }
-    call_free(way_of_delete(own), call);
+    call_free(call);
     return true;
 }
 
@@ -58,10 +46,10 @@ static bool release(enum way own, struct call *call) {
 
 /* ---- new --------------------------------------------------------------------------------------------- */
 
-#define DEFINE_NEW(name, symbol, number, way, member)                                                        \
+#define DEFINE_NEW(name, symbol, number, member)                                                             \
     static COLD void *name##_slow(size_t size) {                                                             \
         struct call call = NEW_CALL(number, size, 0);                                                        \
-        void *block = allocate(way, &call);                                                                  \
+        void *block = allocate(&call);                                                                       \
         return block || !next.member ? block : next.member(size);                                            \
     }                                                                                                        \
     static GATED void *name##_noted(size_t size, uint32_t gate) {                                            \
@@ -82,13 +70,13 @@ static bool release(enum way own, struct call *call) {
         return is_straight(gate, (void *)next.member) ? next.member(size) : name##_gated(size, gate);        \
     }
 
-DEFINE_NEW(operator_new, "_Znwm", KARST_NEW, BY_NEW, new)
-DEFINE_NEW(operator_new_array, "_Znam", KARST_NEW_ARRAY, BY_NEW_ARRAY, new_array)
+DEFINE_NEW(operator_new, "_Znwm", KARST_NEW, new)
+DEFINE_NEW(operator_new_array, "_Znam", KARST_NEW_ARRAY, new_array)
 
-#define DEFINE_NEW_NOTHROW(name, symbol, number, way, member)                                                \
+#define DEFINE_NEW_NOTHROW(name, symbol, number, member)                                                     \
     static COLD void *name##_slow(size_t size, const void *tag) {                                            \
         struct call call = NEW_CALL(number, size, 0);                                                        \
-        void *block = allocate(way, &call);                                                                  \
+        void *block = allocate(&call);                                                                       \
         return block || !next.member ? block : next.member(size, tag);                                       \
     }                                                                                                        \
     EXPORT void *name(size_t size, const void *tag) __asm__(symbol);                                         \
@@ -97,14 +85,13 @@ DEFINE_NEW(operator_new_array, "_Znam", KARST_NEW_ARRAY, BY_NEW_ARRAY, new_array
                                                                  : name##_slow(size, tag);                   \
     }
 
-DEFINE_NEW_NOTHROW(operator_new_nothrow, "_ZnwmRKSt9nothrow_t", KARST_NEW, BY_NEW_NOTHROW, new_nothrow)
-DEFINE_NEW_NOTHROW(operator_new_array_nothrow, "_ZnamRKSt9nothrow_t", KARST_NEW_ARRAY, BY_NEW_ARRAY_NOTHROW,
-                   new_array_nothrow)
+DEFINE_NEW_NOTHROW(operator_new_nothrow, "_ZnwmRKSt9nothrow_t", KARST_NEW, new_nothrow)
+DEFINE_NEW_NOTHROW(operator_new_array_nothrow, "_ZnamRKSt9nothrow_t", KARST_NEW_ARRAY, new_array_nothrow)
 
-#define DEFINE_NEW_ALIGNED(name, symbol, number, way, member)                                                \
+#define DEFINE_NEW_ALIGNED(name, symbol, number, member)                                                     \
     static COLD void *name##_slow(size_t size, size_t alignment) {                                           \
         struct call call = NEW_CALL(number, size, alignment);                                                \
-        void *block = allocate(way, &call);                                                                  \
+        void *block = allocate(&call);                                                                       \
         return block || !next.member ? block : next.member(size, alignment);                                 \
     }                                                                                                        \
     EXPORT void *name(size_t size, size_t alignment) __asm__(symbol);                                        \
@@ -113,14 +100,13 @@ DEFINE_NEW_NOTHROW(operator_new_array_nothrow, "_ZnamRKSt9nothrow_t", KARST_NEW_
                                                                  : name##_slow(size, alignment);             \
     }
 
-DEFINE_NEW_ALIGNED(operator_new_aligned, "_ZnwmSt11align_val_t", KARST_NEW, BY_NEW_ALIGNED, new_aligned)
-DEFINE_NEW_ALIGNED(operator_new_array_aligned, "_ZnamSt11align_val_t", KARST_NEW_ARRAY, BY_NEW_ARRAY_ALIGNED,
-                   new_array_aligned)
+DEFINE_NEW_ALIGNED(operator_new_aligned, "_ZnwmSt11align_val_t", KARST_NEW, new_aligned)
+DEFINE_NEW_ALIGNED(operator_new_array_aligned, "_ZnamSt11align_val_t", KARST_NEW_ARRAY, new_array_aligned)
 
-#define DEFINE_NEW_ALIGNED_NOTHROW(name, symbol, number, way, member)                                        \
+#define DEFINE_NEW_ALIGNED_NOTHROW(name, symbol, number, member)                                             \
     static COLD void *name##_slow(size_t size, size_t alignment, const void *tag) {                          \
         struct call call = NEW_CALL(number, size, alignment);                                                \
-        void *block = allocate(way, &call);                                                                  \
+        void *block = allocate(&call);                                                                       \
         return block || !next.member ? block : next.member(size, alignment, tag);                            \
     }                                                                                                        \
     EXPORT void *name(size_t size, size_t alignment, const void *tag) __asm__(symbol);                       \
@@ -130,16 +116,16 @@ DEFINE_NEW_ALIGNED(operator_new_array_aligned, "_ZnamSt11align_val_t", KARST_NEW
     }
 
 DEFINE_NEW_ALIGNED_NOTHROW(operator_new_aligned_nothrow, "_ZnwmSt11align_val_tRKSt9nothrow_t", KARST_NEW,
-                           BY_NEW_ALIGNED_NOTHROW, new_aligned_nothrow)
+                           new_aligned_nothrow)
 DEFINE_NEW_ALIGNED_NOTHROW(operator_new_array_aligned_nothrow, "_ZnamSt11align_val_tRKSt9nothrow_t",
-                           KARST_NEW_ARRAY, BY_NEW_ARRAY_ALIGNED_NOTHROW, new_array_aligned_nothrow)
+                           KARST_NEW_ARRAY, new_array_aligned_nothrow)
 
 /* ---- delete ------------------------------------------------------------------------------------------ */
 
-#define DEFINE_DELETE(name, symbol, number, way, member)                                                     \
+#define DEFINE_DELETE(name, symbol, number, member)                                                          \
     static COLD void name##_slow(void *block) {                                                              \
         struct call call = DELETE_CALL(number, block, 0);                                                    \
-        if (block && !release(way, &call) && next.member) {                                                  \
+        if (block && !release(&call) && next.member) {                                                       \
             next.member(block);                                                                              \
         }                                                                                                    \
     }                                                                                                        \
@@ -164,14 +150,14 @@ DEFINE_NEW_ALIGNED_NOTHROW(operator_new_array_aligned_nothrow, "_ZnamSt11align_v
         }                                                                                                    \
     }
 
-DEFINE_DELETE(operator_delete, "_ZdlPv", KARST_DELETE, BY_DELETE, delete)
-DEFINE_DELETE(operator_delete_array, "_ZdaPv", KARST_DELETE_ARRAY, BY_DELETE_ARRAY, delete_array)
+DEFINE_DELETE(operator_delete, "_ZdlPv", KARST_DELETE, delete)
+DEFINE_DELETE(operator_delete_array, "_ZdaPv", KARST_DELETE_ARRAY, delete_array)
 
 /* With a size, which the allocator must not be told of a marked block. */
-#define DEFINE_DELETE_SIZED(name, symbol, number, way, member)                                               \
+#define DEFINE_DELETE_SIZED(name, symbol, number, member)                                                    \
     static COLD void name##_slow(void *block, size_t size) {                                                 \
         struct call call = DELETE_CALL(number, block, 0);                                                    \
-        if (block && !release(way, &call) && next.member) {                                                  \
+        if (block && !release(&call) && next.member) {                                                       \
             next.member(block, size);                                                                        \
         }                                                                                                    \
     }                                                                                                        \
@@ -196,14 +182,13 @@ DEFINE_DELETE(operator_delete_array, "_ZdaPv", KARST_DELETE_ARRAY, BY_DELETE_ARR
         }                                                                                                    \
     }
 
-DEFINE_DELETE_SIZED(operator_delete_sized, "_ZdlPvm", KARST_DELETE, BY_DELETE, delete_sized)
-DEFINE_DELETE_SIZED(operator_delete_array_sized, "_ZdaPvm", KARST_DELETE_ARRAY, BY_DELETE_ARRAY,
-                    delete_array_sized)
+DEFINE_DELETE_SIZED(operator_delete_sized, "_ZdlPvm", KARST_DELETE, delete_sized)
+DEFINE_DELETE_SIZED(operator_delete_array_sized, "_ZdaPvm", KARST_DELETE_ARRAY, delete_array_sized)
 
-#define DEFINE_DELETE_NOTHROW(name, symbol, number, way, member)                                             \
+#define DEFINE_DELETE_NOTHROW(name, symbol, number, member)                                                  \
     static COLD void name##_slow(void *block, const void *tag) {                                             \
         struct call call = DELETE_CALL(number, block, 0);                                                    \
-        if (block && !release(way, &call) && next.member) {                                                  \
+        if (block && !release(&call) && next.member) {                                                       \
             next.member(block, tag);                                                                         \
         }                                                                                                    \
     }                                                                                                        \
@@ -216,15 +201,14 @@ DEFINE_DELETE_SIZED(operator_delete_array_sized, "_ZdaPvm", KARST_DELETE_ARRAY, 
         }                                                                                                    \
     }
 
-DEFINE_DELETE_NOTHROW(operator_delete_nothrow, "_ZdlPvRKSt9nothrow_t", KARST_DELETE, BY_DELETE,
-                      delete_nothrow)
+DEFINE_DELETE_NOTHROW(operator_delete_nothrow, "_ZdlPvRKSt9nothrow_t", KARST_DELETE, delete_nothrow)
 DEFINE_DELETE_NOTHROW(operator_delete_array_nothrow, "_ZdaPvRKSt9nothrow_t", KARST_DELETE_ARRAY,
-                      BY_DELETE_ARRAY, delete_array_nothrow)
+                      delete_array_nothrow)
 
-#define DEFINE_DELETE_ALIGNED(name, symbol, number, way, member)                                             \
+#define DEFINE_DELETE_ALIGNED(name, symbol, number, member)                                                  \
     static COLD void name##_slow(void *block, size_t alignment) {                                            \
         struct call call = DELETE_CALL(number, block, alignment);                                            \
-        if (block && !release(way, &call) && next.member) {                                                  \
+        if (block && !release(&call) && next.member) {                                                       \
             next.member(block, alignment);                                                                   \
         }                                                                                                    \
     }                                                                                                        \
@@ -237,15 +221,14 @@ DEFINE_DELETE_NOTHROW(operator_delete_array_nothrow, "_ZdaPvRKSt9nothrow_t", KAR
         }                                                                                                    \
     }
 
-DEFINE_DELETE_ALIGNED(operator_delete_aligned, "_ZdlPvSt11align_val_t", KARST_DELETE, BY_DELETE_ALIGNED,
-                      delete_aligned)
+DEFINE_DELETE_ALIGNED(operator_delete_aligned, "_ZdlPvSt11align_val_t", KARST_DELETE, delete_aligned)
 DEFINE_DELETE_ALIGNED(operator_delete_array_aligned, "_ZdaPvSt11align_val_t", KARST_DELETE_ARRAY,
-                      BY_DELETE_ARRAY_ALIGNED, delete_array_aligned)
+                      delete_array_aligned)
 
-#define DEFINE_DELETE_SIZED_ALIGNED(name, symbol, number, way, member)                                       \
+#define DEFINE_DELETE_SIZED_ALIGNED(name, symbol, number, member)                                            \
     static COLD void name##_slow(void *block, size_t size, size_t alignment) {                               \
         struct call call = DELETE_CALL(number, block, alignment);                                            \
-        if (block && !release(way, &call) && next.member) {                                                  \
+        if (block && !release(&call) && next.member) {                                                       \
             next.member(block, size, alignment);                                                             \
         }                                                                                                    \
     }                                                                                                        \
@@ -259,14 +242,14 @@ DEFINE_DELETE_ALIGNED(operator_delete_array_aligned, "_ZdaPvSt11align_val_t", KA
     }
 
 DEFINE_DELETE_SIZED_ALIGNED(operator_delete_sized_aligned, "_ZdlPvmSt11align_val_t", KARST_DELETE,
-                            BY_DELETE_ALIGNED, delete_sized_aligned)
+                            delete_sized_aligned)
 DEFINE_DELETE_SIZED_ALIGNED(operator_delete_array_sized_aligned, "_ZdaPvmSt11align_val_t", KARST_DELETE_ARRAY,
-                            BY_DELETE_ARRAY_ALIGNED, delete_array_sized_aligned)
+                            delete_array_sized_aligned)
 
-#define DEFINE_DELETE_ALIGNED_NOTHROW(name, symbol, number, way, member)                                     \
+#define DEFINE_DELETE_ALIGNED_NOTHROW(name, symbol, number, member)                                          \
     static COLD void name##_slow(void *block, size_t alignment, const void *tag) {                           \
         struct call call = DELETE_CALL(number, block, alignment);                                            \
-        if (block && !release(way, &call) && next.member) {                                                  \
+        if (block && !release(&call) && next.member) {                                                       \
             next.member(block, alignment, tag);                                                              \
         }                                                                                                    \
     }                                                                                                        \
@@ -280,6 +263,6 @@ DEFINE_DELETE_SIZED_ALIGNED(operator_delete_array_sized_aligned, "_ZdaPvmSt11ali
     }
 
 DEFINE_DELETE_ALIGNED_NOTHROW(operator_delete_aligned_nothrow, "_ZdlPvSt11align_val_tRKSt9nothrow_t",
-                              KARST_DELETE, BY_DELETE_ALIGNED, delete_aligned_nothrow)
+                              KARST_DELETE, delete_aligned_nothrow)
 DEFINE_DELETE_ALIGNED_NOTHROW(operator_delete_array_aligned_nothrow, "_ZdaPvSt11align_val_tRKSt9nothrow_t",
-                              KARST_DELETE_ARRAY, BY_DELETE_ARRAY_ALIGNED, delete_array_aligned_nothrow)
+                              KARST_DELETE_ARRAY, delete_array_aligned_nothrow)

@@ -67,8 +67,7 @@ struct next_functions {
 /* What C++'s operators behind us are. */
 enum operators {
     OPERATORS_NONE,   /* not looked for yet, or not there */
-    OPERATORS_MALLOC, /* the C++ library's own: they call malloc and free */
-    OPERATORS_OWN,    /* the allocator's: they don't */
+    OPERATORS_MALLOC, /* the C++ library's own, or the allocator's: malloc and free do in their place */
     OPERATORS_FOREIGN /* somebody else's, maybe with a pool of their own: what they ask malloc for is seen
                          there */
 };
