@@ -51,9 +51,11 @@ $(TEST_BUILD)/unit/%: tests/unit/%.c $(BUILD)/libkarst.a
 	$(CC) $(ALL_CFLAGS) $< $(BUILD)/libkarst.a $(LDFLAGS) $(LIBRARIES) -lm -o $@
 
 # The same on the glibc of other Debian suites: 2.31, 2.41, 2.43 (and DISTROS=experimental: 2.44); the plugin in
-# their GDBs: 10 with Python 3.9, 16 with 3.13. Needs the network the first time.
+# their GDBs: 10 with Python 3.9, 16 with 3.13; and karst on their Pythons, 3.9, 3.13 and 3.14. Needs the network the first
+# time. KARST_PYTHONS=PATH:PATH names more Pythons to look into.
 DISTROS          := bullseye trixie sid
 GDB_DISTROS      := bullseye trixie
+PYTHONS          := bullseye-3.9 trixie-3.13 sid-3.14
 OLD_PROGRAMS     := $(addprefix $(BUILD)/distros/bullseye/programs/,ledger catalogue)
 CATALOGUE_PIECES := $(patsubst tests/corruption/%.c,$(TEST_BUILD)/old/%.o,$(wildcard tests/corruption/*.c))
 
@@ -61,6 +63,9 @@ test-distros: deps
 	@for suite in $(DISTROS); do tests/distros/get-libc $$suite $(BUILD)/distros/$$suite || exit; done
 	@$(MAKE) --no-print-directory -s all test-programs $(OLD_PROGRAMS)
 	@for suite in $(GDB_DISTROS); do tests/distros/get-gdb $$suite $(BUILD)/distros/gdb-$$suite || exit; done
+	@for python in $(PYTHONS); do \
+	    tests/distros/get-python $${python%-*} $${python#*-} $(BUILD)/distros/python-$${python%-*} || exit; \
+	done
 	KARST_BUILD=$(abspath $(BUILD)) $(PYTHON) -m pytest -p no:cacheprovider $(PYTEST_ARGUMENTS) tests/distros
 	@for suite in $(GDB_DISTROS); do \
 	    echo "GDB of Debian $$suite"; \

@@ -8,7 +8,7 @@ from typing import Any
 import gdb
 import karst_engine
 
-from karst_gdb import engine, pages, session, settings, styles, values, variables
+from karst_gdb import engine, pages, python_stack, session, settings, styles, values, variables
 from karst_gdb.arguments import Parsed, parse, split
 
 _TYPE_OPTION = {"name": "type", "letter": None, "kind": "text", "value": "TYPE", "choices": None}
@@ -17,6 +17,8 @@ _OWN_OPTIONS: dict[str, list[dict[str, Any]]] = {
     "blocks": [dict(_TYPE_OPTION, help="live blocks that hold a C++ object with this class's vtable; for a type"
                                        " without one, live blocks that malloc(sizeof (TYPE)) gives")],
 }
+_OWN_OPTIONS["py-stack"] = [{"name": "native", "letter": None, "kind": "flag", "value": None, "choices": None,
+                             "help": "the selected thread, with the C frames between the Python ones"}]
 _NAMES_HOLDERS = ("block", "refs")
 _LIMIT, _SKIP = "limit", "skip"
 
@@ -55,7 +57,7 @@ def _documentation(verb: dict[str, Any]) -> str:
 
 def _option_help(option: dict[str, Any]) -> str:
     lines = textwrap.wrap(option["help"], 52)
-    term = f"      --{option['name']} {option['value']}"
+    term = f"      --{option['name']} {option['value'] or ''}".rstrip()
     return "\n".join(f"{term if index == 0 else '':26}{line}" for index, line in enumerate(lines))
 
 
@@ -84,6 +86,9 @@ class Verb(gdb.Command):
         words = [self.name, *parsed.words[:parsed.options], *self._rows(argument, from_tty, parsed),
                  *_typed_filter(parsed), *parsed.words[parsed.options:]]
         with session.current() as current:
+            if "native" in parsed.own:
+                python_stack.write(current, parsed.words)
+                return
             answer = current.run(words, styles.sequences(str(settings.get("color"))))
             if answer.last_address:
                 pointer = gdb.Value(answer.last_address).cast(gdb.lookup_type("void").pointer())

@@ -10,20 +10,30 @@ from karst_python_objects import assert_objects_each_way, assert_pools_each_way
 from karst_python_stacks import assert_locals, assert_stacks_alive_and_from_core
 from karst_pythons import Python, other_pythons
 
-pytestmark = pytest.mark.parametrize("python", other_pythons(), ids=lambda python: python.version)
+each_python = pytest.mark.parametrize("python", other_pythons(), ids=lambda python: python.version)
 
 
+@each_python
 def test_stacks(python: Python, directory: Path) -> None:
     assert_stacks_alive_and_from_core(python, directory)
 
 
+@each_python
 def test_locals(python: Python, directory: Path) -> None:
     assert_locals(python, directory)
 
 
+@each_python
 def test_pools(python: Python, directory: Path) -> None:
     assert_pools_each_way(python, directory)
 
 
+@each_python
 def test_objects(python: Python, directory: Path) -> None:
     assert_objects_each_way(python, directory)
+
+
+def test_there_are_others() -> None:
+    """An empty matrix must not pass for a full one."""
+    minors = {python.minor for python in other_pythons()}
+    assert {9, 13} <= minors, minors
