@@ -31,7 +31,7 @@ asan:
 # ---- damaged cores --------------------------------------------------------------------------------
 # Case K of seed N again: build/asan/fuzz/mutate --seed N --case K build/fuzz/cores/*.core
 SEED_CORES := $(addprefix $(BUILD)/fuzz/cores/,single.core threads.core mapped.core fragmented.core \
-    two-libcs.core tiny.core tiny-threads.core)
+    two-libcs.core python.core tiny.core tiny-threads.core)
 CASES      ?= 100000
 SEED       ?= 1
 JOBS       ?= 2

@@ -245,6 +245,13 @@ static const char *const verbs[][WORDS_MAX] = {
     {"block", "ADDRESS", "--dump", "NUMBER"},
     {"holes", "--limit", "NUMBER"},
     {"map", "--rows", "NUMBER", "--from", "ADDRESS"},
+    {"pools"},
+    {"pools", "--classes"},
+    {"pools", "--blocks", "ADDRESS"},
+    {"py-stack", "--locals", "--limit", "NUMBER"},
+    {"py-objects"},
+    {"py-objects", "--where", "ADDRESS"},
+    {"py-objects", "--largest", "--limit", "NUMBER"},
     {"map", "--output", "PICTURE"},
 };
 #define VERBS (sizeof verbs / sizeof *verbs)

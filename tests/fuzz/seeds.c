@@ -1,5 +1,5 @@
 /* Makes the small cores that mutate starts from, into the working directory: single.core, threads.core,
- * mapped.core, fragmented.core, two-libcs.core; and the smallest ones that a fuzzer's seeds are cut from
+ * mapped.core, fragmented.core, two-libcs.core, python.core; and the smallest ones that a fuzzer's seeds are cut from
  * (cut_seeds.py): tiny.core, tiny-threads.core. Addresses are not randomised, so that a case number means the
  * same core on the same system. */
 #include "../bench/dump_core.h"
@@ -183,6 +183,25 @@ static void tiny_threads(void *unused) {
     pthread_barrier_wait(&done);
 }
 
+/* An interpreter with as little as can be in it, in a few frames; it stops itself, and GDB takes the core. */
+static void python(void *unused) {
+    static const char script[] = "import os, signal\n"
+                                 "class Kept:\n"
+                                 "    def __init__(self, number):\n"
+                                 "        self.number, self.items = number, [number] * 5\n"
+                                 "kept = {number: Kept(number) for number in range(300)}\n"
+                                 "for number in range(0, 300, 3):\n"
+                                 "    del kept[number]\n"
+                                 "def stop(depth):\n"
+                                 "    held = 'held' * depth\n"
+                                 "    return stop(depth - 1) if depth else os.kill(os.getpid(), signal.SIGSTOP)\n"
+                                 "list(map(stop, [4]))\n";
+    (void)unused;
+    setenv("PYTHONHASHSEED", "0", 1);
+    execl("/usr/bin/python3", "python3", "-E", "-s", "-S", "-c", script, (char *)NULL);
+    abort();
+}
+
 int main(int argc, char **argv) {
     static const struct {
         const char *name;
@@ -192,6 +211,7 @@ int main(int argc, char **argv) {
                  {"mapped.core", mapped},
                  {"fragmented.core", fragmented},
                  {"two-libcs.core", two_libcs},
+                 {"python.core", python},
                  {"tiny.core", tiny},
                  {"tiny-threads.core", tiny_threads}};
     int now = personality(0xffffffff);
