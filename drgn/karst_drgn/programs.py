@@ -14,7 +14,8 @@ from karst_engine import ErrorCode, KarstError
 
 _CORE_KEY = "karst core"
 _ET_CORE, _PT_LOAD, _PN_XNUM = 4, 1, 0xFFFF
-_KERNEL_HALF = 1 << 63
+# Where a kernel's memory is; [vsyscall], of which processes' cores may have a page, lies behind.
+_KERNEL_START, _VSYSCALL = 1 << 63, 0xFFFFFFFFFF600000
 _KDUMP_MAGIC = b"KDUMP   "
 _PROC_MEM = re.compile(r"/proc/(\d+)/mem")
 
@@ -71,7 +72,8 @@ def load_segments(path: str) -> list[tuple[int, int, int, int]]:
 def _refuse_bare_vmcore(prog: Program) -> None:
     """drgn takes a kernel's dump for a process's core where it can't tell."""
     path = None if is_live(prog) else core_path(prog)
-    if path is not None and any(virtual >= _KERNEL_HALF for virtual, *_ in load_segments(path)):
+    if path is not None and any(_KERNEL_START <= virtual < _VSYSCALL
+                                for virtual, *_ in load_segments(path)):
         raise KarstError(ErrorCode.FORMAT, "this is a kernel's memory with no VMCOREINFO note, without which its pages"
                                            " can't be found: take the dump by kdump, or in QEMU with -device vmcoreinfo")
 

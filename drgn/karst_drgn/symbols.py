@@ -16,7 +16,11 @@ class Lent(karst_engine.Target):
         self._prog = prog
 
     def symbol(self, module: Optional[str], name: str) -> Optional[karst_engine.Symbol]:
-        for symbol in self._prog.symbols(name):
+        try:
+            found = self._prog.symbols(name)
+        except (LookupError, drgn.MissingDebugInfoError):
+            return None
+        for symbol in found:
             # drgn adds the place where a module lies to the offsets of thread-local ones too: of no use.
             if symbol.kind in (drgn.SymbolKind.OBJECT, drgn.SymbolKind.FUNC):
                 return karst_engine.Symbol(symbol.address, symbol.size)
@@ -27,6 +31,6 @@ class Lent(karst_engine.Target):
             try:
                 found = self._prog.type(name).member(member)
                 return found.bit_offset // 8, drgn.sizeof(found.type)
-            except (LookupError, TypeError):
+            except (LookupError, TypeError, drgn.MissingDebugInfoError):
                 continue
         return None
