@@ -5,7 +5,7 @@ TEST_BUILD    := $(BUILD)/tests
 TEST_CFLAGS   := -std=gnu11 -O1 -g -Wall -Wextra -Werror -Wshadow -D_GNU_SOURCE -pthread
 TEST_PROGRAMS := $(patsubst tests/programs/%.c,$(TEST_BUILD)/%,$(wildcard tests/programs/*.c)) \
                  $(patsubst tests/programs/%.cc,$(TEST_BUILD)/%,$(wildcard tests/programs/*.cc)) \
-                 $(TEST_BUILD)/ledger-static $(TEST_BUILD)/catalogue
+                 $(TEST_BUILD)/ledger-static $(TEST_BUILD)/callers-static $(TEST_BUILD)/catalogue
 UNIT_TESTS    := $(patsubst tests/unit/%.c,$(TEST_BUILD)/unit/%,$(wildcard tests/unit/*.c))
 
 .PHONY: deps test test-programs test-distros run-tests
@@ -41,6 +41,10 @@ $(TEST_BUILD)/%: tests/programs/%.cc
 $(TEST_BUILD)/ledger-static: tests/programs/ledger.c
 	@mkdir -p $(@D)
 	$(CC) $(TEST_CFLAGS) -DLEDGER_STATIC -static $< -o $@
+
+$(TEST_BUILD)/callers-static: tests/programs/callers.c
+	@mkdir -p $(@D)
+	$(CC) $(TEST_CFLAGS) -static $< -o $@
 
 $(TEST_BUILD)/catalogue: $(wildcard tests/corruption/*.c tests/corruption/*.h)
 	@mkdir -p $(@D)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import gdb
 import karst_abi
 import karst_engine
+from gdb.FrameDecorator import FrameDecorator
 from karst_abi import FUNCTIONS, Why
 from karst_detour import ARGUMENTS, RBP, RBX
 
@@ -138,6 +139,14 @@ def _word(address: int) -> int:
     return int.from_bytes(bytes(gdb.selected_inferior().read_memory(address, 8)), "little")
 
 
+class _Named(FrameDecorator):
+    """A frame as GDB shows it without filters: what has no name is `??`."""
+
+    def function(self) -> object:
+        name = super().function()
+        return "??" if name is None else name
+
+
 class FrameFilter:
     """Leaves the frames of detours and of the library out of backtraces."""
 
@@ -149,7 +158,7 @@ class FrameFilter:
         self._is_ours = is_ours
 
     def filter(self, frames: Iterator) -> Iterator:
-        return (frame for frame in frames if not self._is_ours(frame.inferior_frame().pc()))
+        return (_Named(frame) for frame in frames if not self._is_ours(frame.inferior_frame().pc()))
 
 
 def show_frames_as_known(find: Callable[[int], Installed | None], is_ours: Callable[[int], bool]) -> None:

@@ -77,7 +77,7 @@ hits: calls that met the conditions, those that were skipped too; stops: times t
             raise gdb.GdbError(f"{argument}: only --json may be given")
         rows = traps.rows()
         if argument.strip():
-            gdb.write(json.dumps({"traps": [{"number": row.number, "trap": row.text, "state": row.state, "by": row.by,
+            gdb.write(json.dumps({"traps": [{"number": row.number, "text": row.text, "state": row.state, "by": row.by,
                                              "hits": row.hits, "stops": row.fired} for row in rows]}) + "\n")
             return
         if not rows:

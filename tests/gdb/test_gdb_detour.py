@@ -6,11 +6,12 @@ import hashlib
 import os
 import re
 import signal
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from gdb_runner import gdb
+from gdb_runner import BASE, PLUGIN, gdb
 from karst_command import TESTS
 from karst_programs import Program, started
 
@@ -70,3 +71,177 @@ def test_lives_on(directory: Path, arguments: list[str]) -> None:
             assert text_of(program.pid) == before, steps
             assert program.process.poll() is None
         ends_well(program)
+
+
+# ---- what is counted is what was called ----------------------------------------------------------------
+
+CALLERS = TESTS / "callers"
+JEMALLOC = Path("/usr/lib/x86_64-linux-gnu/libjemalloc.so.2")
+
+# Traps and the program's own count of the calls that meet them. With skip= the process counts by itself.
+COUNTED = {
+    "malloc 100": "malloc_100",
+    "malloc 100:200": "malloc_100_to_200",
+    "malloc 90/150/210": "set",
+    "calloc 4096": "calloc_4096",
+    "realloc 777": "realloc_777",
+    "realloc 4G:": "realloc_huge",
+    "realloc 5G": "realloc_huge",
+    "realloc 4G:6G": "realloc_huge",
+    "reallocarray 4K": "reallocarray_4096",
+    "memalign,posix_memalign,aligned_alloc 640": "memalign_640 * 3",
+    "valloc 999": "valloc_999",
+    "pvalloc 998": "pvalloc_998",
+    "malloc 100 thread=$second": "second_thread_malloc_100",
+    "malloc 100 caller=PROGRAM": "malloc_100",
+    "free freed=$kept": "freed_kept",
+    "frees freed=$kept": "freed_kept",
+}
+
+
+def value_of(text: str) -> int:
+    return int(text.split("=")[1], 0)
+
+
+def count_calls(directory: Path, environment: dict[str, str] | None = None) -> None:
+    """Every trap of COUNTED at once."""
+    with started([CALLERS, "go"], directory, environment) as program:
+        kept = program.wait_line("kept").split()[1]
+        second = max(int(name) for name in os.listdir(f"/proc/{program.pid}/task"))
+        specs = {f"{spec} skip=1000000".replace("$kept", kept).replace("$second", str(second))
+                 .replace("PROGRAM", CALLERS.name): counted for spec, counted in COUNTED.items()}
+        commands = [f"attach {program.pid}", *[f"karst trap add {spec}" for spec in specs], "tbreak done",
+                    "shell touch go", "continue", *[f"print counts.{counted}" for counted in specs.values()],
+                    "karst trap list --json"]
+        answers = gdb([], commands, directory)
+        assert [said.error for said in answers.said if said.error] == []
+        traps = {trap["text"]: trap for trap in answers.of("karst trap list --json").json()["traps"]}
+        for spec, counted in specs.items():
+            expected = value_of(answers.of(f"print counts.{counted}").good())
+            assert expected > 0 or (environment and "pvalloc" in spec)
+            assert (traps[spec]["hits"], traps[spec]["stops"]) == (expected, 0), spec
+        assert program.process.wait(timeout=60) == 0
+
+
+def test_counts_what_is_called(directory: Path) -> None:
+    count_calls(directory)
+
+
+@pytest.mark.skipif(not JEMALLOC.exists(), reason="libjemalloc2 is not installed")
+def test_counts_in_front_of_libc(directory: Path) -> None:
+    count_calls(directory, {"LD_PRELOAD": str(JEMALLOC)})
+
+
+def test_counts_in_static_program(directory: Path) -> None:
+    """Found by its symbols; where there is no room for counters, GDB counts, one stop a match."""
+    with started([TESTS / "callers-static", "go"], directory) as program:
+        commands = [f"attach {program.pid}", "karst trap add realloc 777 skip=30", "tbreak done", "shell touch go",
+                    "continue", "karst trap disable", "continue", "print counts.realloc_777", "karst trap list --json"]
+        answers = gdb([], commands, directory)
+        assert "karst trap 1: realloc(0x" in answers.all("continue")[0].good()
+        assert answers.of("karst trap list --json").json()["traps"][0]["hits"] == 31
+        assert program.process.wait(timeout=60) == 0
+
+
+# ---- what is refused, and what else happens ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec, says", [
+    ("malloc 100 event=7", "event= needs libkarst-preload.so"),
+    ("growth", "growth needs libkarst-preload.so"),
+    ("double-free", "faults needs libkarst-preload.so"),
+    ("malloc 100 action=core", "action= is for when no debugger is there"),
+    ("malloc 100 thread=1", "no such thread"),
+    ("malloc 100 caller=libnowhere.so", "no such module"),
+    ("new 100", "no module defines it"),
+    ("mallocs 100", "'mallocs' is neither a function"),
+    ("malloc 1x", "'1x' is no size"),
+    ("free 100", "no call can meet this"),
+    ("free freed=nothing_here", "nothing_here"),
+    ("", "which trap?"),
+])
+def test_refused(directory: Path, spec: str, says: str) -> None:
+    with started([CALLERS, "go"], directory) as program:
+        before = text_of(program.pid)
+        command = f"karst trap add {spec}".strip()
+        answers = gdb(["-p", str(program.pid)], [command, "karst trap list"], directory)
+        assert says in answers.of(command).one_line()
+        assert answers.of("karst trap list").good() == "no traps\n"
+        assert text_of(program.pid) == before
+
+
+def test_nothing_to_trap(directory: Path) -> None:
+    commands = ["karst trap add malloc 1", "karst trap list", "karst trap remove 3", "karst trap remove x"]
+    answers = gdb([CALLERS], commands, directory)
+    assert "no process" in answers.of(commands[0]).one_line()
+    assert "the numbers of traps are wanted" in answers.of(commands[3]).one_line()
+
+
+def test_breakpoints_in_the_way(directory: Path) -> None:
+    """GDB's own breakpoints and a detour never share bytes, whichever comes first."""
+    with started([CALLERS, "go"], directory) as program:
+        before = text_of(program.pid)
+        commands = [f"attach {program.pid}", "break *((char *) realloc + 2)", "karst trap add realloc 777", "delete",
+                    "break *realloc", "karst trap add realloc 777", "break *((char *) realloc + 4)",
+                    "karst trap list --json", "delete", "karst trap enable", "karst trap list --json", "detach"]
+        answers = gdb([], commands, directory)
+        added = answers.all("karst trap add realloc 777")
+        assert "breakpoint 1 is within the 6 bytes" in added[0].one_line()
+        added[1].good()
+        states = [said.json()["traps"][0]["state"] for said in answers.all("karst trap list --json")]
+        assert states == ["off", "on"]
+        assert text_of(program.pid) == before
+
+
+WAYS_OUT = {
+    "the end of a batch": [],
+    "detach": ["detach"],
+    "detach inferiors": ["detach inferiors 1"],
+    "quit": ["quit"],
+    "another process": ["detach", "file"],
+    "a hook that was there": ["detach"],
+    "a hook that is redefined": ["define hook-detach\nend", "detach"],
+}
+
+
+@pytest.mark.parametrize("way", WAYS_OUT)
+def test_text_is_what_it_was(directory: Path, way: str) -> None:
+    """However GDB lets go of a process that is stopped at a trap, with several set."""
+    with started([HAMMER, "3"], directory) as program:
+        before = text_of(program.pid)
+        hook = directory / "hook.gdb"
+        hook.write_text("define hook-detach\necho mine\\n\nend\n" if "was there" in way else "")
+        words = [*BASE, "-batch", "-ex", f"source {hook}",
+                 "-ex", f"source {PLUGIN}", "-p", str(program.pid), "-ex", "karst trap add malloc 424242", "-ex",
+                 "karst trap add calloc,free,realloc 5M:", "-ex", "continue"]
+        for command in WAYS_OUT[way]:
+            words += ["-ex", f"python gdb.execute({command!r})"]
+        said = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              text=True, timeout=60, cwd=directory).stdout
+        assert "karst trap 1: malloc(424242)" in said, said
+        assert text_of(program.pid) == before, said
+        assert ("mine" in said) == ("was there" in way), said
+        ends_well(program)
+
+
+def test_another_program_is_executed(directory: Path) -> None:
+    commands = ["tbreak Py_BytesMain", "run -c \"import os; os.execv('/bin/true', ['true'])\"",
+                "karst trap add malloc 100000000", "continue", "karst trap list"]
+    answers = gdb(["/usr/bin/python3"], commands, directory)
+    assert "executing new program" in answers.of("continue").good()
+    assert "exited normally" in answers.output
+    assert "no process" in answers.of("karst trap list").one_line()
+
+
+def test_backtrace_is_clean(directory: Path) -> None:
+    """GDB knows the way from a detour to its caller at each of its instructions, which no file tells of."""
+    with started([HAMMER, "1"], directory) as program:
+        steps = [command for _ in range(12) for command in ("stepi", "bt")]
+        commands = [f"attach {program.pid}", "karst trap add malloc 424242", "continue", "bt", "bt -no-filters", "frame 0",
+                    *steps, "detach"]
+        answers = gdb([], commands, directory)
+        for said in answers.all("bt"):
+            assert re.search(r"^#\d .* asked_for .*\n#\d .* hammer .*\n#\d .* main ", said.good(), re.MULTILINE)
+            assert "??" not in said.text
+        assert "#0 " in answers.all("bt -no-filters")[0].good()
+        assert "#0 " not in answers.all("bt")[0].good()
