@@ -15,8 +15,8 @@
 const char *jemalloc_run_kind_name(const struct jemalloc_heap *jemalloc, enum jemalloc_run_kind kind) {
     static const char *const names[JEMALLOC_RUN_KINDS] = {"slab",     "large",  "dirty",  "muzzy",
                                                           "retained", "moving", "header", "damaged"};
-    if (kind == JEMALLOC_SLAB && jemalloc->layout.major < 5) {
-        return "run";
+    if (jemalloc->layout.major < 5 && (kind == JEMALLOC_SLAB || kind == JEMALLOC_RETAINED)) {
+        return kind == JEMALLOC_SLAB ? "run" : "clean";
     }
     return kind < JEMALLOC_RUN_KINDS ? names[kind] : "?";
 }
@@ -135,7 +135,7 @@ static bool end_extent(struct joining *joining) {
 /* Runs side by side in one arena are one extent: holes in it may span several. */
 static bool join_run(void *context, const struct jemalloc_run *run) {
     struct joining *joining = context;
-    if (run->kind == JEMALLOC_BAD) {
+    if (run->kind == JEMALLOC_BAD && joining->jemalloc->layout.major >= 5) {
         return end_extent(joining);
     }
     if (!jemalloc_make_arenas(joining->jemalloc, run->arena + 1ull)) {
@@ -203,7 +203,6 @@ bool jemalloc_make_extents(struct jemalloc_heap *jemalloc) {
 /* ---- bins ------------------------------------------------------------------------------------------- */
 
 bool jemalloc_make_bins(struct jemalloc_heap *jemalloc) {
-    static const char *const unused[] = {"dirty", "muzzy", "retained"};
     size_t seen = 0;
     for (size_t i = 0; i < jemalloc->heap.arena_count; i++) {
         seen += jemalloc->arenas[i].seen;
@@ -230,7 +229,8 @@ bool jemalloc_make_bins(struct jemalloc_heap *jemalloc) {
             } else {
                 bin->smallest = PAGE;
                 bin->largest = UINT64_MAX;
-                snprintf(bin->kind, sizeof bin->kind, "%s", unused[class_ - JEMALLOC_SMALL_BINS]);
+                snprintf(bin->kind, sizeof bin->kind, "%s",
+                         jemalloc_run_kind_name(jemalloc, JEMALLOC_DIRTY + class_ - JEMALLOC_SMALL_BINS));
                 snprintf(bin->name, sizeof bin->name, "%s arena %" PRIu32, bin->kind, i);
             }
         }
@@ -379,9 +379,11 @@ static bool stream_regions(struct stream *stream, const struct jemalloc_run *run
         if (!next) {
             return false;
         }
-        block.state = KARST_STATE_LIVE;
+        block.state = run->problems & JEMALLOC_BAD_HEADER ? KARST_STATE_UNKNOWN : KARST_STATE_LIVE;
         block.bin = KARST_NONE;
-        if (jemalloc_is_free(run, i)) {
+        if (block.state == KARST_STATE_UNKNOWN) {
+            block.address = block.start;
+        } else if (jemalloc_is_free(run, i)) {
             block.state = KARST_STATE_FREE;
             block.bin = free_bin;
         } else if (__builtin_expect(cached < block.start + size, 0)) {
@@ -416,14 +418,17 @@ static bool stream_slab(struct stream *stream, const struct jemalloc_run *run) {
 static bool stream_large(struct stream *stream, const struct jemalloc_run *run) {
     uint32_t bin = KARST_NONE;
     enum karst_state state = KARST_STATE_LIVE;
-    if (next_cached(stream, run->address) == run->block) {
+    uint64_t cached = next_cached(stream, run->address), address = run->block;
+    /* 4.x: which address of its first page it has is recorded nowhere but in a cache. */
+    if (cached == run->block || (stream->jemalloc->layout.major == 4 && cached - run->address < PAGE)) {
         state = state_of_cached(stream, &bin);
+        address = cached;
     }
     if (!emit(stream, run->size, state, bin, 0)) {
         return false;
     }
     struct karst_block *block = &stream->batch.blocks[stream->batch.count - 1];
-    block->address = run->block;
+    block->address = address;
     block->usable = run->usable;
     return true;
 }
@@ -507,7 +512,8 @@ static void count_regions(struct run_stream *stream, const struct jemalloc_run *
     page_run->free = run->kind == JEMALLOC_SLAB ? jemalloc_count_free(run) : 0;
     uint64_t last = 0;
     for (size_t i = stream->cached; i < jemalloc->cached_count && jemalloc->cached[i].address < end; i++) {
-        bool is_start = run->kind == JEMALLOC_LARGE && jemalloc->cached[i].address == run->block;
+        uint64_t offset = jemalloc->cached[i].address - run->block;
+        bool is_start = run->kind == JEMALLOC_LARGE && offset < (jemalloc->layout.major == 4 ? PAGE : 1);
         uint32_t region = 0;
         if (run->kind == JEMALLOC_SLAB) {
             region = jemalloc_region_of(run, jemalloc->cached[i].address, &is_start);
@@ -761,6 +767,7 @@ void jemalloc_close(struct karst_heap *heap) {
     free(jemalloc->tcaches);
     free(jemalloc->cached);
     free(jemalloc->chunks);
+    free(jemalloc->map);
     free(jemalloc->pages.tags);
     free(jemalloc->pages.bytes);
     karst_window_close(&jemalloc->nodes);

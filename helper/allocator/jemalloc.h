@@ -45,8 +45,16 @@ struct jemalloc_layout {
     uint16_t tcache_large; /* in tcache_t, of large ones; those of 5.3 follow the small ones */
     uint16_t tcache_bin_size;
     uint16_t tcache_classes; /* how many bins it has room for */
-    bool stack_below;        /* before 5.0: the pointer to the stack is its end, not its start */
-    bool stack_by_head;      /* 5.3: the bin has the stack's head and the low bits of its end */
+    /* 3.x, 4.x: chunks */
+    uint8_t lg_chunk;
+    uint16_t map, map_entry, map_bits;            /* of the page map: in the chunk, of an entry, in it */
+    uint8_t flag_dirty, class_shift, pages_shift; /* in an entry's bits; used is 1, large 2 */
+    uint16_t misc, misc_run;              /* 4.x: bytes a page behind the map; in them, the run's header */
+    uint16_t chunk_self, chunk_is_arenas; /* 4.x: in the chunk, its address, and a flag; 0: none */
+    uint32_t arena_bins, arena_bin_size;  /* 3.x: what a run's header leads to */
+    uint32_t arena_huge, huge_link;       /* 4.x: list of huge blocks */
+    bool stack_below;                     /* before 5.0: the pointer to the stack is its end, not its start */
+    bool stack_by_head;                   /* 5.3: the bin has the stack's head and the low bits of its end */
 };
 
 extern const struct jemalloc_layout jemalloc_layouts[];
@@ -106,8 +114,9 @@ struct jemalloc_arena {
     bool seen;          /* something is in it */
 };
 
-#define JEMALLOC_SMALL_BINS 36u /* 28 in 3.x; rows of an arena: these, then the three lists of unused runs   \
-                                 */
+#define JEMALLOC_SMALL_BINS                                                                                  \
+    36u /* 28 in 3.x; rows of an arena: these, then the three lists of unused runs                           \
+         */
 #define JEMALLOC_ARENA_BINS (JEMALLOC_SMALL_BINS + 3)
 
 struct jemalloc_tcache {
@@ -151,7 +160,8 @@ struct jemalloc_heap {
     /* 3.x, 4.x */
     struct jemalloc_chunk *chunks;
     size_t chunk_count;
-    uint64_t chunk_size;
+    uint8_t *map; /* the page map read last, of the chunk map_of */
+    uint64_t map_of;
 };
 
 static inline uint64_t jemalloc_word(const uint8_t *bytes) {

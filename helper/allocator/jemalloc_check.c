@@ -355,7 +355,7 @@ static void check_large_item(struct check *check, const struct jemalloc_cached *
     uint64_t size = run->class_ < JEMALLOC_CLASSES ? jemalloc_class_size(run->class_) : run->usable;
     if (bin->smallest != size && bin->smallest != run->usable) {
         check_item_class(check, item, run, item->address == run->block);
-    } else if (item->address != run->block) {
+    } else if (item->address - run->block >= (check->jemalloc->layout.major == 4 ? PAGE : 1)) {
         REPORT(check, MISALIGNED, item->address, bin->smallest,
                "%s holds 0x%" PRIx64 ", which is inside %s: the address freed was not the one that malloc "
                "returned\toffset 0x%" PRIx64 " in its pages",

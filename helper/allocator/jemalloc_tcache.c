@@ -11,6 +11,7 @@
 #define NONE16        (JEMALLOC_NOT_THERE & 0xffff)
 #define TCACHES_MAX   65536u
 #define TLS_SPAN      (64u << 10) /* how far below its thread pointer a thread's cache may be */
+#define TLS_WORDS     (8u << 10)  /* and how far below one what leads to it */
 #define SMALL_CLASSES 36u
 
 static bool know(const struct jemalloc_heap *jemalloc, uint64_t address) {
@@ -20,6 +21,26 @@ static bool know(const struct jemalloc_heap *jemalloc, uint64_t address) {
         }
     }
     return false;
+}
+
+/* 3.x, 4.x: a tcache is a block of the heap that a thread-local word leads to. */
+static int64_t owner_by_word(struct karst_target *target, uint64_t address) {
+    struct karst_window window;
+    int64_t owner = 0;
+    karst_window_open(&window, target, 4096);
+    for (size_t i = 0; i < target->thread_count && !owner; i++) {
+        uint64_t end = target->threads[i].thread_pointer & ~7ull;
+        for (uint64_t at = end; end && at > end - TLS_WORDS && !owner;) {
+            at -= 8;
+            const uint8_t *bytes = karst_window_at(&window, at, 8);
+            if (!bytes) {
+                break;
+            }
+            owner = jemalloc_word(bytes) == address ? target->threads[i].tid : 0;
+        }
+    }
+    karst_window_close(&window);
+    return owner;
 }
 
 /* The thread whose thread-local memory address is in: x86-64 has it below the thread pointer. */
@@ -152,6 +173,10 @@ static bool load_bin(struct jemalloc_heap *jemalloc, struct jemalloc_tcache *tca
 static bool add_stack(struct jemalloc_heap *jemalloc, const struct jemalloc_tcache *tcache, uint64_t ring) {
     const struct jemalloc_layout *layout = &jemalloc->layout;
     uint64_t address;
+    if (layout->major < 5) {
+        return jemalloc_add_cached(jemalloc, tcache->address,
+                                   KARST_NONE); /* the stacks are behind it, in its block */
+    }
     if (layout->own_stack != NONE16) {
         return !jemalloc_read(jemalloc, ring + layout->own_stack, &address) || address == 0 ||
                jemalloc_add_cached(jemalloc, address, KARST_NONE);
@@ -188,7 +213,9 @@ static bool add_tcache(struct jemalloc_heap *jemalloc, uint64_t address, uint64_
     jemalloc->tcaches = tcaches;
     struct jemalloc_tcache *tcache = &tcaches[jemalloc->tcache_count++];
     *tcache = (struct jemalloc_tcache){.address = address,
-                                       .tid = owner_of(jemalloc->heap.target, address),
+                                       .tid = jemalloc->layout.major < 5
+                                                  ? owner_by_word(jemalloc->heap.target, address)
+                                                  : owner_of(jemalloc->heap.target, address),
                                        .arena = arena,
                                        .first_bin = (uint32_t)jemalloc->heap.bin_count};
     for (uint32_t i = 0; i < jemalloc->layout.tcache_classes; i++) {
