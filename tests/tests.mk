@@ -54,6 +54,13 @@ $(TEST_BUILD)/unit/%: tests/unit/%.c $(BUILD)/libkarst.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $< $(BUILD)/libkarst.a $(LDFLAGS) $(LIBRARIES) -lm -o $@
 
+# A jemalloc under test, by path: make test-jemalloc JEMALLOC=/path/libjemalloc.so (3.5 to 5.3)
+.PHONY: test-jemalloc
+test-jemalloc: all test-programs
+	@[ -e "$(JEMALLOC)" ] || { echo "say which: make test-jemalloc JEMALLOC=/path/libjemalloc.so" >&2; exit 1; }
+	KARST_BUILD=$(abspath $(BUILD)) KARST_JEMALLOC=$(abspath $(JEMALLOC)) $(PYTHON) -m pytest -p no:cacheprovider \
+	    $(PYTEST_ARGUMENTS) tests/integration/test_jemalloc.py
+
 # The same on the glibc of other Debian suites: 2.31, 2.41, 2.43 (and DISTROS=experimental: 2.44); the plugin in
 # their GDBs: 10 with Python 3.9, 16 with 3.13; and karst on their Pythons, 3.9, 3.13 and 3.14. Needs the network the first
 # time. KARST_PYTHONS=PATH:PATH names more Pythons to look into.

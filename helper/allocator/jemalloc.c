@@ -706,12 +706,13 @@ static void explain(struct karst_heap *heap, const struct karst_block *block, ui
     struct jemalloc_run run;
     bool is_start;
     text[0] = '\0';
-    if ((address == block->address && block->state != KARST_STATE_METADATA) ||
+    if ((address == block->address && block->state != KARST_STATE_METADATA &&
+         block->state != KARST_STATE_UNKNOWN) ||
         !jemalloc_run_of(jemalloc, address, &run) || run.kind != JEMALLOC_SLAB) {
         return;
     }
     uint32_t region = jemalloc_region_of(&run, address, &is_start);
-    if (is_start) {
+    if (is_start && !run.problems) {
         return;
     }
     const char *kind = jemalloc_run_kind_name(jemalloc, run.kind);
@@ -723,7 +724,10 @@ static void explain(struct karst_heap *heap, const struct karst_block *block, ui
     }
     text += used;
     size -= (size_t)used;
-    if (region != JEMALLOC_NOT_THERE) {
+    if (is_start) {
+        used =
+            snprintf(text, size, "is region %" PRIu32 " there, but the run's header is overwritten", region);
+    } else if (region != JEMALLOC_NOT_THERE) {
         used = snprintf(text, size, "is not a region start, but 0x%" PRIx64 " bytes into region %" PRIu32,
                         (address - run.first_region) % run.region_size, region);
     } else {

@@ -185,17 +185,17 @@ static bool parse_run(const struct page_map *map, uint32_t page, struct jemalloc
     return !(bits & BITS_LARGE);
 }
 
-/* Does the whole map parse? *used: runs in use. */
-static bool map_parses(const struct page_map *map, unsigned *used) {
+/* Entries of the map at which no run can begin. */
+static unsigned bad_entries(const struct page_map *map) {
     struct jemalloc_run run;
-    *used = 0;
+    unsigned bad = 0;
     for (uint32_t page = map->first; page < map->pages; page += (uint32_t)(run.size / PAGE)) {
         if (!parse_run(map, page, &run)) {
-            return false;
+            run.size = PAGE;
+            bad++;
         }
-        *used += run.kind == JEMALLOC_SLAB || run.kind == JEMALLOC_LARGE;
     }
-    return true;
+    return bad;
 }
 
 /* Reads the map of the chunk at address; NULL: not there. The one read last is kept. */
@@ -414,7 +414,9 @@ static unsigned good_headers(struct jemalloc_heap *jemalloc, const struct jemall
             bad += !agrees;
         }
     }
-    return good >= bad ? good + 1 : 0;
+    /* A map that is damaged somewhere has to have runs whose headers are good. */
+    unsigned needed = bad_entries(map) ? 2 + bad_entries(map) / 8 : 0;
+    return good >= bad && good >= needed ? good + 1 : 0;
 }
 
 static uint64_t next_place(struct karst_target *target, uint64_t at, uint64_t end, uint64_t step) {
@@ -440,12 +442,10 @@ static bool scan_for_chunks(struct jemalloc_heap *jemalloc, uint64_t *score) {
         while (at >= mapping->start && at < mapping->end && jemalloc->chunk_count < CHUNKS_MAX) {
             struct jemalloc_chunk chunk = {.address = at, .size = size};
             struct page_map map;
-            unsigned used;
             if (is_header(jemalloc, at, &chunk.arena_address) && open_map(jemalloc, at, &map)) {
-                bool parses = map_parses(&map, &used);
-                unsigned good = parses ? good_headers(jemalloc, &chunk, &map) : 0;
+                unsigned good = good_headers(jemalloc, &chunk, &map);
                 *score += good;
-                if (parses && good && !add_chunk(jemalloc, &chunk)) {
+                if (good && !add_chunk(jemalloc, &chunk)) {
                     return false;
                 }
             }

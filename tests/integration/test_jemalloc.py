@@ -3,12 +3,13 @@ no findings; with the symbols that the library has, and with none."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from karst_command import Target
-from karst_heaps import assert_exact, assert_healthy, start
-from karst_jemalloc import HEAPS, LIBRARY, read_mallctl, totals_of_karst
+from karst_heaps import assert_healthy, start
+from karst_jemalloc import HEAPS, LIBRARY, assert_blocks, read_mallctl, totals_of_karst
 from karst_libcs import SYSTEM, Ways
 
 pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason=f"no {LIBRARY}")
@@ -19,7 +20,7 @@ WAYS: Ways = {"symbols": [], "no symbols": ["--no-symbols"]}
 @pytest.mark.parametrize("end", ["process", "core"])
 @pytest.mark.parametrize("name", HEAPS)
 def test_live_blocks(name: str, end: str, directory: Path) -> None:
-    assert_exact(HEAPS[name], SYSTEM, end, directory, WAYS)
+    assert_blocks(HEAPS[name], end, directory, WAYS)
 
 
 @pytest.mark.parametrize("name", HEAPS)
@@ -36,4 +37,6 @@ def test_totals_are_jemallocs_own(name: str, directory: Path) -> None:
     for size, (slabs, regions) in told.bins.items():
         assert found.bins.get(size, (0, 0)) == (slabs, regions), f"class {size}"
     for name_, value in told.totals.items():
+        if name_ not in found.totals and "KARST_JEMALLOC" in os.environ:
+            continue  # of an older one karst tells less
         assert found.totals[name_] == value, f"{name_}: {found.totals}, jemalloc {told.totals}"

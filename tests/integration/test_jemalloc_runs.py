@@ -1,0 +1,158 @@
+"""A run of 224-byte regions that goes on into the next run, on heaps laid out byte for byte like the one in the
+mailing list's question: karst says so before it happens, after it, and from what is freed again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from karst_command import Finding, Target
+from karst_jemalloc_image import MAP_BIAS, Image, Run
+
+SIZE = 224
+NUMBERS = [0x1D0, 0x1D1, 0x1D2, 0x1D3]
+
+
+def heap(behind: int = 2) -> tuple[Image, Run, Run]:
+    """The run at ...9d000: bin 11, 16,384 bytes, 72 regions from offset 256 on, nextind 72, nfree 0; and the run of
+    32-byte regions (bin 2) in the page behind it."""
+    image = Image()
+    image.small(12, free={3, 60})
+    image.large(0x9D - MAP_BIAS - 4)
+    first = image.small(11)
+    second = image.small(behind, free={5, 49})
+    image.free(7, dirty=True)
+    assert first.address & 0xFFFFF == 0x9D000 and second.address == first.address + 16384
+    assert first.first == first.address + 256 and first.regions == 72
+    return image, first, second
+
+
+def overrun(image: Image, run: Run) -> None:
+    """200-byte objects, numbered, in the last region and on behind it."""
+    for index, number in enumerate(NUMBERS):
+        image.put(run.region(71 + index), number.to_bytes(4, "little") * 50)
+
+
+def findings_of(image: Image, directory: Path) -> tuple[Target, list[Finding]]:
+    target = Target.core(image.write(directory / "core"))
+    healthy, findings = target.check()
+    assert healthy == (not findings)
+    return target, findings
+
+
+def test_healthy(directory: Path) -> None:
+    image, first, second = heap()
+    image.caches[11] = [first.region(7), first.region(70)]
+    image.caches[2] = [second.region(0)]
+    target, findings = findings_of(image, directory)
+    assert not findings, "\n".join(map(str, findings))
+    runs = {int(run["address"], 16): run for run in target.json("runs")["runs"]}
+    row = runs[first.address]
+    assert (row["size"], row["region_size"], row["regions"]) == (16384, 224, 72)
+    assert (row["live"], row["cached"], row["free"]) == (70, 2, 0)
+    assert int(row["first_region"], 16) == first.address + 256
+    row = runs[second.address]
+    assert (row["region_size"], row["regions"], row["live"], row["cached"], row["free"]) == (32, 126, 123, 1, 2)
+    assert {"run", "large", "dirty", "clean", "header"} == {run["kind"] for run in runs.values()}
+    states = {block.address: block.state for block in target.blocks()}
+    assert [states[second.region(region)] for region in (0, 1, 5, 49)] == ["cached", "live", "free", "free"]
+
+
+def test_before_it_happens(directory: Path) -> None:
+    """Region 72's bit is set, and the next malloc(224) will return the neighbour's header."""
+    image, first, second = heap()
+    image.words(first.address + 16, 0, 1 << 8)
+    _, findings = findings_of(image, directory)
+    [finding] = [finding for finding in findings if finding.code == "run-overlap"]
+    assert finding.address == second.address
+    assert f"region 72 of the 224-byte run at {first.address:#x} (72 regions)" in finding.text
+    assert f"the next malloc(224) may hand out {second.address:#x}" in finding.text
+    assert f"in the 32-byte run at {second.address:#x}" in finding.text
+
+
+def test_after_it_happened(directory: Path) -> None:
+    image, first, second = heap()
+    overrun(image, first)
+    target, findings = findings_of(image, directory)
+    [finding] = findings
+    assert (finding.code, finding.severity, finding.address) == ("run-overlap", "corrupt", second.address)
+    assert f"the header of the 32-byte run at {second.address:#x}" in finding.text
+    assert f"region 72 of the 224-byte run at {first.address:#x}" in finding.text
+    assert "bin 0x1d1000001d1" in finding.evidence
+
+
+def test_freed_again(directory: Path) -> None:
+    """The object of region 73 was freed, and is in the cache of its class: 0x380 and so on are no regions there."""
+    image, first, second = heap()
+    overrun(image, first)
+    image.caches[11] = [first.region(70), first.region(73)]
+    _, findings = findings_of(image, directory)
+    assert sorted(finding.code for finding in findings) == ["run-overlap", "wrong-bin"]
+    [finding] = [finding for finding in findings if finding.code == "wrong-bin"]
+    assert finding.address == first.region(73) == second.address + SIZE
+    assert f"of the 32-byte run at {second.address:#x}" in finding.text
+    assert f"it would be region 73 of the 224-byte run at {first.address:#x} (72 regions), 2 past its last" in finding.text
+
+
+@pytest.mark.parametrize("region", [73, 75])
+def test_block_explains(region: int, directory: Path) -> None:
+    image, first, second = heap(behind=5)
+    target = Target.core(image.write(directory / "core"))
+    address = first.region(region)
+    answer = target.json("block", hex(address))
+    assert answer["explanation"].startswith(f"offset {address - second.address:#x} of the run at {second.address:#x} "
+                                            "(80-byte regions) is not a region start")
+    assert (f"it would be region {region} of the 224-byte run at {first.address:#x}, {region - 71} past the last of "
+            "its 72") in answer["explanation"]
+    assert target.run("block", hex(address)).stdout.count("  why ") == 1
+
+
+def test_block_explains_what_is_overwritten(directory: Path) -> None:
+    """Each 224 bytes a region of 32 bytes begins, too: that the header is gone tells."""
+    image, first, second = heap()
+    overrun(image, first)
+    answer = Target.core(image.write(directory / "core")).json("block", hex(first.region(73)))
+    assert answer["block"]["state"] == "unknown"
+    assert f"of the run at {second.address:#x} (32-byte regions) is region 5 there" in answer["explanation"]
+    assert "the run's header is overwritten" in answer["explanation"]
+    assert f"it would be region 73 of the 224-byte run at {first.address:#x}" in answer["explanation"]
+
+
+def test_overwritten_by_somebody_else(directory: Path) -> None:
+    """A header where no region of the run before it would begin: not taken for a run that goes on."""
+    image = Image()
+    before = image.small(12, free={3, 60})
+    image.large(2)
+    second = image.small(2, free={5})
+    image.put(second.address - 100, b"A" * 108)
+    _, findings = findings_of(image, directory)
+    assert [finding.code for finding in findings] == ["overflow"]
+    assert before.address != second.address and findings[0].address == second.address
+
+
+def test_double_frees(directory: Path) -> None:
+    image, first, second = heap()
+    image.caches[11] = [first.region(7), first.region(8), first.region(7)]
+    image.caches[2] = [second.region(5)]
+    _, findings = findings_of(image, directory)
+    assert [(finding.code, finding.address) for finding in sorted(findings, key=lambda one: one.address)] == [
+        ("double-free", first.region(7)), ("double-free", second.region(5))]
+
+
+def test_count_and_bitmap(directory: Path) -> None:
+    """What a double free past the caches leaves: the bit set and cleared, and counted twice."""
+    image, first, _ = heap()
+    image.header(first, image.bin(11), 72, 2)
+    _, findings = findings_of(image, directory)
+    [finding] = findings
+    assert finding.code == "bad-count" and "nfree says 2 free, its bitmap 0" in finding.text
+
+
+def test_page_map_is_damaged(directory: Path) -> None:
+    """The rest of the chunk is read all the same."""
+    image, first, second = heap()
+    image.map_bits(0x9E, 0x4141414141414141)
+    target, findings = findings_of(image, directory)
+    assert {finding.code for finding in findings} == {"bad-link"}
+    assert any(finding.address & ~0xFFF == first.address for finding in findings)
+    assert any(run["address"] == hex(second.address) for run in target.json("runs")["runs"])

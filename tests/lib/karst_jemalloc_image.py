@@ -1,0 +1,131 @@
+"""A heap of jemalloc 3.6 laid out in a core file, by the published layout: include/jemalloc/internal/arena.h
+(arena_chunk_t, arena_chunk_map_t, arena_run_t, arena_bin_t, arena_t) and tcache.h (tcache_t, tcache_bin_t) of
+jemalloc 3.6.0, x86-64, 4 KiB pages, chunks of 4 MiB. No jemalloc is needed to make it."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PAGE = 4096
+CHUNK = 4 << 20
+MAP, MAP_ENTRY, MAP_BIAS = 48, 24, 6  # arena_chunk_t.map, sizeof(arena_chunk_map_t), pages of the header
+ARENA_TCACHES, ARENA_BINS, BIN_SIZE, ARENA_SIZE = 120, 288, 152, 4544
+TCACHE_BINS, TCACHE_BIN_SIZE, TCACHE_CLASSES = 40, 32, 36
+
+# arena_bin_info[]: size of a region, pages of a run, regions of a run; by class.
+CLASSES = {2: (32, 1, 126), 5: (80, 1, 50), 11: (224, 4, 72), 12: (256, 4, 63)}
+
+
+@dataclass
+class Run:
+    address: int
+    class_: int
+    region_size: int
+    regions: int
+    pages: int
+
+    @property
+    def first(self) -> int:
+        return self.address + self.pages * PAGE - self.regions * self.region_size
+
+    def region(self, index: int) -> int:
+        return self.first + index * self.region_size
+
+
+@dataclass
+class Image:
+    chunk: int = 0x7F57D4C00000
+    arena: int = 0x7F57D5000000
+    memory: bytearray = field(default_factory=lambda: bytearray(CHUNK))
+    own: bytearray = field(default_factory=lambda: bytearray(4 * PAGE))
+    next_page: int = MAP_BIAS
+    caches: dict[int, list[int]] = field(default_factory=dict)
+
+    def put(self, address: int, data: bytes) -> None:
+        for start, memory in ((self.chunk, self.memory), (self.arena, self.own)):
+            if start <= address and address + len(data) <= start + len(memory):
+                memory[address - start:address - start + len(data)] = data
+                return
+        raise ValueError(f"{address:#x} is in no part of the image")
+
+    def words(self, address: int, *values: int) -> None:
+        self.put(address, struct.pack(f"<{len(values)}Q", *values))
+
+    def map_bits(self, page: int, bits: int) -> None:
+        self.words(self.chunk + MAP + (page - MAP_BIAS) * MAP_ENTRY + 16, bits)
+
+    def bin(self, class_: int) -> int:
+        return self.arena + ARENA_BINS + class_ * BIN_SIZE
+
+    # ---- runs, one behind the other
+
+    def small(self, class_: int, free: set[int] | None = None) -> Run:
+        """A run of regions, those in free free, the others in use."""
+        free = free or set()
+        size, pages, regions = CLASSES[class_]
+        run = Run(self.chunk + self.next_page * PAGE, class_, size, regions, pages)
+        for page in range(pages):
+            self.map_bits(self.next_page + page, page << 12 | class_ << 4 | 1)
+        bitmap = sum(1 << region for region in free)
+        self.header(run, self.bin(class_), regions, len(free))
+        self.words(run.address + 16, *(bitmap >> 64 * word & 2**64 - 1 for word in range((regions + 63) // 64)))
+        self.next_page += pages
+        return run
+
+    def header(self, run: Run, bin_: int, nextind: int, nfree: int) -> None:
+        self.put(run.address, struct.pack("<QII", bin_, nextind, nfree))
+
+    def large(self, pages: int) -> int:
+        address = self.chunk + self.next_page * PAGE
+        self.map_bits(self.next_page, pages << 12 | 0xFF << 4 | 3)
+        for page in range(1, pages):
+            self.map_bits(self.next_page + page, 0xFF << 4 | 3)
+        self.next_page += pages
+        return address
+
+    def free(self, pages: int, dirty: bool) -> None:
+        bits = pages << 12 | (8 if dirty else 0)
+        self.map_bits(self.next_page, bits)
+        self.map_bits(self.next_page + pages - 1, bits)
+        self.next_page += pages
+
+    # ---- the whole
+
+    def write(self, path: Path) -> Path:
+        if self.next_page < CHUNK // PAGE:
+            self.free(CHUNK // PAGE - self.next_page, dirty=False)
+        self.words(self.chunk, self.arena)
+        self.put(self.arena, struct.pack("<II", 0, 1))
+        tcache = self.arena + 2 * PAGE
+        self.words(self.arena + ARENA_TCACHES, tcache)
+        self.words(tcache, tcache, tcache, 0, self.arena)
+        stack = tcache + TCACHE_BINS + TCACHE_CLASSES * TCACHE_BIN_SIZE
+        for class_ in range(TCACHE_CLASSES):
+            items = self.caches.get(class_, [])
+            at = tcache + TCACHE_BINS + class_ * TCACHE_BIN_SIZE
+            self.put(at + 16, struct.pack("<I", len(items)))
+            self.words(at + 24, stack)
+            if items:
+                self.words(stack, *items)
+            stack += 8 * 20
+        path.write_bytes(core_file([(self.chunk, bytes(self.memory)), (self.arena, bytes(self.own))]))
+        return path
+
+
+def core_file(segments: list[tuple[int, bytes]]) -> bytes:
+    """An ELF core of one thread, whose registers are zeros."""
+    status = bytearray(336)  # struct elf_prstatus
+    struct.pack_into("<i", status, 32, 1000)  # pr_pid
+    note = struct.pack("<III", 5, len(status), 1) + b"CORE\0\0\0\0" + bytes(status)
+    count = 1 + len(segments)
+    header = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 4, 62, 1, 0, 64, 0, 0, 64, 56, count, 0, 0, 0)
+    offset = 64 + 56 * count
+    table = struct.pack("<IIQQQQQQ", 4, 0, offset, 0, 0, len(note), 0, 4)
+    body = note + bytes(-(offset + len(note)) % PAGE)
+    for address, data in segments:
+        at = offset + len(body)
+        table += struct.pack("<IIQQQQQQ", 1, 6, at, address, 0, len(data), len(data), PAGE)
+        body += data
+    return header + table + body
