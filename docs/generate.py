@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +55,14 @@ def command_of(kind: str, build: Path) -> list[str]:
     return [str(build / "docs" / "mailbox"), *(["damaged"] if kind == DAMAGED else [])]
 
 
+def wait_until_asleep(pid: int) -> None:
+    """It says that it is ready a little before it waits."""
+    for _ in range(200):
+        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S":
+            return
+        time.sleep(0.01)
+
+
 @contextmanager
 def waiting(command: list[str]) -> Iterator[tuple[int, int, dict[str, int]]]:
     """A program, waiting: its process, its second thread, and the addresses it prints."""
@@ -66,6 +75,7 @@ def waiting(command: list[str]) -> Iterator[tuple[int, int, dict[str, int]]]:
                 break
             name, address = line.split()
             addresses[name] = int(address, 16)
+        wait_until_asleep(process.pid)
         threads = sorted(int(path.name) for path in Path(f"/proc/{process.pid}/task").iterdir())
         yield process.pid, threads[-1], addresses
     finally:

@@ -35,7 +35,7 @@ def serve(store: Store, wake: threading.Event) -> None:
     def by_title(record: Record) -> str:
         if record.number == 0:
             announce(store)
-            time.sleep(1000)
+            print("ready", flush=True), time.sleep(1000)
         return record.title
 
     sorted(store.kept.values(), key=by_title)
@@ -46,7 +46,6 @@ def announce(store: Store) -> None:
     some = store.kept[7000]
     for name, thing in (("store", store), ("record", some), ("title", some.title), ("text", store.text)):
         print(name, hex(id(thing)))
-    print("ready", flush=True)
 
 
 def main() -> None:

@@ -31,6 +31,8 @@ struct karst_extent {
     uint32_t arena; /* index in the heap's table, KARST_NONE for mapped blocks */
     uint16_t heap;  /* index in the session's table */
     uint8_t kind;
+    /* In the session's table: 1 + the index there of the extent of another heap that it lies in; 0: in none. */
+    size_t outer;
 };
 
 struct karst_arena {

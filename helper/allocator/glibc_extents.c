@@ -229,7 +229,7 @@ static bool add_break(struct glibc_heap *glibc, uint64_t *bytes) {
     if (!end) {
         return true;
     }
-    struct karst_extent extent = {glibc->sbrk_base, end, 0, 0, KARST_EXTENT_BRK};
+    struct karst_extent extent = {.start = glibc->sbrk_base, .end = end, .kind = KARST_EXTENT_BRK};
     uint64_t foreign = 0;
     glibc_walk_chunks(glibc, &extent, count_foreign, &foreign);
     *bytes = end - glibc->sbrk_base - foreign;

@@ -117,6 +117,21 @@ static int compare_extents(const void *a, const void *b) {
     return x->end < y->end ? 1 : x->end > y->end ? -1 : 0;
 }
 
+/* Extents are sorted, larger ones first: those that one lies in as a whole are before it. */
+static void find_outer(struct karst *session) {
+    size_t around = 0; /* 1 + index */
+    for (size_t i = 0; i < session->extent_count; i++) {
+        struct karst_extent *extent = &session->extents[i];
+        while (around && session->extents[around - 1].end <= extent->start) {
+            around = session->extents[around - 1].outer;
+        }
+        bool inside = around && extent->end <= session->extents[around - 1].end &&
+                      extent->heap != session->extents[around - 1].heap;
+        extent->outer = inside ? around : 0;
+        around = inside || !around ? i + 1 : around;
+    }
+}
+
 static bool collect_extents(struct karst *session, struct karst_error *error) {
     size_t total = 0;
     for (size_t i = 0; i < session->heap_count; i++) {
@@ -136,6 +151,7 @@ static bool collect_extents(struct karst *session, struct karst_error *error) {
         }
     }
     qsort(session->extents, total, sizeof *session->extents, compare_extents);
+    find_outer(session);
     return true;
 }
 
@@ -188,17 +204,17 @@ const struct karst_extent *karst_session_extent(const struct karst *session, uin
     size_t low = 0, high = session->extent_count;
     while (low < high) {
         size_t middle = low + (high - low) / 2;
-        if (session->extents[middle].end <= address) {
+        if (session->extents[middle].start <= address) {
             low = middle + 1;
         } else {
             high = middle;
         }
     }
-    /* Extents do not overlap in a healthy target; in a damaged one the first that ends behind address. */
-    if (low < session->extent_count && session->extents[low].start <= address) {
-        return &session->extents[low];
+    /* The last one that begins at or before address, or one around it: the innermost. */
+    while (low > 0 && session->extents[low - 1].end <= address) {
+        low = session->extents[low - 1].outer;
     }
-    return NULL;
+    return low > 0 ? &session->extents[low - 1] : NULL;
 }
 
 bool karst_session_walk(struct karst *session, uint64_t start, uint64_t end, struct karst_sink *sink,

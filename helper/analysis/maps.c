@@ -24,6 +24,7 @@ const char *karst_map_owner_name(enum karst_map_owner owner) {
                                                         "arena tails",
                                                         "heap segments",
                                                         "mapped blocks",
+                                                        "page runs",
                                                         "stacks",
                                                         "guards",
                                                         "shared memory",
@@ -132,12 +133,13 @@ static enum karst_map_owner heap_owner(struct mapper *mapper, struct karst_map *
     static const enum karst_map_owner owners[KARST_EXTENT_KINDS] = {
         [KARST_EXTENT_BRK] = KARST_MAP_BRK,         [KARST_EXTENT_HEAP] = KARST_MAP_ARENA,
         [KARST_EXTENT_SEGMENT] = KARST_MAP_SEGMENT, [KARST_EXTENT_MAPPED] = KARST_MAP_BLOCKS,
-        [KARST_EXTENT_PAGES] = KARST_MAP_ARENA,     [KARST_EXTENT_OWN] = KARST_MAP_ARENA,
+        [KARST_EXTENT_PAGES] = KARST_MAP_PAGES,     [KARST_EXTENT_OWN] = KARST_MAP_PAGES,
     };
     const struct karst *session = mapper->session;
     const struct karst_mapping *mapping = map->mapping;
     uint64_t bytes[KARST_EXTENT_KINDS] = {0}, most = 0;
     enum karst_map_owner owner = KARST_MAP_OWNERS;
+    map->heap = KARST_NONE;
     while (mapper->extent < session->extent_count && session->extents[mapper->extent].end <= mapping->start) {
         mapper->extent++;
     }
@@ -152,6 +154,7 @@ static enum karst_map_owner heap_owner(struct mapper *mapper, struct karst_map *
             if (bytes[extent->kind] > most) {
                 most = bytes[extent->kind];
                 owner = owners[extent->kind];
+                map->heap = extent->heap;
             }
         }
     }

@@ -19,6 +19,7 @@ enum karst_map_owner {
     KARST_MAP_ARENA_TAIL, /* what such a heap has reserved behind */
     KARST_MAP_SEGMENT,    /* other memory that an allocator tiles */
     KARST_MAP_BLOCKS,     /* blocks with mappings of their own */
+    KARST_MAP_PAGES,      /* what an allocator cuts into page runs: jemalloc's chunks, pymalloc's arenas */
     KARST_MAP_STACK,
     KARST_MAP_GUARD,
     KARST_MAP_SHARED,   /* shared memory, shared file mappings */
@@ -54,6 +55,7 @@ struct karst_map {
     const struct karst_thread *thread; /* of a stack, or of the one above a guard; may be NULL */
     const struct karst_module *module; /* may be NULL */
     uint64_t extents;                  /* of allocators, in it or in part */
+    uint32_t heap;                     /* the session's heap that has most of it; KARST_NONE: none */
     uint64_t resident;                 /* bytes; UINT64_MAX: unknown */
 };
 

@@ -80,18 +80,52 @@ static bool take_blocks(struct karst_sink *base, const struct karst_block *block
     return true;
 }
 
+static bool walk_one(struct karst *session, const struct karst_extent *extent, struct find_sink *sink,
+                     struct karst_error *error) {
+    struct karst_heap *heap = session->heaps[extent->heap];
+    struct karst_error own = {0};
+    begin_extent(&sink->sink, extent);
+    if (heap->allocator->walk(heap, extent, &sink->sink, &own) || own.code == KARST_ERROR_NONE) {
+        return true;
+    }
+    if (error) {
+        *error = own;
+    }
+    return false;
+}
+
+/* The block of another heap that the extent lies in. */
+static bool find_outer(struct karst *session, uint64_t address, const struct karst_extent *extent,
+                       struct karst_neighbourhood *found, struct karst_error *error) {
+    struct karst_neighbourhood around = {0};
+    struct find_sink sink = {
+        .sink = {.extent = begin_extent, .blocks = take_blocks}, .address = address, .found = &around};
+    if (!walk_one(session, &session->extents[extent->outer - 1], &sink, error)) {
+        return false;
+    }
+    found->outer = around.block;
+    found->has_outer = around.has_block;
+    return true;
+}
+
 bool karst_find_neighbourhood(struct karst *session, uint64_t address, struct karst_neighbourhood *found,
                               struct karst_error *error) {
     *found = (struct karst_neighbourhood){0};
     struct find_sink sink = {
         .sink = {.extent = begin_extent, .blocks = take_blocks}, .address = address, .found = found};
     uint64_t end = address == UINT64_MAX ? address : address + 1;
+    const struct karst_extent *extent = karst_session_extent(session, address);
     karst_session_begin(session, "looking for the block", 0);
-    if (!karst_session_walk(session, address, end, &sink.sink, error)) {
+    /* Of extents that lie in one another the innermost one says most. */
+    if (extent && extent->outer) {
+        if (!walk_one(session, extent, &sink, error)) {
+            return false;
+        }
+    } else if (!karst_session_walk(session, address, end, &sink.sink, error)) {
         return false;
     }
     if (found->has_block && found->extent) {
-        return true;
+        return !extent || !extent->outer || find_outer(session, address, extent, found, error);
     }
     char place[400];
     if (!karst_target_mapping(session->target, address)) {

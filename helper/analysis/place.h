@@ -12,6 +12,8 @@ struct karst_neighbourhood {
     const struct karst_extent *extent;
     struct karst_block before, block, after;
     bool has_before, has_block, has_after;
+    bool has_outer; /* the extent lies in a block of another heap: */
+    struct karst_block outer;
 };
 /* KARST_ERROR_NOT_FOUND says what address is in if it is in no heap. One walk through one extent. */
 bool karst_find_neighbourhood(struct karst *session, uint64_t address, struct karst_neighbourhood *found,

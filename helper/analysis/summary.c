@@ -109,6 +109,31 @@ static bool make_rows(const struct karst *session, struct karst_summary *summary
     return true;
 }
 
+static void take_off(uint64_t *sum, uint64_t bytes) {
+    *sum -= bytes < *sum ? bytes : *sum;
+}
+
+/* What lies in a block of another heap counts once in all: as what the inner heap says it is, and not as part
+ * of the live block around it. */
+static void count_once(struct karst *session, struct karst_summary_row *total) {
+    for (size_t i = 0; i < session->extent_count; i++) {
+        const struct karst_extent *extent = &session->extents[i];
+        uint64_t bytes = extent->end - extent->start;
+        if (!extent->outer) {
+            continue;
+        }
+        uint64_t resident = karst_target_resident(session->target, extent->start, extent->end);
+        take_off(&total->system_bytes, bytes);
+        take_off(&total->states[KARST_STATE_LIVE].bytes, bytes);
+        if (session->extents[extent->outer - 1].kind == KARST_EXTENT_MAPPED) {
+            take_off(&total->mapped.bytes, bytes);
+        }
+        if (total->resident_bytes != UINT64_MAX && resident != UINT64_MAX) {
+            take_off(&total->resident_bytes, resident);
+        }
+    }
+}
+
 bool karst_summarize(struct karst *session, struct karst_summary *summary, struct karst_error *error) {
     *summary = (struct karst_summary){0};
     if (!make_rows(session, summary)) {
@@ -130,6 +155,7 @@ bool karst_summarize(struct karst *session, struct karst_summary *summary, struc
         }
         add_row(&summary->total, &summary->heaps[i]);
     }
+    count_once(session, &summary->total);
     return true;
 }
 

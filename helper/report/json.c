@@ -54,6 +54,8 @@ json_t *karst_json_text(const char *text) {
     for (size_t i = 0; i < size;) {
         uint32_t character = 0;
         size_t length = karst_utf8_decode(text + i, size - i, &character);
+        /* DEL is the one control character that JSON writers leave as it is. */
+        length = character == 0x7f ? 0 : length;
         memcpy(valid + used, length ? text + i : replacement, length ? length : 3);
         used += length ? length : 3;
         i += length ? length : 1;

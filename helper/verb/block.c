@@ -7,6 +7,7 @@
 #include "block_row.h"
 #include "content.h"
 #include "marker_report.h"
+#include "nested.h"
 #include "place.h"
 #include "verb.h"
 #include "verbs.h"
@@ -141,6 +142,9 @@ static bool find(struct karst_call *call, struct report *report) {
         !heap->allocator->describe(heap, &report->place.block, &report->facts, call->error)) {
         return false;
     }
+    if (!karst_describe_nested(call->session, &report->place.block, &report->facts)) {
+        return karst_fail_memory(call->error);
+    }
     if (!karst_describe_content(call->session, &report->place.block, report->asked, &report->facts,
                                 call->error)) {
         return false;
@@ -253,6 +257,13 @@ static void write_text(struct karst_call *call, const struct report *report) {
                 karst_arena_text(call->session, block->heap, block->arena).text);
     karst_print(writer, ", %s 0x%" PRIx64 " to 0x%" PRIx64 "\n", karst_extent_kind_name(extent->kind),
                 extent->start, extent->end);
+    if (report->place.has_outer) {
+        const struct karst_block *outer = &report->place.outer;
+        write_label(writer, "within");
+        karst_print(writer, "%s block ", call->session->heaps[outer->heap]->name);
+        karst_print_address(writer, outer->address);
+        karst_print(writer, ", %s bytes\n", karst_count_text(outer->size).text);
+    }
     if (block->bin < heap->bin_count) {
         write_label(writer, "bin");
         karst_print(writer, "%s\n", heap->bins[block->bin].name);
@@ -322,6 +333,8 @@ static void write_json(struct karst_call *call, const struct report *report) {
                    place->has_before ? karst_block_json(call, &place->before) : json_null());
     karst_json_set(writer, root, "after",
                    place->has_after ? karst_block_json(call, &place->after) : json_null());
+    karst_json_set(writer, root, "within",
+                   place->has_outer ? karst_block_json(call, &place->outer) : json_null());
     karst_json_set(writer, root, "extent", extent);
     karst_json_set(writer, root, "facts", facts_json(writer, &report->facts));
     karst_json_set_text(writer, root, "explanation", *report->explanation ? report->explanation : NULL);
@@ -358,8 +371,8 @@ const struct karst_verb karst_verb_block = {
         "`blocks`, "
         "and start, mapped), \"before\", \"after\" (blocks or null), \"extent\": {\"start\", \"end\", "
         "\"kind\"}, \"facts\": [{\"name\", \"address\", \"text\"}], \"explanation\" (why the address is no "
-        "block's start, or null), \"content\" (or null), \"bytes\" (hex), "
-        "\"target\"}.",
+        "block's start, or null), \"content\" (or null), \"within\" (the block "
+        "of another allocator that the extent lies in, or null), \"bytes\" (hex), \"target\"}.",
     .arguments = arguments,
     .options = options,
     .needs = KARST_NEEDS_BINS,

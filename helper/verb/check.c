@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "marker_report.h"
+#include "nested.h"
 #include "verb.h"
 #include "verbs.h"
 
@@ -24,7 +25,7 @@ static void check_extents(const struct karst *session, struct karst_findings *fi
     const struct karst_extent *reaching = NULL; /* of those before, the one that ends last */
     for (size_t i = 0; i < session->extent_count; i++) {
         const struct karst_extent *extent = &session->extents[i];
-        if (reaching && extent->start < reaching->end && extent->heap != reaching->heap) {
+        if (reaching && extent->start < reaching->end && extent->heap != reaching->heap && !extent->outer) {
             uint64_t end = extent->end < reaching->end ? extent->end : reaching->end;
             karst_findings_add(findings, KARST_FINDING_OVERLAP, KARST_SEVERITY_CORRUPT, extent->heap,
                                extent->start, end - extent->start,
@@ -48,6 +49,9 @@ static bool check(struct karst *session, struct karst_findings *findings, struct
         }
     }
     check_extents(session, findings);
+    if (!karst_check_nested(session, findings, error)) {
+        return false;
+    }
     if (!karst_marker_check(session, findings, error)) {
         return false;
     }

@@ -27,7 +27,9 @@ static void permissions_text(const struct karst_mapping *mapping, char text[5]) 
 }
 
 /* The mapping's file, or which of many it is. */
-static void detail_text(const struct karst_map *map, bool whole_path, char *text, size_t size) {
+static void detail_text(const struct karst *session, const struct karst_map *map, bool whole_path, char *text,
+                        size_t size) {
+    const struct karst_heap *heap = map->heap < session->heap_count ? session->heaps[map->heap] : NULL;
     const char *name = map->mapping->name && *map->mapping->name ? map->mapping->name
                        : map->module                             ? map->module->path
                                                                  : NULL;
@@ -37,8 +39,10 @@ static void detail_text(const struct karst_map *map, bool whole_path, char *text
     } else if (name) {
         const char *slash = whole_path ? NULL : strrchr(name, '/');
         snprintf(text, size, "%s", slash ? slash + 1 : name);
-    } else if (map->extents > 1) {
-        snprintf(text, size, "%s of them", karst_count_text(map->extents).text);
+    } else if (heap && map->extents > 1) {
+        snprintf(text, size, "%s, %s of them", heap->name, karst_count_text(map->extents).text);
+    } else if (heap) {
+        snprintf(text, size, "%s", heap->name);
     } else {
         *text = '\0';
     }
@@ -48,7 +52,7 @@ static void write_row(struct listing *listing, const struct karst_map *map) {
     struct karst_table *table = listing->table;
     char permissions[5], detail[400];
     permissions_text(map->mapping, permissions);
-    detail_text(map, listing->wide, detail, sizeof detail);
+    detail_text(listing->call->session, map, listing->wide, detail, sizeof detail);
     karst_table_address(table, map->mapping->start);
     if (listing->wide) {
         karst_table_address(table, map->mapping->end);
@@ -76,6 +80,7 @@ static json_t *key_json(const char *name) {
 }
 
 static void append_mapping(struct listing *listing, const struct karst_map *map) {
+    const struct karst *session = listing->call->session;
     struct karst_writer *writer = &listing->call->writer;
     char permissions[5];
     permissions_text(map->mapping, permissions);
@@ -91,6 +96,8 @@ static void append_mapping(struct listing *listing, const struct karst_map *map)
     karst_json_set(writer, one, "thread", map->thread ? json_integer(map->thread->tid) : json_null());
     karst_json_set_text(writer, one, "module", map->module ? map->module->path : NULL);
     karst_json_set_number(writer, one, "extents", map->extents);
+    karst_json_set_text(writer, one, "allocator",
+                        map->heap < session->heap_count ? session->heaps[map->heap]->name : NULL);
     karst_json_append(writer, listing->list, one);
 }
 
@@ -275,12 +282,13 @@ const struct karst_verb karst_verb_maps = {
             "A process may have no more mappings than vm.max_map_count; then mmap, and so malloc, fails "
             "though memory "
             "is left. The second table tells why each mapping is one of its own.",
-    .json = "{\"mappings\", \"bytes\", \"resident_bytes\", \"limit\" (vm.max_map_count), \"limit_known\" "
-            "(false: the kernel's default is taken), "
-            "\"owners\": [{\"owner\", \"mappings\", \"bytes\", \"resident_bytes\"}], \"reasons\": "
-            "[{\"reason\", \"mappings\"}], \"gap_bytes\", \"target\"}; with --list also "
-            "\"list\": [{\"start\", \"end\", \"bytes\", \"permissions\", \"name\", \"resident_bytes\", "
-            "\"owner\", \"reason\", \"thread\", \"module\", \"extents\"}].",
+    .json =
+        "{\"mappings\", \"bytes\", \"resident_bytes\", \"limit\" (vm.max_map_count), \"limit_known\" "
+        "(false: the kernel's default is taken), "
+        "\"owners\": [{\"owner\", \"mappings\", \"bytes\", \"resident_bytes\"}], \"reasons\": "
+        "[{\"reason\", \"mappings\"}], \"gap_bytes\", \"target\"}; with --list also "
+        "\"list\": [{\"start\", \"end\", \"bytes\", \"permissions\", \"name\", \"resident_bytes\", "
+        "\"owner\", \"reason\", \"thread\", \"module\", \"extents\", \"allocator\" (that has most of it)}].",
     .options = maps_options,
     .needs = KARST_NEEDS_TARGET,
     .run = run,

@@ -1,5 +1,6 @@
 #include <inttypes.h>
 
+#include "nested.h"
 #include "rows.h"
 #include "verb.h"
 #include "verbs.h"
@@ -126,6 +127,14 @@ static void write_heap(struct karst_call *call, struct karst_heap *heap,
     }
     karst_print_title(&call->writer, "%s %s: %zu arena%s%s", heap->name, heap->version, heap->arena_count,
                       karst_plural(heap->arena_count), attached);
+    struct karst_nested_count nested = karst_count_nested(call->session, heap);
+    if (nested.extents) {
+        karst_print(
+            &call->writer,
+            "%s of it in %s extent%s within blocks of another allocator: `all` counts each byte once\n",
+            karst_size_text(&call->writer, nested.bytes).text, karst_count_text(nested.extents).text,
+            karst_plural(nested.extents));
+    }
     write_row(call, row);
     write_figures(&call->writer, heap);
 }
@@ -172,6 +181,7 @@ static void write_json(struct karst_call *call, const struct karst_summary *summ
         karst_json_set_number(writer, one, "threads", attached_threads(heap));
         karst_json_set_flag(writer, one, "in_flux", heap->in_flux);
         karst_row_set_json(writer, one, &summary->heaps[i]);
+        karst_json_set_number(writer, one, "nested_bytes", karst_count_nested(call->session, heap).bytes);
         karst_json_set(writer, one, "own", figures_json(writer, call->session->heaps[i]));
         karst_json_append(writer, heaps, one);
         arenas += heap->arena_count;
@@ -213,7 +223,7 @@ const struct karst_verb karst_verb_summary = {
             "largest free part in one piece. `karst holes` tells more of them.",
     .json =
         "{\"allocators\": [...], \"total\", \"target\"}. Each of allocators has name, version, arenas, "
-        "threads, in_flux "
+        "threads, nested_bytes (in blocks of other allocators; total counts each byte once), in_flux "
         "(somebody was inside), own (totals as the allocator itself counts them, by the names it gives them: "
         "jemalloc's allocated, active, metadata, mapped, retained) and, as has total: "
         "extents, system_bytes; live, cached, free, top, metadata, unknown, mapped: {\"blocks\", "

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from karst_python_objects import assert_objects_each_way, assert_pools_each_way
+from karst_python_objects import assert_nested_arenas, assert_objects_each_way, assert_pools_each_way
 from karst_python_stacks import assert_locals, assert_stacks_alive_and_from_core
 from karst_pythons import Python, other_pythons
 
@@ -31,6 +31,11 @@ def test_pools(python: Python, directory: Path) -> None:
 @each_python
 def test_objects(python: Python, directory: Path) -> None:
     assert_objects_each_way(python, directory)
+
+
+@each_python
+def test_nested_arenas(python: Python, directory: Path) -> None:
+    assert_nested_arenas(python, directory)
 
 
 def test_there_are_others() -> None:

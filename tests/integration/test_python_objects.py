@@ -6,7 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from karst_command import Target
-from karst_python_objects import assert_objects_each_way, assert_pools_each_way, mallocstats
+from karst_python_objects import (
+    assert_nested_arenas,
+    assert_objects_each_way,
+    assert_pools_each_way,
+    mallocstats,
+)
 from karst_pythons import system_python
 
 
@@ -16,6 +21,10 @@ def test_pools(directory: Path) -> None:
 
 def test_objects(directory: Path) -> None:
     assert_objects_each_way(system_python(), directory)
+
+
+def test_nested_arenas(directory: Path) -> None:
+    assert_nested_arenas(system_python(), directory)
 
 
 def test_debug_hooks(directory: Path) -> None:

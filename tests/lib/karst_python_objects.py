@@ -143,3 +143,29 @@ def assert_objects_each_way(python: Python, directory: Path) -> None:
         for target in each_way(program):
             assert_types(target, program)
             assert_single_objects(target, program, python)
+
+
+def assert_nested_arenas(python: Python, directory: Path) -> None:
+    """Arenas that lie in blocks of glibc: each byte counts once, and each allocator names what it has."""
+    with python.running("nested_arenas.py", directory) as program:
+        kept = int(program.wait_line("kept").split()[1], 16)
+        for target in each_way(program):
+            answer = target.json("summary")
+            glibc, pymalloc, total = *answer["allocators"], answer["total"]
+            assert (glibc["name"], pymalloc["name"]) == ("glibc", "pymalloc")
+            assert pymalloc["nested_bytes"] > pymalloc["system_bytes"] / 2 and glibc["nested_bytes"] == 0
+            both = glibc["system_bytes"] + pymalloc["system_bytes"]
+            assert total["system_bytes"] == both - pymalloc["nested_bytes"]
+            states = ("live", "cached", "free", "top", "metadata", "unknown")
+            assert sum(total[state]["bytes"] for state in states) == total["system_bytes"]
+            healthy, findings = target.check()
+            assert healthy, findings
+
+            block = target.json("block", hex(kept))
+            assert block["block"]["allocator"] == "pymalloc" and block["within"]["allocator"] == "glibc"
+            outer = int(block["within"]["address"], 16)
+            assert outer <= kept < outer + block["within"]["size"]
+            around = target.json("block", hex(outer - 8))
+            assert around["block"]["allocator"] == "glibc" and around["within"] is None
+            assert [fact["text"] for fact in around["facts"] if fact["name"] == "is"] == [
+                f"pages of pymalloc {python.version}, {pymalloc['system_bytes'] // pymalloc['extents']} bytes"]
