@@ -63,11 +63,17 @@ docs-demo: demo
 	$(PYTHON) docs/generate.py --build $(BUILD) --demo
 
 # GDB reads what lies in /etc/gdb/gdbinit.d when it starts; PREFIX elsewhere: source .../gdb/karst.py yourself.
+# drgn (0.0.31 and newer) finds plugins by the entry points of Python's packages; elsewhere: docs/drgn.md.
 .PHONY: install uninstall
 SCRIPTS   := $(shell find gdb drgn helper/python -name '*.py' 2>/dev/null)
 PAGES     := README.md $(shell find docs -name '*.md' -o -name '*.png' -o -name '*.svg')
 SHARE      = $(DESTDIR)$(PREFIX)/share
 GDB_START := $(if $(filter /usr /usr/local,$(PREFIX)),$(DESTDIR)/etc/gdb/gdbinit.d/karst.gdb)
+SITE_/usr       = /usr/lib/python3/dist-packages
+SITE_/usr/local = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+SITE           := $(if $(SITE_$(PREFIX)),$(DESTDIR)$(SITE_$(PREFIX)))
+PACKAGE_INFO    = $(SITE)/karst_drgn-$(VERSION).dist-info
+VERSION         = $(shell sed -n 's/^\#define KARST_VERSION "\(.*\)"/\1/p' helper/include/karst.h)
 
 install: all
 	install -D -m 755 $(BUILD)/karst $(DESTDIR)$(PREFIX)/bin/karst
@@ -81,11 +87,17 @@ ifneq ($(GDB_START),)
 	@mkdir -p $(dir $(GDB_START))
 	echo 'source $(PREFIX)/share/karst/gdb/karst.py' > $(GDB_START)
 endif
+ifneq ($(SITE),)
+	@mkdir -p $(PACKAGE_INFO)
+	ln -sfn $(PREFIX)/share/karst/drgn/karst_drgn $(SITE)/karst_drgn
+	printf '[drgn.plugins]\nkarst = karst_drgn.plugin\n' > $(PACKAGE_INFO)/entry_points.txt
+	printf 'Metadata-Version: 2.1\nName: karst_drgn\nVersion: $(VERSION)\n' > $(PACKAGE_INFO)/METADATA
+endif
 	@[ -n "$(DESTDIR)" ] || ldconfig 2>/dev/null || true
 
 uninstall:
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,bin/karst lib/libkarst.so lib/libkarst-preload.so include/karst.h include/karst-abi.h) $(GDB_START)
-	rm -rf $(SHARE)/karst $(SHARE)/doc/karst
+	rm -rf $(SHARE)/karst $(SHARE)/doc/karst $(if $(SITE),$(SITE)/karst_drgn $(SITE)/karst_drgn-*.dist-info)
 
 clean:
 	rm -rf $(BUILD)

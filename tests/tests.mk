@@ -1,5 +1,5 @@
 # Building and running the tests; included by the Makefile.
-TEST_PACKAGES := g++ gdbserver libjemalloc2 libc6-dbg gdb python3-pytest git perl xz-utils sqlite3
+TEST_PACKAGES := g++ gdbserver libjemalloc2 libc6-dbg gdb python3-pytest python3-drgn git perl xz-utils sqlite3
 
 TEST_BUILD    := $(BUILD)/tests
 TEST_CFLAGS   := -std=gnu11 -O1 -g -Wall -Wextra -Werror -Wshadow -D_GNU_SOURCE -pthread
@@ -66,6 +66,7 @@ test-jemalloc: all test-programs
 # time. KARST_PYTHONS=PATH:PATH names more Pythons to look into.
 DISTROS          := bullseye trixie sid
 GDB_DISTROS      := bullseye trixie
+DRGN_DISTROS     := trixie sid
 PYTHONS          := bullseye-3.9 trixie-3.13 sid-3.14
 OLD_PROGRAMS     := $(addprefix $(BUILD)/distros/bullseye/programs/,ledger catalogue)
 CATALOGUE_PIECES := $(patsubst tests/corruption/%.c,$(TEST_BUILD)/old/%.o,$(wildcard tests/corruption/*.c))
@@ -82,6 +83,12 @@ test-distros: deps
 	    echo "GDB of Debian $$suite"; \
 	    KARST_BUILD=$(abspath $(BUILD)) KARST_GDB=$(abspath $(BUILD))/distros/gdb-$$suite/gdb \
 	        $(PYTHON) -m pytest -p no:cacheprovider $(PYTEST_ARGUMENTS) tests/gdb || exit; \
+	done
+	@for suite in $(DRGN_DISTROS); do \
+	    tests/distros/get-drgn $$suite $(BUILD)/distros/drgn-$$suite || exit; \
+	    echo "drgn of Debian $$suite"; \
+	    KARST_BUILD=$(abspath $(BUILD)) KARST_DRGN=$(abspath $(BUILD))/distros/drgn-$$suite/drgn \
+	        $(PYTHON) -m pytest -p no:cacheprovider $(PYTEST_ARGUMENTS) tests/integration/test_drgn.py || exit; \
 	done
 
 # 2.31 lacks symbol versions that the system's libc has: what runs on it is linked with it.

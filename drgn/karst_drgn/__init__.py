@@ -3,8 +3,9 @@ karst in drgn: the heaps of any program, and what only a kernel knows of a proce
 
 .. code-block:: python3
 
-    from karst_drgn import for_each_heap_arena, heap_holes, mm_rss
+    from karst_drgn import for_each_heap_arena, heap_holes, karst, mm_rss
 
+    karst(prog, "summary")                                      # as on the command line
     for arena in for_each_heap_arena(prog):                     # a core or a live process
         print(arena.name, arena.live.bytes, arena.free.bytes)
     print(heap_holes(find_task(prog, 4711), limit=3))           # a task in a vmcore
@@ -26,6 +27,7 @@ if find_spec("karst_engine") is None:  # beside the source tree, or where `make 
 
 from karst_engine import KarstError
 
+from karst_drgn.commands import karst
 from karst_drgn.gcore import Written, write_core
 from karst_drgn.heap import (HeapArena, HeapBlock, HeapFinding, HeapHole, HeapPin, HeapTotal, find_heap_block,
                              for_each_heap_arena, for_each_heap_block, heap_check, heap_chunk, heap_holes, heap_json,
@@ -39,6 +41,6 @@ __all__ = (
     "HeapArena", "HeapBlock", "HeapFinding", "HeapHole", "HeapPin", "HeapTotal", "KarstError", "MmRss", "Residency",
     "RssCounter", "RssSources", "TaskRss", "Vma", "Written", "find_heap_block", "for_each_heap_arena",
     "for_each_heap_block", "for_each_task_rss", "heap_check", "heap_chunk", "heap_holes", "heap_json", "heap_pins",
-    "heap_total", "mm_rss", "rss_sources", "set_core", "task_of", "task_residency", "task_rss", "task_vmas",
+    "heap_total", "karst", "mm_rss", "rss_sources", "set_core", "task_of", "task_residency", "task_rss", "task_vmas",
     "visit_heap_blocks", "write_core",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -170,3 +171,11 @@ def run(prog: Callable[[], Program], words: Sequence[str]) -> int:
         print(f"karst: {' '.join(str(error).split())}", file=sys.stderr)
     return _NOT_ANSWERED
 
+
+def karst(prog: Program, line: str) -> int:
+    """
+    Answers as the command line would: ``karst(prog, "holes --limit 3")``.
+
+    :return: The exit status: 0 done and healthy, 1 ``check`` found something, 2 not answered.
+    """
+    return run(lambda: prog, shlex.split(line))

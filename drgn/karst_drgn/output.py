@@ -73,8 +73,10 @@ class Writer:
             sys.stdout.flush()
         except BrokenPipeError:
             self.closed = True
-        if self.closed:  # what is left would be written, and fail, when Python ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if self.closed:  # what is left would be written, and fail, when the file is closed
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
 
     def line(self, text: str = "", style: Style = Style.PLAIN) -> None:
         self.write(style, text)

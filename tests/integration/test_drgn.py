@@ -12,7 +12,7 @@ import pytest
 from karst_command import TESTS, Target
 from karst_drgn import DRGN, SCRIPT, DrgnTarget, drgn, run_script
 from karst_heaps import HEAPS, start
-from karst_ledger import compare, read_ledger
+from karst_ledger import read_ledger
 from karst_libcs import SYSTEM
 from karst_programs import core_of, started
 
@@ -186,3 +186,31 @@ print(first["live"]["blocks"], heap_total(prog)["live"]["blocks"])
     blocks = [Target("-c", path).json("summary")["total"]["live"]["blocks"] for path in (other, core)]
     assert text.splitlines()[-1].split() == list(map(str, blocks))
     assert "several cores are open" in text or len(text.splitlines()) == 1
+
+
+def test_plugin(core: Path, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`%karst VERB`, and run_command(), where drgn has commands; that a plugin can be loaded, where it has plugins."""
+    monkeypatch.setenv("PYTHONPATH", str(SCRIPT.parent))
+    monkeypatch.setenv("DRGN_PLUGINS", "karst=karst_drgn.plugin")
+    script = directory / "commands.py"
+    script.write_text("""
+import sys
+try:
+    from drgn.commands import run_command
+except ImportError:
+    print("none", "karst_drgn.plugin" in sys.modules)
+    sys.exit()
+print(run_command(prog, "karst summary"))
+run_command(prog, "karst summary | head -n 1")
+print(run_command(prog, "karst frob"))
+""")
+    done = drgn("-c", core, script)
+    assert done.returncode == 0 and "failed to load" not in done.stderr, done.stderr
+    if done.stdout.startswith("none"):
+        has_plugins = not done.stdout.startswith("none False")
+        version = re.search(r"0\.0\.(\d+)", drgn("--version").stdout)
+        assert version and has_plugins == (int(version[1]) >= 31)
+        return
+    text = Target("-c", core).run("summary").stdout
+    assert done.stdout == f"{text}None\n{text.splitlines()[0]}\n2\n"
+    assert done.stderr == "karst: no verb 'frob'; the verbs are listed by --help\n"

@@ -1,7 +1,9 @@
 """make install, make uninstall, and the program of docs/c-api.md against what was installed."""
+import importlib.metadata
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -44,6 +46,10 @@ def test_installed_parts_work_together_and_go_again(tmp_path: Path) -> None:
                  "-ex", f"core-file {core}", "-ex", "karst summary --json")
     assert f'"system_bytes":{told["system_bytes"]}' in in_gdb
 
+    if shutil.which("drgn"):
+        in_drgn = run("drgn", "-q", "-c", core, prefix / "share/karst/drgn/karst.py", "summary", "--json")
+        assert json.loads(in_drgn)["total"] == told
+
     make("uninstall", f"PREFIX={prefix}")
     assert [path for path in prefix.rglob("*") if path.is_file()] == []
 
@@ -54,3 +60,11 @@ def test_a_package_is_laid_out_below_destdir(tmp_path: Path) -> None:
     start = tmp_path / "etc/gdb/gdbinit.d/karst.gdb"
     assert start.read_text(encoding="utf-8") == "source /usr/share/karst/gdb/karst.py\n"
     assert (tmp_path / "usr/share/karst/gdb/karst.py").exists()
+    information = list((tmp_path / "usr/lib/python3/dist-packages").glob("karst_drgn-*.dist-info"))
+    assert len(information) == 1
+    found = importlib.metadata.Distribution.at(information[0])
+    assert [(one.group, one.name, one.value) for one in found.entry_points] == \
+        [("drgn.plugins", "karst", "karst_drgn.plugin")]
+    assert os.readlink(tmp_path / "usr/lib/python3/dist-packages/karst_drgn") == "/usr/share/karst/drgn/karst_drgn"
+    make("uninstall", "PREFIX=/usr", f"DESTDIR={tmp_path}")
+    assert [path for path in tmp_path.rglob("*") if not path.is_dir() or path.is_symlink()] == []
