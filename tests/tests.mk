@@ -1,5 +1,5 @@
 # Building and running the tests; included by the Makefile.
-TEST_PACKAGES := g++ gdbserver libjemalloc2 libc6-dbg gdb python3-pytest python3-drgn git perl xz-utils sqlite3
+TEST_PACKAGES := g++ libtcmalloc-minimal4 libmimalloc2.0 strace gdbserver libjemalloc2 libc6-dbg gdb python3-pytest python3-drgn git perl xz-utils sqlite3
 
 TEST_BUILD    := $(BUILD)/tests
 TEST_CFLAGS   := -std=gnu11 -O1 -g -Wall -Wextra -Werror -Wshadow -D_GNU_SOURCE -pthread

@@ -1,5 +1,5 @@
 # Speed, sanitizers, damaged cores, fuzzing, lint: what proves more than `make test` has time for.
-.PHONY: asan bench test-mutated fuzz lint
+.PHONY: asan bench bench-preload test-mutated fuzz lint
 
 # ---- speed: BLOCKS=300000 for a quick look -------------------------------------------------------
 BLOCKS ?= 12000000
@@ -20,6 +20,17 @@ $(BUILD)/bench/count_blocks: $(BUILD)/tests/bench/count_blocks.o $(BUILD)/libkar
 bench: $(BUILD)/karst $(addprefix $(BUILD)/bench/,make_core bare_loop count_blocks)
 	$(PYTHON) tests/bench/bench.py --karst $(BUILD)/karst --tools $(BUILD)/bench --directory $(BUILD)/bench \
 	    --blocks $(BLOCKS) --rounds $(ROUNDS)
+
+# What the preload library costs a call; EVENTS=2000000 ROUNDS=3 for a quick look.
+EVENTS ?= 20000000
+
+$(BUILD)/bench/call_cost: $(BUILD)/tests/bench/call_cost.o
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -pthread
+
+bench-preload: all $(BUILD)/bench/call_cost
+	$(PYTHON) tests/bench/bench_preload.py --karst $(BUILD)/karst --program $(BUILD)/bench/call_cost \
+	    --rounds $(ROUNDS) --events $(EVENTS)
 
 # ---- sanitizers: the same sources again in a directory of their own ------------------------------
 SANITIZED := $(BUILD)/asan

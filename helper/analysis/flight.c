@@ -109,8 +109,23 @@ static bool take_record(struct karst_record record, struct karst_record wide,
     return true;
 }
 
-/* The events of one group, which lie between its clock and that of the next one. The last group's are taken
- * to lie as close together as those before: spacing. */
+/* The events from first on lie between two clocks. Where the second one is not there, they are taken to lie
+ * as close together as those before: spacing. */
+static void date_events(struct karst_flight_ring *ring, size_t first, uint64_t ticks, uint64_t next_ticks,
+                        uint64_t *spacing) {
+    size_t count = ring->count - first;
+    if (next_ticks != UINT64_MAX && count) {
+        *spacing = next_ticks > ticks ? (next_ticks - ticks) / count : 0;
+    }
+    for (size_t i = 0; i < count; i++) {
+        struct karst_flight_event *event = &ring->events[first + i];
+        event->earliest = ticks;
+        event->latest = next_ticks;
+        event->guess = ticks + *spacing * i;
+    }
+}
+
+/* The events of one group. */
 static bool take_group(struct karst_flight_ring *ring, uint32_t number, const uint8_t *group,
                        uint64_t next_ticks, uint64_t *spacing) {
     size_t first = ring->count;
@@ -122,30 +137,27 @@ static bool take_group(struct karst_flight_ring *ring, uint32_t number, const ui
         if (kind == KARST_EVENT_NONE) {
             break;
         }
-        if (kind == KARST_EVENT_WIDE) {
+        if (kind == KARST_EVENT_CLOCK) {
+            uint64_t here = record.first & TICKS_MASK;
+            date_events(ring, first, ticks, here, spacing);
+            first = ring->count;
+            ticks = here;
+        } else if (kind == KARST_EVENT_WIDE) {
             wide = record;
-            continue;
+        } else {
+            struct karst_flight_event *event = add_event(ring);
+            if (!event) {
+                return false;
+            }
+            if (take_record(record, wide, event)) {
+                event->ring = number;
+            } else {
+                ring->count--;
+            }
+            wide = (struct karst_record){0, 0};
         }
-        struct karst_flight_event *event = add_event(ring);
-        if (!event) {
-            return false;
-        }
-        if (!take_record(record, wide, event)) {
-            ring->count--;
-        }
-        wide = (struct karst_record){0, 0};
     }
-    size_t count = ring->count - first;
-    if (next_ticks != UINT64_MAX && count) {
-        *spacing = next_ticks > ticks ? (next_ticks - ticks) / count : 0;
-    }
-    for (size_t i = 0; i < count; i++) {
-        struct karst_flight_event *event = &ring->events[first + i];
-        event->ring = number;
-        event->earliest = ticks;
-        event->latest = next_ticks;
-        event->guess = ticks + *spacing * i;
-    }
+    date_events(ring, first, ticks, next_ticks, spacing);
     return true;
 }
 
@@ -404,7 +416,7 @@ static bool fits(const struct known *known, const struct karst_flight_event *eve
     return address == 0 || known_state(known, address) != (takes ? TAKEN : GIVEN_BACK);
 }
 
-/* The rings that have events left, as a heap: the one whose next event was earliest by guess first. */
+/* The rings that have events left, as a heap: by the last clock before the next event, see karst-abi.h. */
 struct queue {
     struct karst_flight *flight;
     uint32_t *rings;
@@ -418,7 +430,10 @@ static const struct karst_flight_event *head_of(const struct queue *queue, size_
 
 static bool before(const struct queue *queue, size_t a, size_t b) {
     const struct karst_flight_event *x = head_of(queue, a), *y = head_of(queue, b);
-    return x->guess != y->guess ? x->guess < y->guess : queue->rings[a] < queue->rings[b];
+    if (x->earliest != y->earliest) {
+        return x->earliest < y->earliest;
+    }
+    return queue->rings[a] < queue->rings[b];
 }
 
 static void swap(struct queue *queue, size_t a, size_t b) {
@@ -441,8 +456,9 @@ static void sink_down(struct queue *queue, size_t at) {
     }
 }
 
-/* Which ring's event comes next: the earliest by guess that fits what is known. An event that does not fit
- * waits for others that may have come before it. Where none fits, history was lost: the earliest. */
+/* Which ring's event comes next: the first by its clock. If it does not fit what is known of its address (two
+ * threads met the same place of recorder_tags within nanoseconds, or a ring lost its past), others that may
+ * have come before it and do fit go first. Where none fits, history was lost: the first by its clock. */
 static size_t choose(const struct queue *queue, const struct known *known, bool *fitting) {
     *fitting = fits(known, head_of(queue, 0));
     if (*fitting) {

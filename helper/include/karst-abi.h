@@ -199,9 +199,14 @@ struct karst_footer {
 
 /* One ring for each thread: a header of KARST_RING_HEADER bytes, then groups of KARST_GROUP_BYTES. Rings
  * are private memory, or files of the recorder's directory (karst-PID-N.ring) that are the same byte for
- * byte. A group begins with a clock record; the records behind it are 16 bytes each, until the group's end or
- * the first one whose kind is 0. The group with the highest number is the newest; its successor in the ring,
- * if it is not 0, the oldest. */
+ * byte. A group begins with a clock record; the records behind it are 16 bytes each, until the
+ * group's end or the first one whose kind is 0. The group with the highest number is the newest; its
+ * successor in the ring, if it is not 0, the oldest.
+ *
+ * Order: an event is not before the last clock record ahead of it in its ring. A thread that meets a page of
+ * memory which another thread's event was last about takes the clock first, so that of two events about one
+ * address the earlier one always has the earlier clock: all events of all threads, sorted by their clocks and
+ * within a thread by their places, are in an order that happened. */
 #define KARST_RING_MAGIC   UINT64_C(0x31474e5254535241)
 #define KARST_RING_HEADER  4096u
 #define KARST_GROUP_BYTES  512u
@@ -209,7 +214,7 @@ struct karst_footer {
 
 enum karst_event_kind {
     KARST_EVENT_NONE,
-    KARST_EVENT_CLOCK,    /* first of a group: the clock's ticks; second word: number of the group, from 1 */
+    KARST_EVENT_CLOCK,    /* the clock's ticks; second word: number of the group, from 1 */
     KARST_EVENT_ALLOCATE, /* a block was handed out; address 0: the request failed. Recorded after the call */
     KARST_EVENT_FREE,     /* about to be freed. Recorded before the call */
     KARST_EVENT_MOVE,     /* about to be handed to realloc; size: what is asked for now. Before the call; the

@@ -175,7 +175,11 @@ bool module_at(uint64_t address, struct module *module) {
 bool module_named(const char *name, struct module *module) {
     size_t length = strlen(name);
     for (const struct link_map *map = first_module(); map; map = map->l_next) {
-        const char *path = map->l_name ? map->l_name : "";
+        char program[256] = "";
+        if (map == first_module()) {
+            system_program(program, sizeof program);
+        }
+        const char *path = map == first_module() ? program : map->l_name ? map->l_name : "";
         size_t have = strlen(path);
         if (have >= length && strcmp(path + have - length, name) == 0 &&
             (have == length || path[have - length - 1] == '/')) {
@@ -231,8 +235,13 @@ void module_symbolize(struct karst_line *line, uint64_t address) {
     }
     uint64_t offset = 0;
     const char *name = nearest_name(module.dynamic, address, &offset);
+    char program[256] = "";
+    if (!*module.path) {
+        system_program(program, sizeof program);
+        module.path = program;
+    }
     const char *slash = strrchr(module.path, '/');
-    const char *file = slash ? slash + 1 : *module.path ? module.path : "the program";
+    const char *file = slash ? slash + 1 : module.path;
     karst_line_add(line, " (");
     if (name) {
         karst_line_add(line, name);

@@ -25,7 +25,7 @@ bool next_find(void) {
     FIND(malloc, "malloc");
     allocator = where;
     next_frees_at_zero =
-        module_export(&allocator, "__libc_malloc") || module_export(&allocator, "tc_version");
+        module_export(&allocator, "gnu_get_libc_version") || module_export(&allocator, "tc_version");
     return next.malloc && next.calloc && next.realloc && next.free;
 }
 
@@ -126,7 +126,7 @@ void next_describe(void) {
         memcpy(control->allocator_build_id, allocator.build_id, allocator.build_id_bytes);
         control->allocator_build_id_bytes = allocator.build_id_bytes;
     }
-    if (module_export(&allocator, "__libc_malloc")) {
+    if (module_export(&allocator, "gnu_get_libc_version")) {
         describe_glibc(control);
     } else if ((function = module_export(&allocator, "mallctl"))) {
         describe_jemalloc(control, function);

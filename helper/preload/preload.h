@@ -119,6 +119,8 @@ void system_unmap(void *memory, size_t bytes);
 void system_say(const char *text);
 /* Reads up to size bytes of a file; -1: can't. */
 long system_read_file(const char *path, void *buffer, size_t size);
+/* The path of the program's file; "" where it can't be had. */
+void system_program(char *path, size_t size);
 /* A debugger that takes a SIGTRAP is attached. */
 bool system_debugged(void);
 /* Copies memory that may not be there; false: it is not. */

@@ -33,12 +33,16 @@ static uint64_t first_ticks, first_nanoseconds; /* the clocks at the process's f
 /* Ticks between two looks at the clock; a tenth of a second or so. */
 #define CALIBRATE_TICKS (UINT64_C(1) << 28)
 
+uint16_t recorder_tags[RECORDER_TAGS];
+
+/* Not before anything ahead of it was done. */
 static uint64_t ticks_now(void) {
 #if defined(__x86_64__)
+    __builtin_ia32_lfence();
     return __builtin_ia32_rdtsc() & ((UINT64_C(1) << 60) - 1);
 #elif defined(__aarch64__)
     uint64_t ticks;
-    __asm__ volatile("mrs %0, cntvct_el0" : "=r"(ticks));
+    __asm__ volatile("isb\n mrs %0, cntvct_el0" : "=r"(ticks));
     return ticks & ((UINT64_C(1) << 60) - 1);
 #endif
 }
@@ -169,8 +173,7 @@ static void fill_ring(struct karst_ring *ring, uint64_t data_bytes) {
     if (size > 0 && ring->name[size - 1] == '\n') {
         ring->name[size - 1] = '\0';
     }
-    system_call(SYS_readlinkat, AT_FDCWD, (long)"/proc/self/exe", (long)ring->executable,
-                sizeof ring->executable - 1, 0, 0);
+    system_program(ring->executable, sizeof ring->executable);
     begin_clock(ring);
     __atomic_store_n(&ring->magic, KARST_RING_MAGIC, __ATOMIC_RELEASE);
 }
@@ -273,6 +276,7 @@ static void open_ring(void) {
         return;
     }
     *head = (struct ring_head){.ring = ring,
+                               .tag = (uint64_t)(head - pool->heads) % (UINT16_MAX - 1) + 1,
                                .data_end = (uint64_t)(uintptr_t)ring + KARST_RING_HEADER + ring->data_bytes};
     recorder_head = head;
     write_maps();
@@ -349,15 +353,16 @@ void recorder_write_slow(enum karst_event_kind kind, uint64_t address, uint64_t 
         return;
     }
     struct ring_head *head = recorder_head;
+    uint16_t *tag = &recorder_tags[address >> RECORDER_SHIFT & (RECORDER_TAGS - 1)];
     uint64_t wide_size = size >> 28, wide_address = address >> KARST_SITE_BITS;
-    bool wide = wide_size || wide_address;
-    uint64_t needed = wide ? 2 * KARST_RECORD_BYTES : KARST_RECORD_BYTES;
+    bool wide = wide_size || wide_address, foreign = *tag != head->tag;
     uint64_t left = -head->cursor % KARST_GROUP_BYTES;
-    if (left < needed) {
-        if (left) {
-            head->cursor += left; /* the rest of the group stays empty */
-        }
+    *tag = (uint16_t)head->tag;
+    if (left < (1u + wide + foreign) * KARST_RECORD_BYTES) {
+        head->cursor += left; /* the rest of the group stays empty */
         next_group(head);
+    } else if (foreign) {
+        put(head, (uint64_t)KARST_EVENT_CLOCK << 60 | ticks_now(), head->group);
     }
     if (wide) {
         put(head, (uint64_t)KARST_EVENT_WIDE << 60 | wide_address, wide_size);

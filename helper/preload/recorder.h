@@ -12,11 +12,18 @@ struct ring_head {
     uint64_t data_end;
     uint64_t group;      /* number of the current one */
     uint64_t calibrated; /* ticks when the header's second moment was taken */
-    uint64_t unused[3];
+    uint64_t tag;        /* of the thread, in recorder_tags */
+    uint64_t unused[2];
 };
 
 extern _Thread_local struct ring_head *recorder_head
     __attribute__((visibility("hidden"), tls_model("initial-exec")));
+
+/* Which thread's event was last about a page; by page number. Plain loads and stores: what orders two events
+ * about one address in the program orders them here. Pages that share a place cost clocks, no more. */
+#define RECORDER_TAGS  65536u
+#define RECORDER_SHIFT 12
+extern uint16_t recorder_tags[RECORDER_TAGS] __attribute__((visibility("hidden")));
 
 /* Opens the next group, or a ring for the thread if it has none, and writes one record in there. */
 COLD void recorder_write_slow(enum karst_event_kind kind, uint64_t address, uint64_t size, uint64_t site);
@@ -27,7 +34,8 @@ static inline __attribute__((always_inline)) void recorder_write(enum karst_even
                                                                  uint64_t size, uint64_t site) {
     struct ring_head *head = recorder_head;
     uint64_t cursor = head->cursor;
-    if (UNLIKELY(cursor % KARST_GROUP_BYTES == 0 || size >> 28 || address >> KARST_SITE_BITS)) {
+    if (UNLIKELY(cursor % KARST_GROUP_BYTES == 0 || size >> 28 || address >> KARST_SITE_BITS ||
+                 recorder_tags[address >> RECORDER_SHIFT & (RECORDER_TAGS - 1)] != head->tag)) {
         recorder_write_slow(kind, address, size, site);
         return;
     }

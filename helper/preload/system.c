@@ -81,6 +81,12 @@ long system_read_file(const char *path, void *buffer, size_t size) {
     return (long)used;
 }
 
+void system_program(char *path, size_t size) {
+    long length =
+        system_call(SYS_readlinkat, AT_FDCWD, (long)"/proc/self/exe", (long)path, (long)(size - 1), 0, 0);
+    path[length > 0 ? length : 0] = '\0';
+}
+
 /* The tracer's process id out of /proc/self/status; 0: none. */
 static uint64_t tracer(void) {
     char text[4096];
