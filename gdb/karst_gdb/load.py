@@ -8,7 +8,7 @@ import gdb
 import karst_engine
 from karst_engine import KarstError
 
-from karst_gdb import commands, functions, run_command, session, settings, trap_commands
+from karst_gdb import commands, functions, inject, run_command, session, settings, trap_commands
 
 _registered = False
 _missing: Optional[commands.MissingEngine] = None
@@ -28,6 +28,7 @@ def _register_verbs() -> None:
     functions.register()
     trap_commands.register()
     run_command.register()
+    inject.register()
     session.connect()
 
 

@@ -46,6 +46,13 @@ class Marker:
     def set_fired(self, place: int, fired: int) -> None:
         self._live.write(place + Trap.fired.offset, fired.to_bytes(8, "little"))
 
+    def want(self, parts: int, recorder_bytes: int, stack_depth: int) -> None:
+        """Turns parts of the library on (GATE_RECORD, GATE_MARK)."""
+        self._live.write(self.address + Control.recorder_bytes.offset, recorder_bytes.to_bytes(8, "little"))
+        self._live.write(self.address + Control.stack_depth.offset, stack_depth.to_bytes(4, "little"))
+        self._live.write(self.address + Control.wanted.offset, parts.to_bytes(4, "little"))
+        self._tell()
+
     def remove(self, place: int) -> None:
         self._write(place, Trap())
 

@@ -297,6 +297,22 @@ def _text(trap: Trap) -> str:
     return trap.text.decode("utf-8", "replace")
 
 
+def armed_detours() -> list[str]:
+    """Traps that detours make, as they were typed."""
+    return [_text(trap.trap) for trap in process().traps.values() if trap.is_armed]
+
+
+def meet(live: Live) -> None:
+    """The library is in the process: stops at its traps are told from now on."""
+    _marker(live, process())
+    _show_frames()
+
+
+def leave_library() -> None:
+    process().forget_library()
+    _show_frames()
+
+
 # ---- GDB's events -----------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ TRAPS = 16
 FUNCTIONS = ("malloc", "calloc", "realloc", "reallocarray", "memalign", "posix_memalign", "aligned_alloc", "valloc",
              "pvalloc", "new", "new[]", "free", "delete", "delete[]")
 
-GATE_CHANGED = 2
+GATE_CHANGED, GATE_RECORD, GATE_MARK = 2, 16, 32
 
 
 class TrapState(enum.IntEnum):

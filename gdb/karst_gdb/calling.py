@@ -1,0 +1,149 @@
+"""Calls of functions in a process, from where that is safe.
+
+A thread that is stopped anywhere may be in the middle of the allocator: a call that allocates then ends in an
+abort or waits for ever. It is safe where a thread is about to enter the allocator, or sleeps in the kernel for
+something that no allocator or loader waits for, and is not in a signal handler, nor in the loader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import gdb
+import karst_detour
+
+from karst_gdb.expressions import one_line
+from karst_gdb.live import Live
+
+_MASK = (1 << 64) - 1
+_FRAMES_MAX = 200
+_RED_ZONE = 128
+_SYSCALL = b"\x0f\x05"
+# Linux x86-64, arch/x86/entry/syscalls/syscall_64.tbl: poll select nanosleep pause accept recvfrom recvmsg wait4
+# rt_sigtimedwait rt_sigsuspend clock_nanosleep epoll_wait waitid pselect6 ppoll epoll_pwait accept4 epoll_pwait2
+_SLEEPS = frozenset((7, 23, 34, 35, 43, 45, 47, 61, 128, 130, 230, 232, 247, 270, 271, 281, 288, 441))
+
+
+class _Entry(gdb.Breakpoint):
+    """At the first instruction of an allocator's function."""
+
+    def __init__(self, address: int) -> None:
+        super().__init__(f"*{address:#x}", internal=True)
+        self.silent = True
+
+    def stop(self) -> bool:
+        return True
+
+
+def _loader_ranges(live: Live) -> list[tuple[int, int]]:
+    """Of the module that the kernel started: the dynamic loader."""
+    found = [mapping for mapping in live.mappings
+             if mapping.name and mapping.name.rsplit("/", 1)[-1].startswith(("ld-linux", "ld-2.", "ld.so", "ld-musl"))]
+    return [(mapping.start, mapping.end) for mapping in found]
+
+
+def _is_within(address: int, ranges: Sequence[tuple[int, int]]) -> bool:
+    return any(low <= address < high for low, high in ranges)
+
+
+def frames_pcs() -> Iterator[int]:
+    """Of the selected thread, the newest first."""
+    frame: gdb.Frame | None = gdb.newest_frame()
+    for _ in range(_FRAMES_MAX):
+        if frame is None or not frame.is_valid():
+            return
+        yield frame.pc()
+        try:
+            frame = frame.older()
+        except gdb.error:
+            return
+
+
+def _is_in_handler(live: Live) -> bool:
+    sp = int(gdb.newest_frame().read_register("rsp")) & _MASK
+    return next(karst_detour.interrupted(live.read, sp, live.stack_end, live.code_ranges()), None) is not None
+
+
+def _may_call(live: Live) -> bool:
+    """Of the selected thread, which is at an entry or asleep: whether nothing below it is in the way."""
+    loader = _loader_ranges(live)
+    return not _is_in_handler(live) and not any(_is_within(pc, loader) for pc in frames_pcs())
+
+
+def _sleeps(live: Live) -> bool:
+    """Whether the selected thread sleeps in the kernel, for something that has nothing to do with memory."""
+    frame = gdb.newest_frame()
+    try:
+        number = int(frame.read_register("orig_rax"))
+    except (ValueError, gdb.error):
+        return False
+    return number in _SLEEPS and live.read(frame.pc() - 2, 2) == _SYSCALL
+
+
+def reach_safe_point(live: Live, entries: Sequence[int]) -> Live:
+    """Selects a thread that a call can be made from, letting the process run up to one if need be. Ctrl-C ends the
+    wait. Returns the process as it is then."""
+    for thread in live.inferior.threads():
+        thread.switch()
+        if _sleeps(live) and _may_call(live):
+            return live
+    points = [_Entry(address) for address in entries]
+    try:
+        while True:
+            gdb.execute("continue", to_string=True)
+            live = Live()
+            if gdb.newest_frame().pc() not in entries:
+                raise gdb.GdbError("the process stopped before a thread got to the allocator")
+            if _may_call(live):
+                return live
+    finally:
+        for point in points:
+            if point.is_valid():
+                point.delete()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """No breakpoint of GDB's user stops a call, and all threads run: one may hold a lock that the call needs."""
+    enabled = [point for point in gdb.breakpoints() or () if point.enabled]
+    before = {name: str(gdb.parameter(name)) for name in ("scheduler-locking", "unwindonsignal")}
+    before["unwindonsignal"] = "on" if gdb.parameter("unwindonsignal") else "off"
+    for point in enabled:
+        point.enabled = False
+    gdb.execute("set scheduler-locking off")
+    gdb.execute("set unwindonsignal on")
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            gdb.execute(f"set {name} {value}")
+        for point in enabled:
+            if point.is_valid():
+                point.enabled = True
+
+
+def call(live: Live, address: int, text: str | None, *numbers: int) -> int:
+    """What the function at address returns, called by the selected thread with a string and numbers. The string is
+    put on its stack, so that nothing has to be allocated."""
+    gdb.newest_frame().select()
+    sp = int(gdb.newest_frame().read_register("rsp")) & _MASK
+    types, values = [], []
+    room = sp
+    if text is not None:
+        data = text.encode("utf-8", "surrogateescape") + b"\0"
+        room = (sp - _RED_ZONE - len(data)) & ~15
+        live.write(room, data)
+        types.append("const char *")
+        values.append(f"(const char *) {room:#x}")
+    types += ["long"] * len(numbers)
+    values += [f"{number:#x}L" for number in numbers]
+    gdb.execute(f"set var $rsp = {room:#x}", to_string=True)
+    try:
+        with _undisturbed():
+            result = gdb.parse_and_eval(f"((long (*)({', '.join(types) or 'void'})) {address:#x})({', '.join(values)})")
+    except gdb.error as error:
+        raise gdb.GdbError(f"the call was cut short: {one_line(error)}") from None
+    finally:
+        gdb.newest_frame().select()
+        gdb.execute(f"set var $rsp = {sp:#x}", to_string=True)
+    return int(result) & _MASK
