@@ -14,7 +14,7 @@
 
 #define PAGE        4096u
 #define NONE16      (JEMALLOC_NOT_THERE & 0xffff)
-#define HUGE_MAX    1048576u
+#define HUGE_MAX    262144u
 #define TREES_MAX   64u
 #define CHUNKS_MAX  (1u << 20)
 #define BITS_USED   1u
@@ -604,15 +604,20 @@ static bool is_other(void *context, uint64_t node) {
 struct huge_visit {
     struct jemalloc_heap *jemalloc;
     bool out_of_memory;
+    bool nonsense; /* no tree of huge blocks */
 };
 
 static bool visit_huge(void *context, uint64_t node) {
     struct huge_visit *visit = context;
     uint64_t address, size;
-    if (jemalloc_read(visit->jemalloc, node + 40, &address) &&
-        jemalloc_read(visit->jemalloc, node + 48, &size)) {
-        visit->out_of_memory |= !add_huge(visit->jemalloc, address, size, 0);
+    uint64_t chunk = 1ull << visit->jemalloc->layout.lg_chunk;
+    if (!jemalloc_read(visit->jemalloc, node + 40, &address) ||
+        !jemalloc_read(visit->jemalloc, node + 48, &size) || address % chunk != 0 || size % chunk != 0 ||
+        size == 0) {
+        visit->nonsense = true;
+        return false;
     }
+    visit->out_of_memory |= !add_huge(visit->jemalloc, address, size, 0);
     return !visit->out_of_memory;
 }
 
@@ -661,8 +666,11 @@ static bool add_huge_of_trees(struct jemalloc_heap *jemalloc) {
         for (size_t k = 0; k < count && !twin; k++) {
             twin = trees[k].link == 0 && !walk_tree(jemalloc, &trees[k], is_other, &root);
         }
+        size_t before = jemalloc->chunk_count;
         if (!twin) {
+            visit.nonsense = false;
             walk_tree(jemalloc, &trees[i], visit_huge, &visit);
+            jemalloc->chunk_count = visit.nonsense ? before : jemalloc->chunk_count;
         }
     }
     return !visit.out_of_memory;
