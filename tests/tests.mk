@@ -15,6 +15,7 @@ deps:
 # In two steps: what is built depends on what deps installs.
 test: deps
 	@.ci/unpack $(TEST_BUILD)/nginx nginx || true
+	@.ci/unpack $(TEST_BUILD)/redis redis-tools libjemalloc2 liblzf1 libatomic1 || true
 	@$(MAKE) --no-print-directory -s all test-programs
 	@$(MAKE) --no-print-directory -s run-tests
 

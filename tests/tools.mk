@@ -42,7 +42,7 @@ asan:
 # ---- damaged cores --------------------------------------------------------------------------------
 # Case K of seed N again: build/asan/fuzz/mutate --seed N --case K build/fuzz/cores/*.core
 SEED_CORES := $(addprefix $(BUILD)/fuzz/cores/,single.core threads.core mapped.core fragmented.core \
-    two-libcs.core python.core tiny.core tiny-threads.core)
+    two-libcs.core python.core jemalloc.core jemalloc-3.core tiny.core tiny-threads.core)
 CASES      ?= 100000
 SEED       ?= 1
 JOBS       ?= 2
@@ -57,7 +57,9 @@ $(BUILD)/fuzz/seeds: $(addprefix $(BUILD)/tests/,fuzz/seeds.o bench/dump_core.o)
 
 $(BUILD)/fuzz/cores/.made: $(BUILD)/fuzz/seeds
 	@mkdir -p $(@D)
-	cd $(@D) && ../seeds
+	@.ci/deps libjemalloc2
+	cd $(@D) && ../seeds && LD_PRELOAD=libjemalloc.so.2 ../seeds
+	$(PYTHON) tests/lib/karst_jemalloc_image.py $(@D)/jemalloc-3.core
 	@touch $@
 
 test-mutated: asan $(BUILD)/fuzz/cores/.made

@@ -19,6 +19,7 @@
 #define ELEMENTS_TRIED  64u
 #define EXTENTS_SCORED  4096u
 #define BASE_BLOCKS_MAX 65536u
+#define RETURNS_LOOKED_AT 32u
 #define ALL_ADDRESSES   (1ull << 47)
 
 /* ---- the root --------------------------------------------------------------------------------------- */
@@ -545,6 +546,12 @@ static bool thread_inside(struct jemalloc_heap *jemalloc, const struct karst_thr
     bool library = module && strstr(base_name(module->path), "jemalloc");
     if (library && thread->program_counter - module->start < module->end - module->start) {
         return true;
+    }
+    /* It called somebody (madvise, memset): a return address into it on top of the stack. */
+    for (size_t i = 0; library && i < bytes / 8 && i < RETURNS_LOOKED_AT; i++) {
+        if (words[i] - module->start < module->end - module->start) {
+            return true;
+        }
     }
     for (size_t f = 0; module && f < sizeof functions / sizeof *functions; f++) {
         struct karst_symbol symbol;

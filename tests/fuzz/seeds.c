@@ -1,5 +1,6 @@
 /* Makes the small cores that mutate starts from, into the working directory: single.core, threads.core,
- * mapped.core, fragmented.core, two-libcs.core, python.core; and the smallest ones that a fuzzer's seeds are cut from
+ * mapped.core, fragmented.core, two-libcs.core, python.core; with jemalloc preloaded only jemalloc.core, of
+ * that; and the smallest ones that a fuzzer's seeds are cut from
  * (cut_seeds.py): tiny.core, tiny-threads.core. Addresses are not randomised, so that a case number means the
  * same core on the same system. */
 #include "../bench/dump_core.h"
@@ -202,6 +203,9 @@ static void python(void *unused) {
     abort();
 }
 
+extern int mallctl(const char *name, void *old, size_t *old_size, void *fresh, size_t fresh_size)
+    __attribute__((weak));
+
 int main(int argc, char **argv) {
     static const struct {
         const char *name;
@@ -217,6 +221,9 @@ int main(int argc, char **argv) {
     int now = personality(0xffffffff);
     if (argc == 1 && now != -1 && !(now & ADDR_NO_RANDOMIZE) && personality(now | ADDR_NO_RANDOMIZE) != -1) {
         execl("/proc/self/exe", argv[0], "fixed", (char *)NULL);
+    }
+    if (mallctl) {
+        return dump_core("jemalloc.core", threads, NULL) ? 0 : 2;
     }
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
         state = i;

@@ -5,6 +5,7 @@ jemalloc 3.6.0, x86-64, 4 KiB pages, chunks of 4 MiB. No jemalloc is needed to m
 from __future__ import annotations
 
 import struct
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -129,3 +130,19 @@ def core_file(segments: list[tuple[int, bytes]]) -> bytes:
         table += struct.pack("<IIQQQQQQ", 1, 6, at, address, 0, len(data), len(data), PAGE)
         body += data
     return header + table + body
+
+
+def example() -> Image:
+    """Some runs of each kind, and something in a cache."""
+    image = Image()
+    for class_ in CLASSES:
+        run = image.small(class_, free={1, 2, 20})
+        image.small(class_, free=set(range(30)))
+        image.large(5)
+        image.free(3, dirty=class_ % 2 == 0)
+        image.caches[class_] = [run.region(index) for index in (5, 9)]
+    return image
+
+
+if __name__ == "__main__":
+    example().write(Path(sys.argv[1]))
