@@ -193,6 +193,7 @@ def normalised(text: str) -> list[str]:
     text = DUMP_LINE.sub("  BYTES", text)
     text = re.sub(r"[▏▎▍▌▋▊▉█]+", "BAR", text)
     text = re.sub(r"0x[0-9a-f]+|(?<!\S)[-+]?[0-9][0-9,.]*( [KMG]?B\b)?|[0-9][0-9,.]*( [KMG]?B\b)?", "N", text)
+    text = re.sub(r"(N (no object|[\w.]+), )+N others?", "KINDS", text)  # the most of them first
     return [" ".join(line.split()) for line in text.splitlines()]
 
 

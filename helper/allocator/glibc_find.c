@@ -5,6 +5,7 @@
  * glibc_extents.c, the threads' caches in glibc_bins.c. */
 #include "glibc.h"
 
+#include <elf.h>
 #include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
@@ -506,12 +507,36 @@ static bool read_arenas(struct glibc_heap *glibc) {
 /* ---- threads inside
  * ------------------------------------------------------------------------------------------ */
 
+/* A thread that waits in a system call which malloc does not make is not inside, whatever old return
+ * addresses still stand on its stack. */
+static bool waits_elsewhere(struct karst_target *target, const struct karst_thread *thread) {
+    /* mmap, mprotect, munmap, brk, mremap, madvise, prctl, futex, getrandom; write, when it complains. */
+    static const uint16_t own[] = {1, 9, 10, 11, 12, 20, 25, 28, 157, 202, 318};
+    const unsigned orig_rax = 15;
+    uint8_t instruction[2];
+    if (target->machine != EM_X86_64 || thread->register_count <= orig_rax ||
+        thread->registers[orig_rax] > 1023 ||
+        !karst_target_read_all(target, thread->program_counter - 2, instruction, 2) ||
+        instruction[0] != 0x0f || instruction[1] != 0x05) {
+        return false;
+    }
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++) {
+        if (thread->registers[orig_rax] == own[i]) {
+            return false;
+        }
+    }
+    return true;
+}
+
 bool glibc_thread_inside(struct glibc_heap *glibc, const struct karst_thread *thread) {
     static const char *const functions[] = {"malloc",      "free",           "calloc",        "realloc",
                                             "memalign",    "posix_memalign", "aligned_alloc", "malloc_trim",
                                             "malloc_info", "mallinfo2"};
     struct karst_target *target = glibc->heap.target;
     uint64_t words[256];
+    if (waits_elsewhere(target, thread)) {
+        return false;
+    }
     size_t bytes =
         thread->stack_pointer ? karst_target_read(target, thread->stack_pointer, words, sizeof words) : 0;
     for (size_t f = 0; f < sizeof functions / sizeof *functions; f++) {
