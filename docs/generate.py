@@ -1,6 +1,7 @@
 """Writes docs/verbs/: a page for each verb, its help and a session from the engine itself, on the program
-docs/demo/mailbox.c. `make docs` runs it; a test runs it again and compares. With --demo (`make
-docs-demo`) also what the demo showed goes into README.md and docs/tour.md, under the marks <!-- demo: NAME -->.
+docs/demo/mailbox.c; and the sessions in docs/python.md and docs/allocators/pymalloc.md. `make docs` runs it; a test
+runs it again and compares. With --demo (`make docs-demo`) also what the demo showed goes into README.md and
+docs/tour.md, under the marks <!-- demo: NAME -->.
 """
 
 from __future__ import annotations
@@ -108,8 +109,11 @@ class Recorder:
         self.build = build
 
     def session(self, questions: list[str]) -> str:
-        return "\n".join(answer for kind in KINDS for answer in self._ask(kind, [
-            question.removeprefix(kind) for question in questions if kind_of(question) == kind]))
+        return "\n".join(self.answers(questions))
+
+    def answers(self, questions: list[str]) -> list[str]:
+        return [answer for kind in KINDS for answer in self._ask(kind, [
+            question.removeprefix(kind) for question in questions if kind_of(question) == kind])]
 
     def _ask(self, kind: str, questions: list[str]) -> list[str]:
         if not questions:
@@ -214,6 +218,25 @@ def write_pages(build: Path, folder: Path) -> None:
     write_if_other(folder / "README.md", index(verbs))
 
 
+MARK = re.compile(r"<!-- session: ([^>]*) -->\n```text\n.*?^```$", re.DOTALL | re.MULTILINE)
+PYTHON_PAGES = ("python.md", "allocators/pymalloc.md")
+
+
+def with_sessions(text: str, recorder: Recorder) -> str:
+    """A page with what is asked under its marks, all of the same process."""
+    questions = [f"{PYTHON}{found[1]}" for found in MARK.finditer(text)]
+    answers = iter(recorder.answers(questions))
+    return MARK.sub(lambda found: f"<!-- session: {found[1]} -->\n```text\n{next(answers).rstrip()}\n```", text)
+
+
+def write_python_pages(build: Path, folder: Path) -> None:
+    recorder = Recorder(build)
+    for name in PYTHON_PAGES:
+        page_text = with_sessions((ROOT / "docs" / name).read_text(encoding="utf-8"), recorder)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_if_other(folder / name, page_text)
+
+
 def fill_in_demo(sections: dict[str, str], path: Path) -> None:
     """Puts what the demo showed under its marks."""
     def replace(found: re.Match[str]) -> str:
@@ -228,10 +251,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="write docs/verbs/ from the engine")
     parser.add_argument("--build", type=Path, default=ROOT / "build")
     parser.add_argument("--folder", type=Path, default=ROOT / "docs" / "verbs")
+    parser.add_argument("--pages", type=Path, default=ROOT / "docs", help="where the pages on Python go")
     parser.add_argument("--demo", action="store_true", help="also README.md and docs/tour.md, from the demo's answers")
     options = parser.parse_args()
     build = options.build.resolve()
     write_pages(build, options.folder)
+    write_python_pages(build, options.pages)
     if options.demo:
         sections = json.loads((build / "demo" / "sections.json").read_text(encoding="utf-8"))
         for name in ("README.md", "docs/tour.md"):

@@ -24,6 +24,7 @@
 /* struct _obmalloc_state (3.12 and later): pools, then mgmt */
 #define STATE_ARENAS     512
 #define STATE_MAX_ARENAS 520
+#define RINGS_DAMAGED    3u
 #define ENTRIES_TRIED    4096u
 /* Words in an interpreter's state that are tried when it is not where the table says. */
 #define STATE_SEARCH (512u << 10)
@@ -137,13 +138,16 @@ static bool is_ring(struct cpython *python, uint64_t place, uint64_t next, uint6
            cpython_u64(python, next + 24) == head && cpython_u64(python, previous + 16) == head;
 }
 
-/* usedpools: 32 pairs, one a class, and no more (a bin array of malloc goes on). */
+/* usedpools: 32 pairs, one a class, and no more (a bin array of malloc goes on). A few rings may be damaged.
+ */
 static bool is_used_table(struct cpython *python, uint64_t place) {
+    unsigned good = 0;
     for (unsigned i = 0; i < PYMALLOC_CLASSES; i++) {
         uint64_t next, previous;
-        if (!cpython_read(python, place + 16 * i, &next) ||
-            !cpython_read(python, place + 16 * i + 8, &previous) ||
-            !is_ring(python, place + 16 * i, next, previous)) {
+        good += cpython_read(python, place + 16 * i, &next) &&
+                cpython_read(python, place + 16 * i + 8, &previous) &&
+                is_ring(python, place + 16 * i, next, previous);
+        if (i + 1 - good > RINGS_DAMAGED) {
             return false;
         }
     }

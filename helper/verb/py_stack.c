@@ -142,8 +142,9 @@ static void write_thread(struct karst_call *call, struct cpython *python,
         cpython_each_frame(python, thread, take_frame, &listing, &damaged);
     }
     if (listing.count > listing.shown) {
-        karst_print(writer, "  %s older frames are not shown; --all shows them\n",
-                    karst_count_text(listing.count - listing.shown).text);
+        uint64_t older = listing.count - listing.shown;
+        karst_print(writer, "  %s older frame%s not shown; --all shows all\n", karst_count_text(older).text,
+                    older == 1 ? " is" : "s are");
     }
     if (damaged) {
         karst_print_styled(writer, KARST_STYLE_WARNING, "  the stack is damaged here: no frame follows\n");

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from karst_python_damage import KINDS, assert_damage_found, assert_undamaged_healthy
 from karst_python_objects import assert_nested_arenas, assert_objects_each_way, assert_pools_each_way
 from karst_python_stacks import assert_locals, assert_stacks_alive_and_from_core
 from karst_pythons import Python, other_pythons
@@ -36,6 +37,17 @@ def test_objects(python: Python, directory: Path) -> None:
 @each_python
 def test_nested_arenas(python: Python, directory: Path) -> None:
     assert_nested_arenas(python, directory)
+
+
+@each_python
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage(kind: str, python: Python, directory: Path) -> None:
+    assert_damage_found(kind, python, directory)
+
+
+@each_python
+def test_healthy(python: Python, directory: Path) -> None:
+    assert_undamaged_healthy(python, directory)
 
 
 def test_there_are_others() -> None:

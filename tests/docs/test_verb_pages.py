@@ -13,15 +13,27 @@ import pytest
 from karst_command import BUILD, ROOT
 
 sys.path.append(str(ROOT / "docs"))
-from generate import normalised  # noqa: E402
+from generate import PYTHON_PAGES, normalised  # noqa: E402
 
 PAGES = ROOT / "docs" / "verbs"
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("verbs")
-    subprocess.run([sys.executable, ROOT / "docs" / "generate.py", "--build", BUILD, "--folder", folder], check=True,
+    subprocess.run([sys.executable, ROOT / "docs" / "generate.py", "--build", BUILD, "--folder", folder,
+                    "--pages", folder.parent / "pages"], check=True,
                    timeout=120)
     return folder
+
+
+@pytest.mark.parametrize("name", PYTHON_PAGES)
+def test_sessions_are_not_stale(written: Path, name: str) -> None:
+    if os.confstr("CS_GNU_LIBC_VERSION") != "glibc 2.36":
+        pytest.skip("the pages show glibc 2.36 and Python 3.11")
+    here = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    there = (written.parent / "pages" / name).read_text(encoding="utf-8")
+    assert here.count("<!-- session:") > 1
+    difference = difflib.unified_diff(normalised(here), normalised(there), "docs", "now", lineterm="")
+    assert not (text := "\n".join(difference)), f"docs/{name} is stale, run `make docs`:\n{text}"
 
 
 def test_same_pages(written: Path) -> None:

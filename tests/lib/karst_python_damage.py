@@ -1,0 +1,44 @@
+"""What `karst check` has to say of tests/programs/damaged_pools.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from karst_python_objects import each_way
+from karst_pythons import Python
+
+# Kind of damage: codes that may be found, the one that has to be, and what the text says.
+KINDS: dict[str, tuple[set[str], str, str]] = {
+    "double-free": ({"double-free", "bad-count"}, "double-free", "freed twice"),
+    "cycle": ({"double-free", "bad-count"}, "double-free", "freed twice"),
+    "written-after-free": ({"bad-link"}, "bad-link", "leaves the blocks of its pool"),
+    "not-cut": ({"bad-link"}, "bad-link", "leaves the blocks of its pool"),
+    "into-the-middle": ({"bad-link"}, "bad-link", "into the middle of a block"),
+    "ring": ({"bad-link", "bad-count"}, "bad-link", "not in the ring of its class"),
+    "other-ring": ({"wrong-bin", "bad-link", "bad-count"}, "wrong-bin", "ring of another class"),
+    "class": ({"bad-size", "bad-count", "bad-link", "wrong-bin"}, "bad-size", "no size class"),
+    "count": ({"bad-count"}, "bad-count", "do not add up"),
+    "arena": ({"bad-root", "bad-count", "bad-link"}, "bad-root", "another arena"),
+    "offset": ({"bad-size", "bad-count"}, "bad-size", "where no block ends"),
+}
+
+
+def assert_damage_found(kind: str, python: Python, directory: Path) -> None:
+    with python.running("damaged_pools.py", directory, kind) as program:
+        values = program.values()
+        for target in each_way(program):
+            healthy, findings = target.check()
+            allowed, code, text = KINDS[kind]
+            assert not healthy and {finding.code for finding in findings} <= allowed, findings
+            found = next(finding for finding in findings if finding.code == code and text in finding.text
+                         and finding.address in (values["block"], values["place"], values["pool"]))
+            assert found.severity == "corrupt"
+            # The walk goes on, and the blocks beside it are told.
+            block = target.json("block", hex(values["block"]))
+            assert block["block"]["allocator"] == "pymalloc"
+
+
+def assert_undamaged_healthy(python: Python, directory: Path) -> None:
+    with python.running("damaged_pools.py", directory, "healthy") as program:
+        for target in each_way(program):
+            assert target.check() == (True, [])
