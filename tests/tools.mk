@@ -1,5 +1,5 @@
 # Speed, sanitizers, damaged cores, fuzzing, lint: what proves more than `make test` has time for.
-.PHONY: asan bench bench-preload test-mutated fuzz lint
+.PHONY: asan bench bench-preload bench-detour test-attach test-mutated fuzz lint
 
 # ---- speed: BLOCKS=300000 for a quick look -------------------------------------------------------
 BLOCKS ?= 12000000
@@ -31,6 +31,23 @@ $(BUILD)/bench/call_cost: $(BUILD)/tests/bench/call_cost.o
 bench-preload: all $(BUILD)/bench/call_cost
 	$(PYTHON) tests/bench/bench_preload.py --karst $(BUILD)/karst --program $(BUILD)/bench/call_cost \
 	    --rounds $(ROUNDS) --events $(EVENTS)
+
+# What a trap by a detour costs a call, against GDB's conditional breakpoint.
+$(BUILD)/bench/phases: $(BUILD)/tests/bench/phases.o
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^
+
+bench-detour: all $(BUILD)/bench/phases
+	ROUNDS=$(ROUNDS) gdb -nx -q -batch -iex 'set debuginfod enabled off' -ex 'source gdb/karst.py' \
+	    -ex 'source tests/bench/bench_detour.py' $(BUILD)/bench/phases
+
+# ---- traps and injection into programs that are all the time in the allocator -----------------------
+# 100 times each program and way; `make test` does a slice of it.
+CYCLES ?= 200
+
+test-attach: all test-programs
+	KARST_CYCLES=$(CYCLES) KARST_BUILD=$(abspath $(BUILD)) $(PYTHON) -m pytest -p no:cacheprovider $(PYTEST_ARGUMENTS) \
+	    tests/gdb/test_gdb_detour.py tests/gdb/test_gdb_inject.py -k lives_on
 
 # ---- sanitizers: the same sources again in a directory of their own ------------------------------
 SANITIZED := $(BUILD)/asan

@@ -111,17 +111,19 @@ def condition_of(live: Live, number: int, trap: Conditions) -> Condition:
 # ---- unused memory ---------------------------------------------------------------------------------
 
 
+def tails_of(segments: Sequence[Segment], executable: bool) -> list[tuple[int, int]]:
+    """Start and size of what is behind a module's last executable, or writable, segment, up to the page's end."""
+    wanted = [segment for segment in segments
+              if segment.executable == executable and (executable or segment.writable)]
+    return [karst_detour.tail(segment) for segment in wanted[-1:]]
+
+
 class _Space:
     """Memory behind the ends of modules' segments, where detours and their counters go."""
 
     def __init__(self, live: Live, taken: Sequence[tuple[int, int]]) -> None:
         self._live = live
         self._taken = list(taken)  # (start, end) of what is there already, and stays
-
-    def _tails(self, segments: Sequence[Segment], executable: bool) -> list[tuple[int, int]]:
-        wanted = [segment for segment in segments
-                  if segment.executable == executable and (executable or segment.writable)]
-        return [karst_detour.tail(segment) for segment in wanted[-1:] or ()]
 
     def _free_in(self, start: int, size: int, needed: int, alignment: int) -> int:
         """Where `needed` zero bytes are; 0: nowhere."""
@@ -139,7 +141,7 @@ class _Space:
         reasons = []
         for address in self._homes(entry):
             try:
-                tails = self._tails(self._live.module_segments(address), True)
+                tails = tails_of(self._live.module_segments(address), True)
             except NotThere as reason:
                 reasons.append(str(reason))
                 continue
@@ -166,7 +168,7 @@ class _Space:
         if home is None or home.name == self._program() or "/ld-" in (home.name or ""):
             return 0
         try:
-            tails = self._tails(self._live.module_segments(entry), False)
+            tails = tails_of(self._live.module_segments(entry), False)
         except NotThere:
             return 0
         return next((place for start, size in tails
@@ -222,6 +224,32 @@ class Detours:
         for address, pc in saved:
             live.write(address, pc.to_bytes(8, "little"))
         live.set_pcs(moves)
+
+    def take_out_leftovers(self, live: Live) -> int:
+        """Takes out detours that the debugger before left, as it was killed; returns how many there were."""
+        found = []
+        for home in {mapping.name: mapping.start for mapping in live.mappings
+                     if mapping.name and mapping.name.startswith("/") and mapping.permissions & 4}.values():
+            try:
+                tails = tails_of(live.module_segments(home), True)
+            except NotThere:
+                continue
+            for start, size in tails:
+                found += [detour for detour in karst_detour.leftovers(live.read(start, size), start)
+                          if live.read(detour.patch, len(detour.jump)) == detour.jump]
+        known = {one.detour.start for one in self.installed.values()}
+        lost = [Installed(Entry([], "", detour.patch, 0), detour) for detour in found if detour.start not in known]
+        if not lost:
+            return 0
+        moves, saved = self._moves(live, lost, [], set())
+        for one in lost:
+            _take_out(live, one)
+            for counter in karst_detour.counters_of(one.detour):
+                live.write(counter, bytes(_COUNTER_BYTES))
+        for address, pc in saved:
+            live.write(address, pc.to_bytes(8, "little"))
+        live.set_pcs(moves)
+        return len(lost)
 
     # ---- planning ------------------------------------------------------------------------------------
 

@@ -67,6 +67,7 @@ class Process:
     library: tuple[int, int] | None = None  # where the preload library is mapped
     told: set[tuple[int, int, int]] = field(default_factory=set)  # ptids that are at a stop that was told
     last_number: int = 0
+    looked: bool = False  # for what a debugger before left
 
     # ---- detours -------------------------------------------------------------------------------------
 
@@ -211,6 +212,16 @@ def read(text: str) -> Trap:
         raise gdb.GdbError(one_line(error)) from None
 
 
+def _begin() -> tuple[Live, Process]:
+    live, known = Live(), process()
+    if not known.looked:
+        known.looked = True
+        count = known.detours.take_out_leftovers(live)
+        if count:
+            gdb.write(f"karst: took out {count} detour{'s' if count > 1 else ''} that a debugger before left here\n")
+    return live, known
+
+
 def _marker(live: Live, known: Process) -> markers.Marker | None:
     marker = markers.find(live)
     if marker is not None:
@@ -222,7 +233,7 @@ def _marker(live: Live, known: Process) -> markers.Marker | None:
 def add(text: str) -> str:
     """Sets a trap; returns what was done in one line."""
     trap = read(text)
-    live, known = Live(), process()
+    live, known = _begin()
     marker = _marker(live, known)
     numbers = [*known.traps, known.last_number, *(marker.traps() if marker is not None else ())]
     trap.number = known.last_number = max(numbers) + 1
@@ -246,7 +257,7 @@ def add(text: str) -> str:
 
 def change(numbers: list[int] | None, wanted: str) -> None:
     """wanted: "remove", "enable" or "disable"; numbers None: all traps."""
-    live, known = Live(), process()
+    live, known = _begin()
     marker = _marker(live, known)
     in_library = marker.traps() if marker is not None else {}
     chosen = numbers if numbers is not None else [*known.traps, *in_library]
@@ -280,7 +291,7 @@ def _change_in_library(marker: markers.Marker, place: int, trap: Trap, wanted: s
 
 
 def rows() -> list[Row]:
-    live, known = Live(), process()
+    live, known = _begin()
     marker = _marker(live, known)
     known.count_skips(live)
     found = []

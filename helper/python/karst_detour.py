@@ -211,7 +211,9 @@ def _test(code: _Code, arguments: Arguments, condition: Condition, miss: str, hi
 
 # In front of a detour's code: for whoever finds one whose debugger is gone.
 _MAGIC = b"karst detour 1\0\0"
-_HEADER = struct.Struct("<16sQQII24s")  # magic, checksum, address of the patch, its bytes, the detour's, original
+# Magic, checksum, address of the patch, bytes of the patch, of the detour, where the displaced instructions begin,
+# the original bytes.
+_HEADER = struct.Struct("<16sQQIII28s")
 HEADER_BYTES = _HEADER.size
 _ALIGNMENT = 16
 
@@ -367,49 +369,67 @@ def build(text: bytes, entry: int, size: int, arguments: Arguments, conditions: 
         places, displaced = _emit_displaced(code, instructions)
         hits = code.here
         stops = _emit_hits(code, conditions)
-        jump = x86.jump(patch, start + HEADER_BYTES)
+        x86.jump(patch, start + HEADER_BYTES)
     except (x86.UnknownInstruction, struct.error) as error:
         raise Refused(f"it is too far from the unused memory: {error}") from None
     original = text[patch - entry:end - entry]
     places = [Place(start + HEADER_BYTES, tested, patch, 8, {}), *places, Place(hits, code.here, patch, 8, {})]
     body = code.finish()
     body += b"\xcc" * (-len(body) % _ALIGNMENT)
-    header = _HEADER.pack(_MAGIC, 0, patch, len(original), HEADER_BYTES + len(body), original)
-    header = _HEADER.pack(_MAGIC, _checksum(header + body), patch, len(original), HEADER_BYTES + len(body), original)
-    return Detour(patch, original, jump + b"\x90" * (len(original) - _JUMP), start, header + body, stops,
-                  tuple(places), displaced)
+    return Detour(patch, original, _jump(patch, start, original), start,
+                  _header(patch, original, HEADER_BYTES + len(body), tested - start) + body, stops, tuple(places),
+                  displaced)
 
 
-def _checksum(code: bytes) -> int:
-    """Of header and code, the checksum taken as 0 and the places of breakpoints left out (FNV-1a)."""
+def _jump(patch: int, start: int, original: bytes) -> bytes:
+    return x86.jump(patch, start + HEADER_BYTES) + b"\x90" * (len(original) - _JUMP)
+
+
+def _header(patch: int, original: bytes, size: int, displaced: int) -> bytes:
+    fields = (patch, len(original), size, displaced, original)
+    return _HEADER.pack(_MAGIC, _checksum(_HEADER.pack(_MAGIC, 0, *fields)), *fields)
+
+
+def _checksum(header: bytes) -> int:
+    """Of a header whose checksum is 0 (FNV-1a)."""
     value = 0xcbf29ce484222325
-    for byte in code[:16] + bytes(8) + code[24:HEADER_BYTES]:
+    for byte in header:
         value = (value ^ byte) * 0x100000001b3 & _NO_LIMIT
     return value
 
 
-@dataclass(frozen=True)
-class Leftover:
-    """A detour that was found in memory, of a debugger that did not end as it should."""
-
-    start: int
-    size: int
-    patch: int
-    original: bytes
-
-
-def leftovers(data: bytes, address: int) -> list[Leftover]:
-    """In the unused memory of a module."""
+def leftovers(data: bytes, address: int) -> list[Detour]:
+    """Detours in the unused memory of a module that nobody knows of: their debugger was killed. They have no stops, and
+    may have a breakpoint's trap instruction among their code."""
     found = []
     at = data.find(_MAGIC)
     while at >= 0:
-        if at + HEADER_BYTES <= len(data):
-            header = data[at:at + HEADER_BYTES]
-            _, checksum, patch, length, size, original = _HEADER.unpack(header)
-            if checksum == _checksum(header) and _JUMP <= length <= 24 and HEADER_BYTES < size <= len(data) - at:
-                found.append(Leftover(address + at, size, patch, original[:length]))
+        detour = _leftover(data[at:], address + at)
+        if detour is not None:
+            found.append(detour)
         at = data.find(_MAGIC, at + 1)
     return found
+
+
+def _leftover(data: bytes, start: int) -> Optional[Detour]:
+    if len(data) < HEADER_BYTES:
+        return None
+    _, checksum, patch, length, size, at, padded = _HEADER.unpack_from(data)
+    original = padded[:length]
+    if checksum != _checksum(_HEADER.pack(_MAGIC, 0, patch, length, size, at, padded)) \
+            or not _JUMP <= length <= len(padded) or not HEADER_BYTES <= at < size <= len(data):
+        return None
+    code = _Code(start + at)
+    places, displaced = _emit_displaced(code, list(x86.sweep(original, patch)))
+    places = [Place(start + HEADER_BYTES, start + at, patch, 8, {}), *places,
+              Place(code.here, start + size, patch, 8, {})]
+    return Detour(patch, original, _jump(patch, start, original), start, data[:size], {}, tuple(places), displaced)
+
+
+def counters_of(detour: Detour) -> list[int]:
+    """Addresses of the counters that its code counts down."""
+    return [detour.start + match.end() + struct.unpack_from("<i", detour.code, match.end() - 4)[0]
+            for match in re.finditer(rb"\xf0\x48\xff\x0d.{4}", detour.code, re.DOTALL)]
 
 
 # ---- unused memory -----------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -245,3 +246,23 @@ def test_backtrace_is_clean(directory: Path) -> None:
             assert "??" not in said.text
         assert "#0 " in answers.all("bt -no-filters")[0].good()
         assert "#0 " not in answers.all("bt")[0].good()
+
+
+def test_a_killed_debuggers_detour(directory: Path) -> None:
+    """What a GDB that was killed left behind is found and taken out by the next one."""
+    with started([HAMMER, "3"], directory) as program:
+        before = text_of(program.pid)
+        words = [*BASE, "-batch", "-ex", f"source {PLUGIN}", "-p", str(program.pid), "-ex",
+                 "karst trap add malloc 424243 skip=7", "-ex", "karst trap add realloc,free,calloc 7M:", "-ex",
+                 "shell kill -9 $PPID"]
+        killed = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                timeout=60, cwd=directory)
+        assert killed.returncode == -signal.SIGKILL
+        assert text_of(program.pid) != before
+        time.sleep(0.2)  # with the detours in, and nobody there
+        answers = gdb(["-p", str(program.pid)], ["karst trap list", "detach"], directory)
+        assert answers.said[0].good() == "karst: took out 3 detours that a debugger before left here\nno traps\n"
+        assert text_of(program.pid) == before
+        answers = gdb(["-p", str(program.pid)], ["karst trap add malloc 424242 skip=1", "continue", "detach"], directory)
+        assert "malloc(424242)" in answers.of("continue").good()
+        ends_well(program)

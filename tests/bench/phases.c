@@ -1,0 +1,46 @@
+/* A tight loop of malloc and free, in phases that a debugger looks in between of: phase_end() gets the
+ * nanoseconds of CPU time that a pair took in the phase, the least of its rounds. */
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+volatile uint64_t pairs_in_round = 2000000, rounds_in_phase = 15;
+static void *volatile sink;
+
+static double now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+    return (double)time.tv_sec * 1e9 + (double)time.tv_nsec;
+}
+
+void phase_end(double least_per_pair, double wall_per_pair);
+
+__attribute__((noinline, noipa)) void phase_end(double least_per_pair, double wall_per_pair) {
+    printf("%.3f %.3f\n", least_per_pair, wall_per_pair);
+}
+
+static double wall(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec * 1e9 + (double)time.tv_nsec;
+}
+
+int main(void) {
+    for (;;) {
+        double least = 1e18, least_wall = 1e18;
+        uint64_t pairs = pairs_in_round;
+        for (uint64_t round = 0; round < rounds_in_phase; round++) {
+            double start = now(), wall_start = wall();
+            for (uint64_t i = 0; i < pairs; i++) {
+                sink = malloc(100 + (i & 255));
+                free(sink);
+            }
+            double per_pair = (now() - start) / (double)pairs,
+                   wall_per_pair = (wall() - wall_start) / (double)pairs;
+            least = per_pair < least ? per_pair : least;
+            least_wall = wall_per_pair < least_wall ? wall_per_pair : least_wall;
+        }
+        phase_end(least, least_wall);
+    }
+}
