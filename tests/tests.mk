@@ -28,7 +28,7 @@ run-tests:
 	    echo "$$unit"; timeout 600 "$$unit" || status=1; \
 	done; \
 	KARST_BUILD=$(abspath $(BUILD)) $(PYTHON) -m pytest -p no:cacheprovider $(PYTEST_ARGUMENTS) \
-	    --ignore=tests/distros --ignore=tests/kernel tests || status=1; \
+	    --ignore=tests/distros --ignore=tests/kernel --ignore=tests/preload tests || status=1; \
 	exit $$status
 
 $(TEST_BUILD)/%: tests/programs/%.c
@@ -61,6 +61,16 @@ test-jemalloc: all test-programs
 	@[ -e "$(JEMALLOC)" ] || { echo "say which: make test-jemalloc JEMALLOC=/path/libjemalloc.so" >&2; exit 1; }
 	KARST_BUILD=$(abspath $(BUILD)) KARST_JEMALLOC=$(abspath $(JEMALLOC)) $(PYTHON) -m pytest -p no:cacheprovider \
 	    $(PYTEST_ARGUMENTS) tests/integration/test_jemalloc.py
+
+# Real programs with the preload library in them, as without: half an hour.
+PRELOAD_TEST_PACKAGES := libpython3.11-testsuite redis-tools
+.PHONY: test-preload
+test-preload: deps
+	@.ci/deps $(PRELOAD_TEST_PACKAGES)
+	@command -v redis-server >/dev/null || .ci/unpack $(TEST_BUILD)/redis redis-server
+	@$(MAKE) --no-print-directory -s all test-programs
+	PATH="$$PATH:$(abspath $(TEST_BUILD))/redis/usr/bin" KARST_BUILD=$(abspath $(BUILD)) \
+	    $(PYTHON) -m pytest -p no:cacheprovider $(PYTEST_ARGUMENTS) tests/preload
 
 # The same on the glibc of other Debian suites: 2.31, 2.41, 2.43 (and DISTROS=experimental: 2.44); the plugin in
 # their GDBs: 10 with Python 3.9, 16 with 3.13; and karst on their Pythons, 3.9, 3.13 and 3.14. Needs the network the first

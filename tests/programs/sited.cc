@@ -82,6 +82,7 @@ PLACE by_realloc_null(size_t size) {
 }
 
 static size_t rounds;
+static bool no_pvalloc; // jemalloc has none: libc's would give blocks that jemalloc is to free
 static pthread_barrier_t barrier;
 static block slots[THREADS_MAX][SLOTS];
 
@@ -154,7 +155,7 @@ static void work_slot(block &slot, uint64_t *random) {
         int site;
         do {
             site = static_cast<int>(random_next(random) % SITES);
-        } while (site == 2 || site == 3 || (site == 8 && random_next(random) % 8));
+        } while (site == 2 || site == 3 || (site == 8 && (no_pvalloc || random_next(random) % 8)));
         slot.address = allocate(site, size);
         slot.size = site == 8 ? (size + 4095) / 4096 * 4096 : size;
         slot.site = site;
@@ -195,6 +196,7 @@ int main(int argc, char **argv) {
     bool late = argc > 3 && strcmp(argv[3], "late") == 0, dies = argc > 3 && strcmp(argv[argc - 1], "abort") == 0;
     rounds = argc > 2 ? strtoul(argv[2], nullptr, 0) : 10000;
     threads = threads < THREADS_MAX ? threads : THREADS_MAX;
+    no_pvalloc = getenv("SITED_NO_PVALLOC") != nullptr;
     pthread_barrier_init(&barrier, nullptr, static_cast<unsigned>(threads) + 1);
     if (late) {
         uint64_t random = 99;
