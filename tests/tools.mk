@@ -39,7 +39,7 @@ $(BUILD)/bench/phases: $(BUILD)/tests/bench/phases.o
 
 bench-detour: all $(BUILD)/bench/phases
 	ROUNDS=$(ROUNDS) gdb -nx -q -batch -iex 'set debuginfod enabled off' -ex 'source gdb/karst.py' \
-	    -ex 'source tests/bench/bench_detour.py' $(BUILD)/bench/phases
+	    -ex 'source tests/gdb/bench_detour.py' $(BUILD)/bench/phases
 
 # ---- traps and injection into programs that are all the time in the allocator -----------------------
 # 100 times each program and way; `make test` does a slice of it.
@@ -119,7 +119,7 @@ lint:
 	    --suppressions-list=tests/cppcheck.txt -j $(JOBS) -Ihelper/include $(addprefix -I,helper/target helper/allocator helper/runtime helper/analysis helper/report helper/verb) helper
 	$(PYTHON) -m compileall -q $(SCRIPT_PLACES)
 	pyflakes3 $(SCRIPT_PLACES)
-	@for script in helper/python/karst_engine.py $(wildcard tests/bench/*.py tests/fuzz/*.py docs/*.py); do \
+	@for script in $(wildcard helper/python/*.py tests/bench/*.py tests/fuzz/*.py docs/*.py); do \
 	    MYPYPATH=helper/python mypy --python-version 3.9 --ignore-missing-imports --no-error-summary \
 	        --cache-dir=$(BUILD)/mypy $$script || exit 1; \
 	done

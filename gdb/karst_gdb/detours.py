@@ -13,7 +13,7 @@ import gdb
 import karst_detour
 from karst_abi import FUNCTIONS, Condition as If, Trap as Conditions
 from karst_detour import ARGUMENTS, Condition, Detour, Refused
-from karst_elf import Definition, NotThere, Segment
+from karst_elf import NotThere, Segment
 
 from karst_gdb.live import Live, breakpoints_within
 

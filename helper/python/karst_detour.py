@@ -324,7 +324,8 @@ def _emit_tests(code: _Code, arguments: Arguments, conditions: Sequence[Conditio
 def _emit_displaced(code: _Code, instructions: Sequence[x86.Instruction]) -> tuple[list[Place], dict[int, int]]:
     places: list[Place] = []
     displaced: dict[int, int] = {}
-    frame, saved = 8, {}
+    frame = 8
+    saved: dict[int, int] = {}
     for instruction in instructions:
         start = code.here
         displaced[instruction.address] = start

@@ -235,7 +235,7 @@ def modules(read: Read, program_headers: int, count: int) -> list[Module]:
     debug = program.dynamic.get(_DT_DEBUG, 0)
     if not debug:
         raise NotThere("the dynamic loader has not begun yet")
-    found = []
+    found: list[Module] = []
     entry = _word(read, debug + 8)
     while entry and len(found) < _MODULES_MAX:
         bias, name, dynamic, entry = struct.unpack("<4Q", _whole(read, entry, 32))

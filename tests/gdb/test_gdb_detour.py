@@ -40,8 +40,13 @@ def ends_well(program: Program) -> None:
     assert program.process.wait(timeout=60) == 0
 
 
-def cycles(program: Program, steps: Sequence[str], count: int, directory: Path) -> str:
-    """GDB's own output, after each cycle found the process running on and its text unchanged."""
+def cycles(program: Program, steps: Sequence[str], count: int, directory: Path) -> None:
+    """So many times; a GDB does up to ten."""
+    for begun in range(0, count, 10):
+        few_cycles(program, steps, min(count - begun, 10), directory)
+
+
+def few_cycles(program: Program, steps: Sequence[str], count: int, directory: Path) -> None:
     commands = []
     for _ in range(count):
         commands += [f"attach {program.pid}", *steps]
@@ -53,7 +58,6 @@ def cycles(program: Program, steps: Sequence[str], count: int, directory: Path) 
     for text in trapped:
         assert re.search(r"^karst trap \d+: malloc\(424242\), thread \d+, called at 0x", text, re.MULTILINE), text
         assert re.search(r"^#1 .* asked_for ", text, re.MULTILINE), text
-    return answers.output
 
 
 PROGRAMS = [["1"], ["4"], ["1", "--signals"], ["3", "--alternate"]]

@@ -39,6 +39,12 @@ def relro_of(pid: int) -> list[str]:
 
 
 def cycle(program: Program, steps: Sequence[str], count: int, directory: Path) -> None:
+    """So many times; a GDB does up to ten."""
+    for begun in range(0, count, 10):
+        few_cycles(program, steps, min(count - begun, 10), directory)
+
+
+def few_cycles(program: Program, steps: Sequence[str], count: int, directory: Path) -> None:
     before, protected = text_of(program.pid), relro_of(program.pid)
     answers = gdb([], [command for _ in range(count) for command in (f"attach {program.pid}", *steps)], directory)
     for said in answers.said:

@@ -88,7 +88,7 @@ static void interrupt_often(int flags) {
     static char stack[65536];
     stack_t alternate = {.ss_sp = stack, .ss_size = sizeof stack};
     struct sigaction action = {.sa_handler = on_timer, .sa_flags = SA_RESTART | flags};
-    struct itimerval every = {{0, 200}, {0, 200}};
+    struct itimerval every = {{0, 1000}, {0, 1000}};
     sigaltstack(&alternate, NULL);
     sigaction(SIGALRM, &action, NULL);
     setitimer(ITIMER_REAL, &every, NULL);
