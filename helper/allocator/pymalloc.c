@@ -47,12 +47,21 @@ static bool emit(struct stream *stream, uint64_t start, uint64_t size, enum kars
     return true;
 }
 
+static bool is_free(const struct pymalloc_pool *pool) {
+    return pool->bytes && pool->used == 0;
+}
+
+/* A used pool whose class makes no sense, or that can't be read, has none. */
+static bool has_class(const struct pymalloc_pool *pool) {
+    return pool->block_size != 0;
+}
+
 static bool emit_pool(struct stream *stream, const struct pymalloc_pool *pool) {
     uint32_t pool_size = stream->pymalloc->pool_size;
-    if (!pool->bytes || pool->problem == PYMALLOC_BAD_CLASS) {
+    if (!has_class(pool) && !is_free(pool)) {
         return emit(stream, pool->address, pool_size, KARST_STATE_UNKNOWN, KARST_NONE, KARST_BLOCK_RUN);
     }
-    if (pool->used == 0) {
+    if (is_free(pool)) {
         return emit(stream, pool->address, pool_size, KARST_STATE_FREE, PYMALLOC_FREE_POOLS, KARST_BLOCK_RUN);
     }
     uint32_t bin = pool->block_size / PYMALLOC_STEP - 1;
@@ -105,10 +114,10 @@ static bool walk(struct karst_heap *heap, const struct karst_extent *extent, str
 
 static void count_pool(struct pymalloc_heap *pymalloc, const struct pymalloc_pool *pool) {
     struct karst_bin *bins = pymalloc->heap.bins;
-    if (!pool->bytes || pool->problem == PYMALLOC_BAD_CLASS) {
+    if (!has_class(pool) && !is_free(pool)) {
         return;
     }
-    if (pool->used == 0) {
+    if (is_free(pool)) {
         pymalloc->pools_of[PYMALLOC_FREE_POOLS]++;
         bins[PYMALLOC_FREE_POOLS].blocks++;
         bins[PYMALLOC_FREE_POOLS].bytes += pymalloc->pool_size;
@@ -151,7 +160,7 @@ static struct karst_page_run run_of(const struct pymalloc_heap *pymalloc, const 
                                  .heap = pymalloc->heap.index,
                                  .damaged = pool->problem != PYMALLOC_FINE,
                                  .kind = "pool"};
-    if (pool->used == 0 && pool->bytes) {
+    if (is_free(pool)) {
         run.kind = "free pool";
         run.bin = PYMALLOC_FREE_POOLS;
     } else if (pool->block_size) {

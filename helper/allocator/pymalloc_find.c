@@ -348,12 +348,6 @@ static bool say_what(struct pymalloc_heap *pymalloc, const char *how) {
                          "on: 24 bytes of each block are theirs (PYTHONMALLOC=debug, -X dev)")) {
         return false;
     }
-    for (size_t i = 0; i < pymalloc->python->facts.count; i++) {
-        const struct karst_fact *fact = &pymalloc->python->facts.items[i];
-        if (!karst_facts_add(&heap->facts, fact->name, fact->address, "%s", fact->text)) {
-            return false;
-        }
-    }
     return true;
 }
 

@@ -11,3 +11,12 @@ bool karst_describe_content(struct karst *session, const struct karst_block *blo
     }
     return true;
 }
+
+bool karst_introduce_contents(struct karst *session, struct karst_facts *facts, struct karst_error *error) {
+    for (size_t i = 0; karst_content_sources[i]; i++) {
+        if (!karst_content_sources[i]->introduce(session, facts, error)) {
+            return false;
+        }
+    }
+    return true;
+}

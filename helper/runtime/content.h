@@ -11,6 +11,8 @@ struct karst_content_source {
      * which byte was asked for. False: error. */
     bool (*describe)(struct karst *session, const struct karst_block *block, uint64_t address,
                      struct karst_facts *facts, struct karst_error *error);
+    /* Adds what was found of it in the target, or was met but is not known. False: error. */
+    bool (*introduce)(struct karst *session, struct karst_facts *facts, struct karst_error *error);
 };
 
 /* All sources, NULL at the end. */
@@ -20,5 +22,7 @@ extern const struct karst_content_source karst_content_cpython;
 /* Asks each of them. */
 bool karst_describe_content(struct karst *session, const struct karst_block *block, uint64_t address,
                             struct karst_facts *facts, struct karst_error *error);
+/* Asks each of them what it found. */
+bool karst_introduce_contents(struct karst *session, struct karst_facts *facts, struct karst_error *error);
 
 #endif

@@ -235,8 +235,8 @@ void cpython_each_frame(struct cpython *python, const struct cpython_thread *thr
                         bool (*frame)(void *context, const struct cpython_frame *frame), void *context,
                         bool *damaged);
 
-/* The frame object at address (3.9, 3.10: frames of generators that stand still are on no thread's stack); false:
- * there is none. */
+/* The frame object at address (3.9, 3.10: frames of generators that stand still are on no thread's stack);
+ * false: there is none. */
 bool cpython_frame_object(struct cpython *python, uint64_t address, struct cpython_frame *frame);
 
 struct cpython_local {

@@ -114,4 +114,27 @@ static bool describe(struct karst *session, const struct karst_block *block, uin
     return block->state != KARST_STATE_LIVE || set != NULL;
 }
 
-const struct karst_content_source karst_content_cpython = {.name = "CPython", .describe = describe};
+static bool introduce(struct karst *session, struct karst_facts *facts, struct karst_error *error) {
+    const struct cpython_set *set = cpython_find(session, error);
+    for (size_t i = 0; set && i < set->count; i++) {
+        const struct cpython *python = &set->items[i];
+        if (!karst_facts_add(facts, "CPython", python->runtime, "%s, %zu interpreter%s%s", python->version,
+                             python->interpreter_count, python->interpreter_count == 1 ? "" : "s",
+                             python->layout_known ? "" : "; this version is not known: stacks only")) {
+            return karst_fail_memory(error);
+        }
+        for (size_t k = 0; k < python->facts.count; k++) {
+            const struct karst_fact *fact = &python->facts.items[k];
+            if (!karst_facts_add(facts, fact->name, fact->address, "%s", fact->text)) {
+                return karst_fail_memory(error);
+            }
+        }
+    }
+    if (set && *set->unusable && !karst_facts_add(facts, "CPython", 0, "%s", set->unusable)) {
+        return karst_fail_memory(error);
+    }
+    return set != NULL;
+}
+
+const struct karst_content_source karst_content_cpython = {
+    .name = "CPython", .describe = describe, .introduce = introduce};

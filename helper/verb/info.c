@@ -1,6 +1,7 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "content.h"
 #include "marker_report.h"
 #include "verb.h"
 #include "verbs.h"
@@ -72,8 +73,22 @@ static void write_heap(struct karst_writer *writer, const struct karst_heap *hea
     }
 }
 
+static json_t *facts_json(struct karst_writer *writer, const struct karst_facts *facts) {
+    json_t *list = karst_json_array(writer);
+    for (size_t i = 0; i < facts->count; i++) {
+        const struct karst_fact *fact = &facts->items[i];
+        json_t *one = karst_json_object(writer);
+        karst_json_set_text(writer, one, "name", fact->name);
+        karst_json_set(writer, one, "address",
+                       fact->address ? karst_json_address(fact->address) : json_null());
+        karst_json_set_text(writer, one, "text", fact->text);
+        karst_json_append(writer, list, one);
+    }
+    return list;
+}
+
 static json_t *heap_json(struct karst_writer *writer, const struct karst_heap *heap) {
-    json_t *root = karst_json_object(writer), *facts = karst_json_array(writer);
+    json_t *root = karst_json_object(writer);
     karst_json_set_text(writer, root, "name", heap->name);
     karst_json_set_text(writer, root, "allocator", heap->allocator->name);
     karst_json_set_text(writer, root, "version", heap->version);
@@ -81,16 +96,7 @@ static json_t *heap_json(struct karst_writer *writer, const struct karst_heap *h
     karst_json_set_number(writer, root, "bins", heap->bin_count);
     karst_json_set_number(writer, root, "extents", heap->extent_count);
     karst_json_set_flag(writer, root, "in_flux", heap->in_flux);
-    for (size_t i = 0; i < heap->facts.count; i++) {
-        const struct karst_fact *fact = &heap->facts.items[i];
-        json_t *one = karst_json_object(writer);
-        karst_json_set_text(writer, one, "name", fact->name);
-        karst_json_set(writer, one, "address",
-                       fact->address ? karst_json_address(fact->address) : json_null());
-        karst_json_set_text(writer, one, "text", fact->text);
-        karst_json_append(writer, facts, one);
-    }
-    karst_json_set(writer, root, "facts", facts);
+    karst_json_set(writer, root, "facts", facts_json(writer, &heap->facts));
     return root;
 }
 
@@ -114,20 +120,23 @@ static json_t *modules_json(struct karst_writer *writer, const struct karst_targ
     return list;
 }
 
-static bool run(struct karst_call *call) {
+static json_t *answer_json(struct karst_call *call, const struct karst_facts *runtimes) {
     struct karst_writer *writer = &call->writer;
-    struct karst *session = call->session;
-    if (call->json) {
-        json_t *root = karst_json_object(writer), *heaps = karst_json_array(writer);
-        for (size_t i = 0; i < session->heap_count; i++) {
-            karst_json_append(writer, heaps, heap_json(writer, session->heaps[i]));
-        }
-        karst_json_set(writer, root, "allocators", heaps);
-        karst_json_set(writer, root, "marker", karst_marker_json(call));
-        karst_json_set(writer, root, "modules", modules_json(writer, session->target));
-        karst_call_write_json(call, root);
-        return true;
+    const struct karst *session = call->session;
+    json_t *root = karst_json_object(writer), *heaps = karst_json_array(writer);
+    for (size_t i = 0; i < session->heap_count; i++) {
+        karst_json_append(writer, heaps, heap_json(writer, session->heaps[i]));
     }
+    karst_json_set(writer, root, "allocators", heaps);
+    karst_json_set(writer, root, "marker", karst_marker_json(call));
+    karst_json_set(writer, root, "runtimes", facts_json(writer, runtimes));
+    karst_json_set(writer, root, "modules", modules_json(writer, session->target));
+    return root;
+}
+
+static void write_text(struct karst_call *call, const struct karst_facts *runtimes) {
+    struct karst_writer *writer = &call->writer;
+    const struct karst *session = call->session;
     write_target(writer, session->target);
     write_modules(writer, session->target);
     for (size_t i = 0; i < session->heap_count; i++) {
@@ -138,8 +147,24 @@ static bool run(struct karst_call *call) {
         karst_print_styled(writer, KARST_STYLE_WARNING, "no heap found");
         karst_print(writer, ": no module has what glibc's malloc leaves in its data\n");
     }
+    if (runtimes->count) {
+        karst_print(writer, "\n");
+        karst_print_title(writer, "language runtimes");
+        write_facts(writer, runtimes);
+    }
     karst_marker_write(call);
-    return true;
+}
+
+static bool run(struct karst_call *call) {
+    struct karst_facts runtimes = {0};
+    bool introduced = karst_introduce_contents(call->session, &runtimes, call->error);
+    if (introduced && call->json) {
+        karst_call_write_json(call, answer_json(call, &runtimes));
+    } else if (introduced) {
+        write_text(call, &runtimes);
+    }
+    karst_facts_clear(&runtimes);
+    return introduced;
 }
 
 const struct karst_verb karst_verb_info = {
@@ -154,7 +179,8 @@ const struct karst_verb karst_verb_info = {
     .json =
         "{\"allocators\": [{\"name\", \"allocator\", \"version\", \"arenas\", \"bins\", \"extents\", "
         "\"in_flux\", "
-        "\"facts\": [{\"name\", \"address\", \"text\"}]}], \"modules\": [{\"path\", \"start\", "
+        "\"facts\": [{\"name\", \"address\", \"text\"}]}], \"runtimes\" (of languages: CPython; as facts), "
+        "\"modules\": [{\"path\", \"start\", "
         "\"build_id\", \"problem\"}], \"marker\" (what the preload library left, null: nothing: "
         "{\"address\", "
         "\"version\", \"allocator\", \"allocator_version\", \"allocator_path\", \"marks\", \"all_marked\", "

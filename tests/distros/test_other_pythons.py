@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from karst_python_damage import KINDS, assert_damage_found, assert_undamaged_healthy
 from karst_python_objects import assert_nested_arenas, assert_objects_each_way, assert_pools_each_way
-from karst_python_stacks import assert_locals, assert_stacks_alive_and_from_core
+from karst_python_stacks import assert_interpreters, assert_locals, assert_stacks_alive_and_from_core
 from karst_pythons import Python, other_pythons
 
 each_python = pytest.mark.parametrize("python", other_pythons(), ids=lambda python: python.version)
@@ -48,6 +48,11 @@ def test_damage(kind: str, python: Python, directory: Path) -> None:
 @each_python
 def test_healthy(python: Python, directory: Path) -> None:
     assert_undamaged_healthy(python, directory)
+
+
+@each_python
+def test_interpreters(python: Python, directory: Path) -> None:
+    assert_interpreters(python, directory)
 
 
 def test_there_are_others() -> None:

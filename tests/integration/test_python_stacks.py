@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from karst_command import Target
 from karst_programs import started
-from karst_python_stacks import assert_locals, assert_stacks_alive_and_from_core
-from karst_pythons import system_python
+from karst_python_stacks import assert_interpreters, assert_locals, assert_stacks_alive_and_from_core
+from karst_pythons import Python, system_python
 
 
 def test_stacks(directory: Path) -> None:
@@ -45,3 +45,26 @@ def test_one_thread(directory: Path) -> None:
         assert "frames are not shown; --all shows all" in text
         done = target.run("py-stack", "--thread", "1")
         assert done.returncode == 2 and "no Python thread 1" in done.stderr
+
+
+def test_interpreters(directory: Path) -> None:
+    assert_interpreters(system_python(), directory)
+
+
+def test_unknown_version_says_which(directory: Path) -> None:
+    """A copy of the interpreter that calls itself 3.99."""
+    python = system_python()
+    program = Path(python.path).resolve().read_bytes()
+    wanted = f"\0{python.version}\0".encode()
+    if program.count(wanted) != 1:
+        pytest.skip("this Python has its version elsewhere")
+    other = directory / "python3.99"
+    other.write_bytes(program.replace(wanted, wanted.replace(f".{python.minor}.".encode(), b".99.")))
+    other.chmod(0o755)
+    with Python(str(other), "3.99").running("stacks.py", directory) as running:
+        target = Target.process(running.pid)
+        for verb in ("py-stack", "py-objects", "pools"):
+            done = target.run(verb)
+            assert done.returncode == 2 and "CPython 3.99." in done.stderr and "not known" in done.stderr
+        assert [row["name"] for row in target.json("summary")["allocators"]] == ["glibc"]
+        assert "not known" in target.run("info").stdout

@@ -7,6 +7,7 @@ from typing import Any
 
 from karst_command import Target
 from karst_programs import Program, core_of
+from karst_python_objects import each_way
 from karst_pythons import Python, told
 
 Frames = list[list[Any]]
@@ -58,3 +59,20 @@ def assert_locals(python: Python, directory: Path) -> None:
     assert variables("in_class", 1)["__qualname__"] == ("str", "'in_class.<locals>.Body'")
     assert variables("in_code", 1)["one"] == ("int", "1")
     assert variables("recursive", 5)["depth"] == ("int", "4")
+
+
+def assert_interpreters(python: Python, directory: Path) -> None:
+    """A second interpreter: its thread, its objects and, from 3.12 on, its own allocator are there too."""
+    with python.running("interpreters.py", directory) as program:
+        for target in each_way(program):
+            (runtime,) = target.json("py-stack")["runtimes"]
+            assert runtime["interpreters"] == 2 and not runtime["damaged"]
+            (second,) = [thread for thread in runtime["threads"] if thread["interpreter"]]
+            assert [frame["function"] for frame in second["frames"]] == ["sub_function", "<module>"]
+            (objects,) = target.json("py-objects", "--all")["runtimes"]
+            (own,) = [row for row in objects["types"] if row["type"] == "__main__.Own"]
+            assert own["objects"] == own["tracked"] == 500
+            names = [row["name"] for row in target.json("summary")["allocators"]]
+            assert names == ["glibc", "pymalloc"] + (["pymalloc #2"] if python.minor >= 12 else [])
+            healthy, findings = target.check()
+            assert healthy, findings
