@@ -33,14 +33,17 @@ from karst_drgn.heap import (HeapArena, HeapBlock, HeapFinding, HeapHole, HeapPi
                              for_each_heap_arena, for_each_heap_block, heap_check, heap_chunk, heap_holes, heap_json,
                              heap_pins, heap_total, visit_heap_blocks)
 from karst_drgn.programs import set_core
+from karst_drgn.python import (PythonFrame, PythonReferrer, PythonThread, PythonType, python_referrers, python_threads,
+                               python_types)
 from karst_drgn.residency import Residency, task_residency
 from karst_drgn.rss import (MmRss, RssCounter, RssSources, TaskRss, for_each_task_rss, mm_rss, rss_sources, task_rss)
 from karst_drgn.tasks import Vma, task_of, task_vmas
 
 __all__ = (
-    "HeapArena", "HeapBlock", "HeapFinding", "HeapHole", "HeapPin", "HeapTotal", "KarstError", "MmRss", "Residency",
-    "RssCounter", "RssSources", "TaskRss", "Vma", "Written", "find_heap_block", "for_each_heap_arena",
-    "for_each_heap_block", "for_each_task_rss", "heap_check", "heap_chunk", "heap_holes", "heap_json", "heap_pins",
-    "heap_total", "karst", "mm_rss", "rss_sources", "set_core", "task_of", "task_residency", "task_rss", "task_vmas",
+    "HeapArena", "HeapBlock", "HeapFinding", "HeapHole", "HeapPin", "HeapTotal", "KarstError", "MmRss", "PythonFrame",
+    "PythonReferrer", "PythonThread", "PythonType", "Residency", "RssCounter", "RssSources", "TaskRss", "Vma",
+    "Written", "find_heap_block", "for_each_heap_arena", "for_each_heap_block", "for_each_task_rss", "heap_check",
+    "heap_chunk", "heap_holes", "heap_json", "heap_pins", "heap_total", "karst", "mm_rss", "python_referrers",
+    "python_threads", "python_types", "rss_sources", "set_core", "task_of", "task_residency", "task_rss", "task_vmas",
     "visit_heap_blocks", "write_core",
 )
