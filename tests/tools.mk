@@ -1,5 +1,5 @@
 # Speed, sanitizers, damaged cores, fuzzing, lint: what proves more than `make test` has time for.
-.PHONY: asan bench bench-preload bench-detour test-attach test-mutated fuzz lint
+.PHONY: asan bench bench-slabs bench-preload bench-detour test-attach test-mutated fuzz lint
 
 # ---- speed: BLOCKS=300000 for a quick look -------------------------------------------------------
 BLOCKS ?= 12000000
@@ -48,6 +48,22 @@ CYCLES ?= 200
 test-attach: all test-programs
 	KARST_CYCLES=$(CYCLES) KARST_BUILD=$(abspath $(BUILD)) $(PYTHON) -m pytest -p no:cacheprovider $(PYTEST_ARGUMENTS) \
 	    tests/gdb/test_gdb_detour.py tests/gdb/test_gdb_inject.py -k lives_on
+
+# jemalloc: REGIONS=1000000 for a quick look.
+REGIONS ?= 10000000
+
+$(BUILD)/bench/make_slabs: $(addprefix $(BUILD)/tests/bench/,make_slabs.o dump_core.o)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^
+
+$(BUILD)/bench/count_slabs: $(BUILD)/tests/bench/count_slabs.o $(BUILD)/libkarst.a
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBRARIES) -lm
+
+bench-slabs: all $(addprefix $(BUILD)/bench/,make_slabs count_slabs)
+	@.ci/deps libjemalloc2
+	$(PYTHON) tests/bench/bench_slabs.py --karst $(BUILD)/karst --tools $(BUILD)/bench --directory $(BUILD)/bench \
+	    --regions $(REGIONS) --rounds $(ROUNDS)
 
 # ---- sanitizers: the same sources again in a directory of their own ------------------------------
 SANITIZED := $(BUILD)/asan

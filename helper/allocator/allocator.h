@@ -31,7 +31,8 @@ struct karst_extent {
     uint32_t arena; /* index in the heap's table, KARST_NONE for mapped blocks */
     uint16_t heap;  /* index in the session's table */
     uint8_t kind;
-    /* In the session's table: 1 + the index there of the extent of another heap that it lies in; 0: in none. */
+    /* In the session's table: 1 + the index there of the extent of another heap that it lies in; 0: in none.
+     */
     size_t outer;
 };
 
@@ -67,6 +68,7 @@ struct karst_page_run {
     uint64_t size;
     uint64_t region_size;        /* 0: unused, or the allocator's own */
     uint64_t first_region;       /* address */
+    uint64_t header;             /* where its count and bitmap of free regions are; 0: none, or elsewhere */
     uint64_t regions;            /* 1: a large block */
     uint64_t live, cached, free; /* regions: these add up to regions, unless it is damaged */
     uint32_t arena;              /* KARST_NONE: none */

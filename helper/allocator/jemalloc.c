@@ -540,6 +540,7 @@ static bool pass_run(void *context, const struct jemalloc_run *run) {
         page_run.region_size = run->region_size;
         page_run.first_region = run->first_region;
         page_run.regions = run->regions;
+        page_run.header = run->header;
         page_run.damaged = jemalloc_count_free(run) != run->nfree || run->problems;
         count_regions(stream, run, &page_run);
     } else if (run->kind == JEMALLOC_LARGE) {

@@ -123,8 +123,11 @@ struct jemalloc_tcache {
     uint64_t address; /* of tcache_t */
     int64_t tid;      /* 0: can't be told, -1: its thread is gone */
     uint32_t arena;
+    uint32_t classes;         /* how many bins it has */
     uint32_t first_bin, bins; /* of its rows in heap.bins */
 };
+
+#define JEMALLOC_TCACHE_CLASSES_MAX 2048u
 
 /* A block in a tcache, or (bin KARST_NONE) the allocator's own. */
 struct jemalloc_cached {

@@ -640,6 +640,10 @@ static size_t find_trees(struct jemalloc_heap *jemalloc, struct tree *trees) {
                 if (!bytes) {
                     break;
                 }
+                /* An empty tree is of no use, and looks like glibc's empty bins. */
+                if (karst_target_module(target, jemalloc_word(bytes))) {
+                    continue;
+                }
                 for (unsigned link = 0; link <= 16 && count < TREES_MAX; link += 16) {
                     if (jemalloc_word(bytes + 8 + link) == nil && jemalloc_word(bytes + 16 + link) == nil) {
                         trees[count++] = (struct tree){at, link};

@@ -13,14 +13,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PAGE            4096u
-#define LEAF_ENTRIES_48 (1u << 18) /* RTREE_NSB 36, in two levels */
-#define NODE_ENTRIES_57 (1u << 15) /* RTREE_NSB 45, in three */
-#define ELEMENTS_TRIED  64u
-#define EXTENTS_SCORED  4096u
-#define BASE_BLOCKS_MAX 65536u
+#define PAGE              4096u
+#define LEAF_ENTRIES_48   (1u << 18) /* RTREE_NSB 36, in two levels */
+#define NODE_ENTRIES_57   (1u << 15) /* RTREE_NSB 45, in three */
+#define ELEMENTS_TRIED    64u
+#define EXTENTS_SCORED    4096u
+#define BASE_BLOCKS_MAX   65536u
 #define RETURNS_LOOKED_AT 32u
-#define ALL_ADDRESSES   (1ull << 47)
+#define ALL_ADDRESSES     (1ull << 47)
 
 /* ---- the root --------------------------------------------------------------------------------------- */
 

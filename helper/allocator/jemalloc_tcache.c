@@ -68,7 +68,7 @@ uint64_t jemalloc_tcache_class_size(const struct jemalloc_heap *jemalloc, uint32
 static uint64_t bin_at(const struct jemalloc_heap *jemalloc, const struct jemalloc_tcache *tcache,
                        uint32_t index) {
     const struct jemalloc_layout *layout = &jemalloc->layout;
-    if (index >= layout->tcache_classes) {
+    if (index >= tcache->classes) {
         return 0;
     }
     if (layout->tcache_large != NONE16 && index >= SMALL_CLASSES) {
@@ -203,6 +203,19 @@ static bool add_stack(struct jemalloc_heap *jemalloc, const struct jemalloc_tcac
            jemalloc_add_cached(jemalloc, run.first_region + region * run.region_size, KARST_NONE);
 }
 
+/* 3.x, 4.x: the stacks stand behind the bins, so where the first begins tells how many bins there are
+ * (nhbins, opt.lg_tcache_max). From 4.2 on its pointer is its end, 200 blocks (TCACHE_NSLOTS_SMALL_MAX)
+ * further. */
+static uint32_t classes_of(struct jemalloc_heap *jemalloc, uint64_t address) {
+    const struct jemalloc_layout *layout = &jemalloc->layout;
+    uint64_t bins = address + layout->tcache_bins, stack;
+    if (layout->major >= 5 || !jemalloc_read(jemalloc, bins + 24, &stack)) {
+        return layout->tcache_classes;
+    }
+    uint64_t count = (stack - (layout->stack_below ? 200 * 8 : 0) - bins) / layout->tcache_bin_size;
+    return count > 28 && count <= JEMALLOC_TCACHE_CLASSES_MAX ? (uint32_t)count : layout->tcache_classes;
+}
+
 static bool add_tcache(struct jemalloc_heap *jemalloc, uint64_t address, uint64_t ring, uint32_t arena,
                        uint64_t *items) {
     struct jemalloc_tcache *tcaches =
@@ -218,7 +231,8 @@ static bool add_tcache(struct jemalloc_heap *jemalloc, uint64_t address, uint64_
                                                   : owner_of(jemalloc->heap.target, address),
                                        .arena = arena,
                                        .first_bin = (uint32_t)jemalloc->heap.bin_count};
-    for (uint32_t i = 0; i < jemalloc->layout.tcache_classes; i++) {
+    tcache->classes = classes_of(jemalloc, address);
+    for (uint32_t i = 0; i < tcaches[jemalloc->tcache_count - 1].classes; i++) {
         if (!load_bin(jemalloc, tcache, i, items)) {
             return false;
         }

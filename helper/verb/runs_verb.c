@@ -116,6 +116,7 @@ static json_t *run_json(struct listing *listing, const struct karst_page_run *ru
     karst_json_set_number(writer, one, "region_size", run->region_size);
     karst_json_set(writer, one, "first_region",
                    run->regions ? karst_json_address(run->first_region) : json_null());
+    karst_json_set(writer, one, "header", run->header ? karst_json_address(run->header) : json_null());
     karst_json_set_number(writer, one, "regions", run->regions);
     karst_json_set_number(writer, one, "live", run->live);
     karst_json_set_number(writer, one, "cached", run->cached);
@@ -395,7 +396,8 @@ const struct karst_verb karst_verb_runs = {
         "(dirty, muzzy, retained). `free` regions are good for their class alone; `cached` ones were freed "
         "and are in a thread's cache; `fill` is the share of live ones. With BIN only runs of that class, "
         "that bin or that kind. Without --all only the first are shown, but all that match are counted.",
-    .json = "{\"runs\": [{\"address\", \"size\", \"kind\", \"region_size\", \"first_region\", \"regions\", "
+    .json = "{\"runs\": [{\"address\", \"size\", \"kind\", \"region_size\", \"first_region\", \"header\" "
+            "(where its count and bitmap are), \"regions\", "
             "\"live\", \"cached\", \"free\", \"damaged\", \"allocator\", \"arena\", \"bin\"}], \"shown\", "
             "\"matched\", \"total\", \"target\"}; with --classes, instead of runs and shown, \"classes\": "
             "[{\"allocator\", \"kind\", \"region_size\", \"runs\", \"bytes\", \"regions\", \"live\", "
