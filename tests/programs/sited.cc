@@ -1,8 +1,9 @@
-// sited: allocates at known places by every function there is, from several threads, frees and moves most of it,
-// and says what is left of each place: lines "site FUNCTION BLOCKS BYTES" (bytes asked for). Then "ready PID", and
-// it waits; with "abort" as the last word it dies for a core.
+// sited: allocates at known places by every function there is, from several threads, frees and moves most of
+// it, and says what is left of each place: lines "site FUNCTION BLOCKS BYTES" (bytes asked for). Then "ready
+// PID", and it waits; with "abort" as the last word it dies for a core.
 //
-// sited THREADS ROUNDS [late] [abort]; late: marks are turned on in the middle, by the library's control block.
+// sited THREADS ROUNDS [late] [abort]; late: marks are turned on in the middle, by the library's control
+// block.
 #include <dlfcn.h>
 #include <malloc.h>
 #include <pthread.h>
@@ -24,9 +25,10 @@ struct block {
     int site; // -1: from before the marks
 };
 
-static const char *const names[SITES] = {"by_malloc", "by_calloc", "by_realloc", "by_reallocarray", "by_memalign",
-                                         "by_posix_memalign", "by_aligned_alloc", "by_valloc", "by_pvalloc", "by_new",
-                                         "by_new_array", "by_new_aligned", "by_new_nothrow", "by_realloc_null"};
+static const char *const names[SITES] = {
+    "by_malloc",         "by_calloc",        "by_realloc",     "by_reallocarray", "by_memalign",
+    "by_posix_memalign", "by_aligned_alloc", "by_valloc",      "by_pvalloc",      "by_new",
+    "by_new_array",      "by_new_aligned",   "by_new_nothrow", "by_realloc_null"};
 
 extern "C" {
 #define PLACE __attribute__((noinline)) void *
@@ -104,9 +106,9 @@ static bool is_operator(int site) {
 }
 
 static void *allocate(int site, size_t size) {
-    static void *(*const places[SITES])(size_t) = {by_malloc, by_calloc, nullptr, nullptr, by_memalign,
-                                                   by_posix_memalign, by_aligned_alloc, by_valloc, by_pvalloc, by_new,
-                                                   by_new_array, by_new_aligned, by_new_nothrow, by_realloc_null};
+    static void *(*const places[SITES])(size_t) = {
+        by_malloc, by_calloc,  nullptr, nullptr,      by_memalign,    by_posix_memalign, by_aligned_alloc,
+        by_valloc, by_pvalloc, by_new,  by_new_array, by_new_aligned, by_new_nothrow,    by_realloc_null};
     return places[site](size);
 }
 
@@ -193,7 +195,8 @@ static void turn_marks_on() {
 
 int main(int argc, char **argv) {
     size_t threads = argc > 1 ? strtoul(argv[1], nullptr, 0) : 2;
-    bool late = argc > 3 && strcmp(argv[3], "late") == 0, dies = argc > 3 && strcmp(argv[argc - 1], "abort") == 0;
+    bool late = argc > 3 && strcmp(argv[3], "late") == 0,
+         dies = argc > 3 && strcmp(argv[argc - 1], "abort") == 0;
     rounds = argc > 2 ? strtoul(argv[2], nullptr, 0) : 10000;
     threads = threads < THREADS_MAX ? threads : THREADS_MAX;
     no_pvalloc = getenv("SITED_NO_PVALLOC") != nullptr;
