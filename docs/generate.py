@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "helper" / "python"))
+sys.path += [str(ROOT / "helper" / "python"), str(ROOT / "docs")]
 import karst_engine  # noqa: E402
+import preload_pages  # noqa: E402
 
 PID, TID = 4711, 4712  # what the pages call the program and its thread
 
@@ -237,6 +238,12 @@ def write_python_pages(build: Path, folder: Path) -> None:
         write_if_other(folder / name, page_text)
 
 
+def write_preload_pages(build: Path, folder: Path) -> None:
+    for name in preload_pages.PAGES:
+        text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        write_if_other(folder / name, preload_pages.with_shells(text, build))
+
+
 def fill_in_demo(sections: dict[str, str], path: Path) -> None:
     """Puts what the demo showed under its marks."""
     def replace(found: re.Match[str]) -> str:
@@ -251,12 +258,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="write docs/verbs/ from the engine")
     parser.add_argument("--build", type=Path, default=ROOT / "build")
     parser.add_argument("--folder", type=Path, default=ROOT / "docs" / "verbs")
-    parser.add_argument("--pages", type=Path, default=ROOT / "docs", help="where the pages on Python go")
+    parser.add_argument("--pages", type=Path, default=ROOT / "docs", help="where the pages on Python and the preload library go")
     parser.add_argument("--demo", action="store_true", help="also README.md and docs/tour.md, from the demo's answers")
     options = parser.parse_args()
     build = options.build.resolve()
     write_pages(build, options.folder)
     write_python_pages(build, options.pages)
+    write_preload_pages(build, options.pages)
     if options.demo:
         sections = json.loads((build / "demo" / "sections.json").read_text(encoding="utf-8"))
         for name in ("README.md", "docs/tour.md"):

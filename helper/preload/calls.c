@@ -49,7 +49,8 @@ COLD void *call_allocate(enum way way, struct call *call) {
         call->alignment = way == BY_PVALLOC ? karst_control.page_size : call->alignment;
         way = BY_MEMALIGN;
     }
-    void *block = ask_and_note(way, call->function, call->size, call->alignment, around.gate, call->site);
+    void *block = ask_and_note(way, call->function, call->size, call->alignment, around.gate, call->site,
+                               record_site_of(call));
     call_end(&around, call, block);
     return block;
 }
@@ -87,7 +88,7 @@ COLD void call_free(struct call *call) {
         return;
     }
     if (around.gate & KARST_GATE_RECORD) {
-        recorder_write(KARST_EVENT_FREE, call->old_address, 0, call->site);
+        recorder_write(KARST_EVENT_FREE, call->old_address, 0, record_site_of(call));
     }
     next.free(block);
 }
@@ -119,14 +120,14 @@ COLD void *call_move(struct call *call) {
     call_begin(&around, call);
     bool record = around.gate & KARST_GATE_RECORD;
     if (record && old) {
-        recorder_write(KARST_EVENT_MOVE, call->old_address, call->size, call->site);
+        recorder_write(KARST_EVENT_MOVE, call->old_address, call->size, record_site_of(call));
     }
     void *block = around.gate & KARST_GATE_MARK ? move_marked(call, old) : next.realloc(old, call->size);
     if (record) {
         enum karst_event_kind kind = !old              ? KARST_EVENT_ALLOCATE
                                      : frees_now(call) ? KARST_EVENT_RELEASED
                                                        : KARST_EVENT_MOVED;
-        recorder_write(kind, (uint64_t)(uintptr_t)block, call->size, call->site);
+        recorder_write(kind, (uint64_t)(uintptr_t)block, call->size, record_site_of(call));
     }
     call_end(&around, call, block);
     return block;

@@ -42,22 +42,29 @@ static ALWAYS_INLINE bool only_other_sizes(enum karst_function function, uint32_
                __atomic_load_n(&control->size_span[function], __ATOMIC_RELAXED);
 }
 
+/* What stands for a call site in records: in files it is the return address, for a table of stacks is gone
+ * when the process is. */
+static inline uint64_t record_site_of(const struct call *call) {
+    return *karst_control.directory ? call->caller : call->site;
+}
+
 /* Marks and records what the allocator gave, if the gate says so. */
 static ALWAYS_INLINE void note_allocated(void *block, enum karst_function function, size_t size,
-                                         uint32_t gate, uint64_t site) {
+                                         uint32_t gate, uint64_t site, uint64_t record_site) {
     if (gate & KARST_GATE_MARK && LIKELY(block)) {
         marks_put(block, size, site, function, function != KARST_CALLOC);
     }
     if (gate & KARST_GATE_RECORD) {
-        recorder_write(KARST_EVENT_ALLOCATE, (uint64_t)(uintptr_t)block, size, site);
+        recorder_write(KARST_EVENT_ALLOCATE, (uint64_t)(uintptr_t)block, size, record_site);
     }
 }
 
 /* The allocator's work, noted. */
 static ALWAYS_INLINE void *ask_and_note(enum way way, enum karst_function function, size_t size,
-                                        size_t alignment, uint32_t gate, uint64_t site) {
+                                        size_t alignment, uint32_t gate, uint64_t site,
+                                        uint64_t record_site) {
     void *block = ask(way, gate & KARST_GATE_MARK ? marks_room(size) : size, alignment);
-    note_allocated(block, function, size, gate, site);
+    note_allocated(block, function, size, gate, site, record_site);
     return block;
 }
 

@@ -20,15 +20,15 @@ static COLD void *malloc_slow(size_t size) {
 }
 
 static GATED void *malloc_recorded(size_t size) {
-    return ask_and_note(BY_MALLOC, KARST_MALLOC, size, 0, GATE_RECORD, CALLER);
+    return ask_and_note(BY_MALLOC, KARST_MALLOC, size, 0, GATE_RECORD, CALLER, CALLER);
 }
 
 static GATED void *malloc_marked(size_t size) {
-    return ask_and_note(BY_MALLOC, KARST_MALLOC, size, 0, GATE_MARK, CALLER);
+    return ask_and_note(BY_MALLOC, KARST_MALLOC, size, 0, GATE_MARK, CALLER, CALLER);
 }
 
 static GATED void *malloc_noted(size_t size) {
-    return ask_and_note(BY_MALLOC, KARST_MALLOC, size, 0, GATE_BOTH, CALLER);
+    return ask_and_note(BY_MALLOC, KARST_MALLOC, size, 0, GATE_BOTH, CALLER, CALLER);
 }
 
 static GATED void *malloc_gated(size_t size, uint32_t gate) {
@@ -59,7 +59,7 @@ static COLD void *calloc_slow(size_t count, size_t each) {
 }
 
 static GATED void *calloc_noted(size_t size, uint32_t gate) {
-    return ask_and_note(BY_CALLOC, KARST_CALLOC, size, 0, gate, CALLER);
+    return ask_and_note(BY_CALLOC, KARST_CALLOC, size, 0, gate, CALLER, CALLER);
 }
 
 static GATED void *calloc_gated(size_t count, size_t each, uint32_t gate) {
@@ -210,7 +210,7 @@ static COLD int posix_memalign_slow(void **block, size_t alignment, size_t size)
     bool mark = around.gate & KARST_GATE_MARK;
     int status = next.posix_memalign(&got, alignment, mark ? marks_room(size) : size);
     got = status == 0 ? got : NULL;
-    note_allocated(got, KARST_POSIX_MEMALIGN, size, around.gate, call.site);
+    note_allocated(got, KARST_POSIX_MEMALIGN, size, around.gate, call.site, record_site_of(&call));
     call_end(&around, &call, got);
     if (status == 0) {
         *block = got;

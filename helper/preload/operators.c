@@ -53,7 +53,7 @@ static bool release(struct call *call) {
         return block || !next.member ? block : next.member(size);                                            \
     }                                                                                                        \
     static GATED void *name##_noted(size_t size, uint32_t gate) {                                            \
-        void *block = ask_and_note(BY_MALLOC, number, size, 0, gate, CALLER);                                \
+        void *block = ask_and_note(BY_MALLOC, number, size, 0, gate, CALLER, CALLER);                        \
         return LIKELY(block) ? block : next.member(size);                                                    \
     }                                                                                                        \
     static GATED void *name##_gated(size_t size, uint32_t gate) {                                            \

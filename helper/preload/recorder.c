@@ -166,7 +166,7 @@ static void fill_ring(struct karst_ring *ring, uint64_t data_bytes) {
     ring->data_bytes = data_bytes;
     ring->pid = karst_control.pid;
     ring->thread = thread_id();
-    ring->site_kind = karst_control.site_kind;
+    ring->site_kind = *karst_control.directory ? KARST_SITE_ADDRESS : karst_control.site_kind;
     ring->group_bytes = KARST_GROUP_BYTES;
     ring->image = image;
     long size = system_read_file("/proc/thread-self/comm", ring->name, sizeof ring->name - 1);

@@ -14,6 +14,7 @@ from karst_command import BUILD, ROOT
 
 sys.path.append(str(ROOT / "docs"))
 from generate import PYTHON_PAGES, normalised  # noqa: E402
+from preload_pages import PAGES as PRELOAD_PAGES  # noqa: E402
 
 PAGES = ROOT / "docs" / "verbs"
 @pytest.fixture(scope="module")
@@ -25,13 +26,13 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", PYTHON_PAGES)
+@pytest.mark.parametrize("name", [*PYTHON_PAGES, *PRELOAD_PAGES])
 def test_sessions_are_not_stale(written: Path, name: str) -> None:
     if os.confstr("CS_GNU_LIBC_VERSION") != "glibc 2.36":
         pytest.skip("the pages show glibc 2.36 and Python 3.11")
     here = (ROOT / "docs" / name).read_text(encoding="utf-8")
     there = (written.parent / "pages" / name).read_text(encoding="utf-8")
-    assert here.count("<!-- session:") > 1
+    assert len(re.findall("<!-- (session|shell):", here)) > 1
     difference = difflib.unified_diff(normalised(here), normalised(there), "docs", "now", lineterm="")
     assert not (text := "\n".join(difference)), f"docs/{name} is stale, run `make docs`:\n{text}"
 
