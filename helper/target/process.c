@@ -1,5 +1,5 @@
 /* Live processes. Stopped by PTRACE_SEIZE, without PTRACE_O_EXITKILL: whatever happens to us, the kernel
- * lets the process go on. Memory comes by /proc/PID/mem. */
+ * lets the process go on. Memory comes by process_vm_readv() and /proc/PID/mem. */
 #include "process.h"
 
 #include <elf.h>
@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 /* ---- /proc ------------------------------------------------------------------------------------- */
@@ -198,9 +199,6 @@ static bool read_mappings(struct process *process, const struct process_status *
 /* ---- memory ------------------------------------------------------------------------------------ */
 
 /* Through the page tables of the process: also what it has no permission to read itself. */
-/* process_vm_readv() takes half the time, but pins what it reads: of a page that a fork shares, the kernel
- * makes the process a copy of its own first (Linux 5.18 and later, gup_must_unshare() in mm/gup.c). To look
- * at a worker would cost the memory that it shares with its parent. */
 static size_t read_by_file(const struct process *process, uint64_t address, uint8_t *buffer, size_t size) {
     size_t done = 0;
     while (process->memory >= 0 && done < size && address + done <= INT64_MAX) {
@@ -214,6 +212,32 @@ static size_t read_by_file(const struct process *process, uint64_t address, uint
         done += (size_t)got;
     }
     return done;
+}
+
+/* Reads [address, address + size), whatever is there. process_vm_readv() takes half the time of the file, but
+ * pins what it reads: of a page that a fork shares, the kernel makes the process a copy of its own first
+ * (Linux 5.18 and later, gup_must_unshare() in mm/gup.c). To look at a worker would cost the memory that it
+ * shares. */
+static size_t read_directly(struct process *process, uint64_t address, uint8_t *bytes, size_t size) {
+    size_t done = 0;
+    while (process->alone && done < size) {
+        struct iovec local = {bytes + done, size - done};
+        struct iovec remote = {(void *)(uintptr_t)(address + done), size - done};
+        ssize_t got = process_vm_readv(process->task, &local, 1, &remote, 1, 0);
+        if (got < 0 && (errno == ENOSYS || errno == EPERM)) {
+            process->alone = false; /* a sandbox forbids it */
+        } else if (got <= 0) {
+            /* One page by the other way, which can do more, and on. */
+            uint64_t left = process->target.page_size - (address + done) % process->target.page_size;
+            size_t piece = size - done < left ? size - done : (size_t)left;
+            got = (ssize_t)read_by_file(process, address + done, bytes + done, piece);
+        }
+        if (process->alone && got <= 0) {
+            return done;
+        }
+        done += got > 0 ? (size_t)got : 0;
+    }
+    return done + read_by_file(process, address + done, bytes + done, size - done);
 }
 
 static bool begins(const char *text, const char *start) {
@@ -244,12 +268,12 @@ static size_t read_anonymous(struct process *process, const struct karst_mapping
         uint64_t pages =
             process_same_pages(process, at / page_size, (address + size - 1) / page_size + 1, &touched);
         if (pages == 0) {
-            return done + read_by_file(process, at, bytes + done, size - done);
+            return done + read_directly(process, at, bytes + done, size - done);
         }
         uint64_t reach = (at / page_size + pages) * page_size - at;
         size_t piece = reach < size - done ? (size_t)reach : size - done, got = 0;
         if (touched) {
-            got = read_by_file(process, at, bytes + done, piece);
+            got = read_directly(process, at, bytes + done, piece);
         } else if (mapping->permissions & KARST_MAPPING_READ) {
             memset(bytes + done, 0, piece);
             got = piece;
@@ -275,7 +299,7 @@ static size_t process_read(struct karst_target *target, uint64_t address, void *
         size_t piece = left < size - done ? (size_t)left : size - done;
         size_t got = is_private_anonymous(mapping)
                          ? read_anonymous(process, mapping, address + done, bytes + done, piece)
-                         : read_by_file(process, address + done, bytes + done, piece);
+                         : read_directly(process, address + done, bytes + done, piece);
         done += got;
         if (got < piece) {
             break;
@@ -499,6 +523,8 @@ static bool open_process(struct process *process, const struct karst_options *op
         return process_refused(process->pid, &status, errno, error);
     }
     process->pagemap = open_proc(process->task, "pagemap", O_RDONLY);
+    /* One that runs may fork while it is read. */
+    process->alone = target->stopped && !process_may_share(process->pid, status.name);
     if (!read_mappings(process, &status, error)) {
         return false;
     }

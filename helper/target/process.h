@@ -30,9 +30,10 @@ struct process_region {
 struct process {
     struct karst_target target;
     pid_t pid;
-    pid_t task;          /* whose /proc folder to use: pid, or another thread where the first one ended */
-    int memory;          /* /proc/PID/mem, -1: none */
-    int pagemap;         /* /proc/PID/pagemap, -1: none */
+    pid_t task;  /* whose /proc folder to use: pid, or another thread where the first one ended */
+    int memory;  /* /proc/PID/mem, -1: none */
+    int pagemap; /* /proc/PID/pagemap, -1: none */
+    bool alone;  /* shares no anonymous memory: process_vm_readv() makes no copies of it */
     struct process_tracee *tracees;
     size_t tracee_count;
     bool no_scan; /* the kernel has no PAGEMAP_SCAN */
@@ -55,6 +56,10 @@ struct process_status {
 char *process_file(int64_t id, const char *name, size_t *size);
 /* false: there is no such task (or errno says why not). */
 bool process_read_status(int64_t id, struct process_status *status);
+
+/* Whether another process may share anonymous memory with this one, by a fork; id: of the process, name: of
+ * its status. */
+bool process_may_share(int64_t id, const char *name);
 
 /* Stops all threads and adds them, with registers, to the target. */
 bool process_stop(struct process *process, const struct process_status *status, struct karst_error *error);

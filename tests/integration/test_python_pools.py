@@ -82,6 +82,12 @@ def test_forked_workers(directory: Path) -> None:
         assert own["reader"] > cache * 0.9, "each page of the cache was copied by counting references"
         assert own["clearer"] > own["idle"], "freeing wrote to pages that were shared"
 
+        # To look at it all does not copy it: process_vm_readv() would.
+        target = Target.process(children["idle"])
+        target.json("py-objects", "--all")
+        target.json("refs", "0x1000")
+        assert pools(target)["total"]["own_bytes"] < cache / 10
+
         tree = {row["pid"]: row for row in Target.process(program.pid).json("rss", "--tree")["tree"]}
         assert set(tree) == {program.pid, *children.values()}
         idle, reader, clearer = (tree[children[name]] for name in ("idle", "reader", "clearer"))
