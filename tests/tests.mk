@@ -122,13 +122,15 @@ $(OLD_PROGRAMS):
 KERNELS       ?= bullseye bookworm trixie sid
 KERNEL_BUILD  := $(BUILD)/kernel
 
-.PHONY: test-kernel
-test-kernel:
-	@.ci/deps $(PACKAGES) $(TEST_PACKAGES) python3-drgn cpio
+.PHONY: test-kernel get-kernels
+get-kernels:
+	@.ci/deps $(PACKAGES) $(TEST_PACKAGES) cpio util-linux
 	@tests/kernel/get-qemu $(KERNEL_BUILD)/qemu
 	@.ci/unpack $(KERNEL_BUILD)/busybox busybox-static
 	@for suite in $(KERNELS); do tests/kernel/get-kernel $$suite $(KERNEL_BUILD)/$$suite || exit; done
 	@$(MAKE) --no-print-directory -s all $(TEST_BUILD)/ledger $(TEST_BUILD)/kernel/pages
+
+test-kernel: get-kernels
 	KARST_BUILD=$(abspath $(BUILD)) KARST_KERNELS="$(KERNELS)" \
 	    $(PYTHON) -m pytest -p no:cacheprovider $(PYTEST_ARGUMENTS) tests/kernel
 

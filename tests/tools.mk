@@ -139,3 +139,9 @@ lint:
 	    MYPYPATH=helper/python mypy --python-version 3.9 --ignore-missing-imports --no-error-summary \
 	        --cache-dir=$(BUILD)/mypy $$script || exit 1; \
 	done
+
+# ---- how fast a task's heap is read out of a vmcore; the guest is that of `make test-kernel` -----------------------
+.PHONY: bench-kernel
+bench-kernel:
+	@$(MAKE) --no-print-directory -s get-kernels KERNELS=trixie
+	$(PYTHON) tests/bench/vmcore.py --build $(BUILD) --suite trixie

@@ -170,7 +170,7 @@ class TaskMemory:
         index = max(0, bisect_right(self._starts, start) - 1)
         while index < len(self._vmas) and self._vmas[index].start < end:
             for run in self.page_map(index).between(start, end):
-                if run.kind in (PageKind.PRESENT, PageKind.NO_ACCESS) and not (run.device and run.page_size == PAGE):
+                if run.kind in (PageKind.PRESENT, PageKind.NO_ACCESS) and not run.device:
                     total += run.end - run.start
             index += 1
         return total

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Optional
 
-from drgn import FaultError, Object, Program, sizeof
+from drgn import Object, Program, sizeof
 
-from karst_drgn.tables import PAGE, PageKind, PageTables, Run
+from karst_drgn.tables import PAGE, PageKind, PageTables, Run, zero_frames
 from karst_drgn.tasks import VM_HUGETLB, Vma, task_vmas
 
 _ANONYMOUS = 1  # of page->mapping: PAGE_MAPPING_ANON; same-page merging has both bits
@@ -52,20 +52,11 @@ class PageKinds:
         except LookupError:
             self._head = self._offset("compound_info")
         self._swap_backed = 1 << int(prog.constant("PG_swapbacked"))
-        self._zero = self._frames(("zero_pfn", "zero_page_pfn"))
-        self._huge_zero = self._frames(("huge_zero_pfn",))
+        self._zero, self._huge_zero = zero_frames(prog)
 
     def _offset(self, member: str) -> int:
         """In words. drgn finds members of unnamed structs by their object."""
         return int(Object(self._prog, "struct page", address=0).member_(member).address_) // 8
-
-    def _frames(self, names: Sequence[str]) -> int:
-        for name in names:
-            try:
-                return int(self._prog.variable(name))
-            except (LookupError, FaultError, TypeError):
-                continue
-        return -1
 
     def is_zero(self, frame: int, size: int) -> bool:
         return frame == self._zero or (size > PAGE and self._huge_zero == frame & -(size // PAGE))

@@ -40,7 +40,22 @@ class Run(NamedTuple):
     page_size: int
     """4 KiB, or 2 MiB or 1 GiB for what a higher level maps."""
     device: bool
-    """``pte_special()``: no ``struct page`` counts it (the zero page, device memory)."""
+    """Nobody's memory: a page of zeros that all share, or a device's (``pte_special()``)."""
+
+
+def zero_frames(prog: Program) -> tuple[int, int]:
+    """The numbers of the page frames that all memory of zeros shares: the small and the huge one, -1: none."""
+    return _frame_number(prog, "zero_pfn", "zero_page_pfn"), _frame_number(prog, "huge_zero_pfn")
+
+
+def _frame_number(prog: Program, *names: str) -> int:
+    for name in names:
+        try:
+            number = int(prog.variable(name))
+        except (LookupError, FaultError, TypeError):
+            continue
+        return number if number < 1 << 52 else -1  # ~0: there is none yet
+    return -1
 
 
 def _merge(runs: list[Run], run: Run) -> None:
@@ -69,6 +84,7 @@ class PageTables:
         self._levels = 5 if int(information.get("NUMBER(pgtable_l5_enabled)", "0"), 0) else 4
         self._frame = _FRAME & ~int(information.get("NUMBER(sme_mask)", "0"), 0)
         self._swap_files = self._count_swap_files()
+        self._huge_zero = zero_frames(self._prog)[1]
 
     def _count_swap_files(self) -> int:
         """Swap types from here on are no swap files (``MAX_SWAPFILES``); its value depends on the configuration."""
@@ -131,7 +147,9 @@ class PageTables:
         device = bool(entry & _SPECIAL)
         inside = start & (size - 1)
         if entry & _PRESENT:
-            _merge(runs, Run(start, end, PageKind.PRESENT, (entry & self._frame & -size) + inside, size, device))
+            place = entry & self._frame & -size
+            device = device or (size > PAGE and place // PAGE == self._huge_zero)
+            _merge(runs, Run(start, end, PageKind.PRESENT, place + inside, size, device))
         elif entry & _PROTNONE:
             # Since Linux kernel commit 6b28baca9b1f ("x86/speculation/l1tf: Protect PROT_NONE PTEs against speculation")
             # (in v4.19) the frame's bits are inverted.

@@ -152,6 +152,7 @@ def measure_core(options: argparse.Namespace) -> bool:
     ], options.rounds)
     if chunks != counted:
         print("over: karst and the bare loop do not count the same chunks")
+    right = measure_drgn(options, core) and right
     return measure_gdb(options, core) and right and chunks == counted
 
 
@@ -190,6 +191,25 @@ def measure_gdb_text(options: argparse.Namespace, core: Path, gdb: list[str], al
     print(f"{size / 1e9:.2f} GB of text there, `karst {' '.join(words)}`: {inside:.2f} s, of which gdb.write() alone takes "
           f"{writing:.2f}; the rest {ratio:.2f} (limit 1.3){'  over' if ratio > 1.3 else ''}")
     return ratio <= 1.3
+
+
+def measure_drgn(options: argparse.Namespace, core: Path) -> bool:
+    """The same verbs in drgn, its own start taken off."""
+    if not shutil.which("drgn"):
+        print("no drgn here: not measured")
+        return True
+    nothing = options.directory / "nothing.py"
+    nothing.write_text("")
+    drgn = ["drgn", "-q", "-c", str(core)]
+    alone, right = least([*drgn, str(nothing)], options.rounds), True
+    print("in drgn, by CPU of the command line (limit 1.3):", end="")
+    for verb in ("summary", "holes", "check"):
+        inside = least([*drgn, "drgn/karst.py", verb], options.rounds) - alone
+        ratio = inside / least([str(options.karst), "-c", str(core), verb], options.rounds)
+        right = right and ratio <= 1.3
+        print(f" {verb} {ratio:.2f}", end="")
+    print(f" (drgn's own {alone:.2f} s taken off)")
+    return right
 
 
 def private_memory(pid: int) -> list[tuple[int, int]]:

@@ -170,7 +170,7 @@ def booted(qemu: Path, kernel: Path, initramfs: Path, folder: Path, cpus: int = 
     for left in reversed(range(tries)):
         (folder / "qmp").unlink(missing_ok=True)
         process = subprocess.Popen(
-            ["nice", "-n", "10", qemu, "-accel", "tcg,thread=multi", "-cpu", cpu, "-smp", str(cpus), "-m", str(megabytes),
+            ["nice", "-n", "10", "setpriv", "--pdeathsig", "KILL", qemu, "-accel", "tcg,thread=multi", "-cpu", cpu, "-smp", str(cpus), "-m", str(megabytes),
              "-kernel", kernel / "vmlinuz", "-initrd", initramfs,
              "-append", "console=ttyS0 panic=-1 quiet loglevel=3 rdinit=/init", "-display", "none",
              "-serial", "stdio", "-monitor", "none", "-no-reboot", "-device", "vmcoreinfo", "-nic", "none",

@@ -77,6 +77,19 @@ static void make_anonymous(void) {
     say("zero", zero, 100 * PAGE);
 }
 
+/* Read, not written to, and aligned: a huge page of zeros that all share. */
+static void make_huge_zeros(void) {
+    const uint8_t *zeros = map(2 * HUGE, MAP_PRIVATE, -1);
+    madvise((void *)zeros, 2 * HUGE, MADV_HUGEPAGE);
+    unsigned sum = 0;
+    for (size_t at = 0; at < 2 * HUGE; at += PAGE) {
+        sum += *(volatile const uint8_t *)(zeros + at);
+    }
+    if (sum == 0) {
+        say("hugezero", zeros, 2 * HUGE);
+    }
+}
+
 /* What has no access is still there; what is swapped out is not. */
 static void make_hidden(void) {
     uint8_t *none = map(200 * PAGE, MAP_PRIVATE, -1);
@@ -165,6 +178,7 @@ static void make_zombie(void) {
 int main(int argc, char **argv) {
     make_zombie();
     make_anonymous();
+    make_huge_zeros();
     make_hidden();
     make_shared(argc > 1 ? argv[1] : "/tmp/pages");
     start_threads();

@@ -138,6 +138,7 @@ def test_kinds_of_pages(dump: Dump) -> None:
     assert (of("swapped", "rss"), of("swapped", "swap")) == (200, 200)
     assert (of("shared", "rss"), of("shared", "shmem")) == (80, 80)
     assert of("file", "anonymous") == 20 and of("file", "file") >= 40
+    assert (of("hugezero", "rss"), of("hugezero", "zero")) == (0, 1024)
     assert of("huge", "rss") == 2048 and of("huge", "huge") == 2048
 
 
@@ -201,6 +202,13 @@ print("holes", len(holes))
     assert found == {address: entry.usable for address, entry in read_ledger(directory).items()}
     assert ["arenas", "main", "thread-1", "thread-2", "thread-3"] in lines
     assert ["holes", str(dump.task("ledger").json("holes")["holes"])] in lines
+
+
+def test_resident_bytes_are_those_of_smaps(dump: Dump) -> None:
+    """What the engine is told of the main heap, which is one mapping, is its Rss."""
+    brk = next(row for row in smaps(dump, "ledger") if row["name"] == "[heap]")
+    main = next(row for row in dump.task("ledger").json("arenas")["arenas"] if row["name"] == "main")
+    assert main["resident_bytes"] == brk["Rss"]
 
 
 # ---- a core of a task ---------------------------------------------------------------------------------
@@ -269,8 +277,8 @@ def test_core_holds_each_page(dump: Dump, cores: dict[str, Path]) -> None:
     for number in range(400):
         expected = None if 100 <= number < 300 else start + number * PAGE
         assert core.word(start + number * PAGE) == expected, f"swapped, page {number}"
+    assert core.word(regions["hugezero"][0] + PAGE) == 0
     assert core.word(regions["holes"][0] + PAGE) == 0 and core.word(regions["zero"][0] + 50 * PAGE) == 0
-    # Beyond what the program read of the file, nobody knows.
     assert core.path.stat().st_blocks * 512 < 1.2 * dump.truth.kilobytes("pages/smaps_rollup", "Rss") * 1024
 
 
