@@ -24,12 +24,13 @@ import preload_pages  # noqa: E402
 
 PID, TID = 4711, 4712  # what the pages call the program and its thread
 
-DAMAGED, PYTHON, MARKED = "damaged: ", "python: ", "marked: "
-KINDS = ("", DAMAGED, PYTHON, MARKED)
+DAMAGED, PYTHON, MARKED, JEMALLOC = "damaged: ", "python: ", "marked: ", "jemalloc: "
+KINDS = ("", DAMAGED, PYTHON, MARKED, JEMALLOC)
 
 # What the page of a verb asks. {label} and so on are the addresses that the program prints; a question that
 # begins with "damaged:" goes to the program that has written past the end of a block, one with "python:" to
-# docs/demo/service.py, one with "marked:" to the mailbox under `karst run --mark --recorder`.
+# docs/demo/service.py, one with "marked:" to the mailbox under `karst run --mark --recorder`, one with "jemalloc:" to the mailbox with
+# jemalloc preloaded.
 SESSIONS: dict[str, list[str]] = {
     "block": ["block {message}", "block {text}+100 --dump 32"],
     "blocks": ["blocks --limit 8", "blocks --state free --sort size --limit 3", "blocks --bin tcache --limit 5",
@@ -44,6 +45,7 @@ SESSIONS: dict[str, list[str]] = {
                    "python: py-objects --where {record}"],
     "py-stack": ["python: py-stack", "python: py-stack --limit 2 --locals"],
     "refs": ["refs {text}"],
+    "runs": ["jemalloc: runs slab --limit 6", "jemalloc: runs 0x500 --limit 3", "jemalloc: runs --classes"],
     "rss": ["rss", "rss --tree"],
     "summary": ["summary", "summary --json"],
 }
@@ -54,6 +56,8 @@ def command_of(kind: str, build: Path) -> list[str]:
         return ["/usr/bin/python3", str(ROOT / "docs" / "demo" / "service.py")]
     if kind == MARKED:
         return [str(build / "karst"), "run", "--mark", "--recorder", "--", str(build / "docs" / "mailbox")]
+    if kind == JEMALLOC:
+        return ["env", "LD_PRELOAD=libjemalloc.so.2", "MALLOC_CONF=narenas:1,dirty_decay_ms:-1", str(build / "docs" / "mailbox")]
     return [str(build / "docs" / "mailbox"), *(["damaged"] if kind == DAMAGED else [])]
 
 
@@ -147,7 +151,7 @@ def page(verb: dict[str, Any], recorder: Recorder) -> str:
     sessions = recorder.session(questions)
     programs = [f"[{file}](../demo/{file})" for kind, file in (("", "mailbox.c"), (DAMAGED, "mailbox.c"),
                                                                (PYTHON, "service.py"),
-                                                               (MARKED, "mailbox.c"))
+                                                               (MARKED, "mailbox.c"), (JEMALLOC, "mailbox.c"))
                 if any(kind_of(question) == kind for question in questions)]
     return (f"# karst {name}\n\n<!-- Written by docs/generate.py: edit the verb's help, then `make docs`. -->\n\n"
             f"```text\n{karst_engine.help_text(name, 98).rstrip()}\n```\n\n## A session\n\n"
