@@ -230,7 +230,7 @@ def test_text_is_what_it_was(directory: Path, way: str) -> None:
 
 
 def test_another_program_is_executed(directory: Path) -> None:
-    commands = ["tbreak Py_BytesMain", "run -c \"import os; os.execv('/bin/true', ['true'])\"",
+    commands = ["unset environment PYTHONHOME", "tbreak Py_BytesMain", "run -c \"import os; os.execv('/bin/true', ['true'])\"",
                 "karst trap add malloc 100000000", "continue", "karst trap list"]
     answers = gdb(["/usr/bin/python3"], commands, directory)
     assert "executing new program" in answers.of("continue").good()
