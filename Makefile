@@ -58,6 +58,7 @@ demo:
 # The pages of the verbs; with what the demo shows, also README.md and the tour.
 docs: all
 	$(PYTHON) docs/generate.py --build $(BUILD)
+	$(PYTHON) docs/gdb_sessions.py
 
 docs-demo: demo
 	$(PYTHON) docs/generate.py --build $(BUILD) --demo

@@ -144,7 +144,7 @@ class _Named(FrameDecorator):
 
     def function(self) -> object:
         name = super().function()
-        return "??" if name is None else name
+        return name if isinstance(name, str) and name else self.inferior_frame().name() or "??"
 
 
 class FrameFilter:

@@ -36,9 +36,12 @@ class Add(gdb.Command):
 
     def invoke(self, argument: str, from_tty: bool) -> None:
         self.dont_repeat()
-        if not argument.strip():
+        text = argument.strip()
+        if len(text) > 1 and text[0] in "'\"" and text[-1] == text[0]:  # as at the shell
+            text = text[1:-1]
+        if not text:
             raise gdb.GdbError("which trap? `karst trap add realloc 8880819`; `help karst trap add` says more")
-        gdb.write(traps.add(argument.strip()) + "\n")
+        gdb.write(traps.add(text) + "\n")
 
 
 def _numbers(argument: str) -> list[int] | None:
