@@ -62,7 +62,8 @@ static bool emit_pool(struct stream *stream, const struct pymalloc_pool *pool) {
         return emit(stream, pool->address, pool_size, KARST_STATE_UNKNOWN, KARST_NONE, KARST_BLOCK_RUN);
     }
     if (is_free(pool)) {
-        return emit(stream, pool->address, pool_size, KARST_STATE_FREE, PYMALLOC_FREE_POOLS, KARST_BLOCK_RUN);
+        /* Free pools side by side are one stretch: what goes back to the system, if the whole arena does. */
+        return emit(stream, pool->address, pool_size, KARST_STATE_FREE, PYMALLOC_FREE_POOLS, 0);
     }
     uint32_t bin = pool->block_size / PYMALLOC_STEP - 1;
     uint64_t at = pool->address + PYMALLOC_HEADER;
@@ -103,7 +104,7 @@ static bool walk(struct karst_heap *heap, const struct karst_extent *extent, str
     }
     uint64_t end = pymalloc_arena_end(pymalloc, arena), rest = arena->address + pymalloc->arena_size - end;
     for (uint64_t at = arena->pools_end; at < end && more; at += pymalloc->pool_size) {
-        more = emit(&stream, at, pymalloc->pool_size, KARST_STATE_FREE, PYMALLOC_FREE_POOLS, KARST_BLOCK_RUN);
+        more = emit(&stream, at, pymalloc->pool_size, KARST_STATE_FREE, PYMALLOC_FREE_POOLS, 0);
     }
     return more && emit(&stream, end, rest, KARST_STATE_METADATA, KARST_NONE, 0) &&
            karst_batch_flush(&stream.batch);

@@ -95,7 +95,7 @@ struct cpython_type {
     uint64_t flags;
     uint64_t basic_size, item_size; /* bytes; item_size 0: objects of one size */
     uint32_t before; /* bytes in front of an object: the collector's header, managed pointers */
-    bool is_builtin; /* the name says it all, else it is module.name */
+    bool unnamed;    /* its name is missing: it stands in a file that is not here */
     char name[96];   /* "int", "collections.deque", "__main__.Parser" */
     uint64_t slot;   /* for whoever counts by type: 1 + a row's index, 0: none yet */
 };

@@ -173,9 +173,17 @@ static bool is_shown(struct cpython *python, uint64_t frame, uint64_t code, unsi
     return at >= code + layout->code.bytes + 2 * (uint64_t)(first > 0 ? first : 0);
 }
 
+/* By its type's name or, where that is missing with the file it stands in, by a file and a name that are
+ * text. */
 static bool is_code(struct cpython *python, uint64_t code) {
     const struct cpython_type *type = cpython_type_of(python, code);
-    return type && strcmp(type->name, "code") == 0;
+    char text[8];
+    if (!type || !type->unnamed) {
+        return type && strcmp(type->name, "code") == 0;
+    }
+    return cpython_text(python, cpython_u64(python, code + python->layout.code.filename), text,
+                        sizeof text) &&
+           cpython_text(python, cpython_u64(python, code + python->layout.code.name), text, sizeof text);
 }
 
 static void fill_frame(struct cpython *python, uint64_t address, uint64_t code, struct cpython_frame *frame) {

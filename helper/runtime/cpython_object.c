@@ -60,12 +60,18 @@ static bool grow_types(struct cpython *python) {
     return true;
 }
 
-static bool read_c_string(struct cpython *python, uint64_t address, char *text, size_t size) {
+enum string { STRING_NONE, STRING_READ, STRING_MISSING };
+
+/* A name that a static type has in its module's constants, which a core may lack. */
+static enum string read_c_string(struct cpython *python, uint64_t address, char *text, size_t size) {
     size_t used = 0;
     while (used + 1 < size) {
         const uint8_t *byte = karst_cache_at(&python->cache, address + used, 1);
-        if (!byte || (*byte != 0 && (*byte < ' ' || *byte >= 127))) {
-            return false;
+        if (!byte) {
+            return karst_target_module(python->target, address) ? STRING_MISSING : STRING_NONE;
+        }
+        if (*byte != 0 && (*byte < ' ' || *byte >= 127)) {
+            return STRING_NONE;
         }
         if (*byte == 0) {
             break;
@@ -73,7 +79,7 @@ static bool read_c_string(struct cpython *python, uint64_t address, char *text, 
         text[used++] = (char)*byte;
     }
     text[used] = '\0';
-    return used > 0;
+    return used > 0 ? STRING_READ : STRING_NONE;
 }
 
 static uint64_t flags_at(struct cpython *python, uint64_t type) {
@@ -119,10 +125,16 @@ static void read_module(struct cpython *python, uint64_t dict_object, char *text
 /* False: no type has such a name. */
 static bool name_type(struct cpython *python, struct cpython_type *type, const uint8_t *header) {
     char name[sizeof type->name], module[sizeof type->name];
-    if (!read_c_string(python, cpython_word(header + TYPE_NAME), name, sizeof name)) {
+    switch (read_c_string(python, cpython_word(header + TYPE_NAME), name, sizeof name)) {
+    case STRING_NONE:
         return false;
+    case STRING_READ:
+        snprintf(type->name, sizeof type->name, "%s", name);
+        break;
+    default:
+        type->unnamed = true;
+        snprintf(type->name, sizeof type->name, "type 0x%" PRIx64, type->address);
     }
-    snprintf(type->name, sizeof type->name, "%s", name);
     if (type->flags & CPYTHON_TYPE_HEAP) {
         cpython_text(python, cpython_u64(python, type->address + python->layout.heap_type_qualname), name,
                      sizeof name);
@@ -131,7 +143,6 @@ static bool name_type(struct cpython *python, struct cpython_type *type, const u
             snprintf(type->name, sizeof type->name, "%.40s.%.54s", module, name);
         }
     }
-    type->is_builtin = strchr(type->name, '.') == NULL;
     return true;
 }
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 from karst_command import Target
-from karst_programs import started
-from karst_python_stacks import assert_interpreters, assert_locals, assert_stacks_alive_and_from_core
+from karst_programs import gcore, started
+from karst_python_stacks import assert_interpreters, assert_locals, assert_stacks, assert_stacks_alive_and_from_core
 from karst_pythons import Python, system_python
 
 
@@ -45,6 +46,20 @@ def test_one_thread(directory: Path) -> None:
         assert "frames are not shown; --all shows all" in text
         done = target.run("py-stack", "--thread", "1")
         assert done.returncode == 2 and "no Python thread 1" in done.stderr
+
+
+def test_other_name_and_file_gone(directory: Path) -> None:
+    """An executable that has Python in it and is not called so; and its core where that file is missing."""
+    executable = directory / "service"
+    shutil.copy(Path(system_python().path).resolve(), executable)
+    python = Python(str(executable), system_python().version)
+    with python.running("stacks.py", directory) as program:
+        assert_stacks(Target.process(program.pid), program, python)
+        core = gcore(program.pid, directory)
+        executable.unlink()
+        assert_stacks(Target.core(core), program, python)
+        (objects,) = Target.core(core).json("py-objects", "--all")["runtimes"]
+        assert objects["lists_found"] and objects["total"]["tracked"] > 5000
 
 
 def test_interpreters(directory: Path) -> None:
