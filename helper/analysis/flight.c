@@ -8,7 +8,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define RINGS_MAX     (1u << 20)
+#define RINGS_MAX     (1u << 16)
+#define LOOK_FOR      256 /* rings whose events may go before one that does not fit */
 #define GROUP         KARST_GROUP_BYTES
 #define GROUP_RECORDS (GROUP / KARST_RECORD_BYTES)
 #define TICKS_MASK    ((UINT64_C(1) << 60) - 1)
@@ -260,8 +261,9 @@ static bool take_lost_ring(struct karst *session, const struct karst_marker *mar
     return karst_flight_read_file(mapping->name, flight, &own);
 }
 
+/* *left: bytes of rings that may still be read; rings that lie upon each other would have no end. */
 static bool take_target_ring(struct karst *session, struct karst_window *window, uint64_t address,
-                             struct karst_flight *flight, struct karst_error *error) {
+                             uint64_t *left, struct karst_flight *flight, struct karst_error *error) {
     struct karst_flight_ring *ring = add_ring(flight);
     if (!ring) {
         return karst_fail_memory(error);
@@ -277,14 +279,22 @@ static bool take_target_ring(struct karst *session, struct karst_window *window,
     uint64_t bytes =
         end > start && end - start < ring->header.data_bytes ? end - start : ring->header.data_bytes;
     struct source source = {.window = window, .address = start, .groups = bytes / GROUP};
+    if (bytes > *left) {
+        return karst_fail(error, KARST_ERROR_FORMAT,
+                          "the flight recorder's rings are damaged: they lie upon each other");
+    }
+    *left -= bytes;
     return take_ring(session, &source, ring, (uint32_t)(flight->ring_count - 1), error);
 }
 
 bool karst_flight_read(struct karst *session, struct karst_marker *marker, struct karst_flight *flight,
                        struct karst_error *error) {
     struct karst_window window;
-    uint64_t address = marker->control.rings;
+    uint64_t address = marker->control.rings, left = 0;
     bool done = true;
+    for (size_t i = 0; i < session->target->mapping_count; i++) {
+        left += session->target->mappings[i].end - session->target->mappings[i].start;
+    }
     karst_window_open(&window, session->target, 1u << 20);
     karst_session_begin(session, "reading the flight recorder", 0);
     while (done && address && flight->ring_count < RINGS_MAX && !was_read(flight, address)) {
@@ -303,7 +313,7 @@ bool karst_flight_read(struct karst *session, struct karst_marker *marker, struc
             address = flight->rings[flight->ring_count - 1].header.next;
             continue;
         }
-        done = take_target_ring(session, &window, address, flight, error);
+        done = take_target_ring(session, &window, address, &left, flight, error);
         address = header.next;
     }
     karst_window_close(&window);
@@ -466,7 +476,7 @@ static size_t choose(const struct queue *queue, const struct known *known, bool 
     }
     size_t best = 0;
     uint64_t latest = head_of(queue, 0)->latest;
-    for (size_t i = 1; i < queue->count; i++) {
+    for (size_t i = 1; i < queue->count && i < LOOK_FOR; i++) {
         const struct karst_flight_event *event = head_of(queue, i);
         if (event->earliest <= latest && fits(known, event) && (!*fitting || before(queue, i, best))) {
             best = i;

@@ -45,6 +45,11 @@ static bool search(struct karst *session, struct karst_marker *marker, uint64_t 
     struct karst_window window;
     karst_window_open(&window, session->target, 65536);
     for (uint64_t at = (start + PAGE - 1) & ~(uint64_t)(PAGE - 1); at < end && !marker->address; at += PAGE) {
+        uint64_t untouched = karst_target_untouched(session->target, at, end) / PAGE;
+        if (untouched) {
+            at += (untouched - 1) * PAGE;
+            continue;
+        }
         const uint8_t *bytes = karst_window_at(&window, at, 3 * sizeof(uint64_t));
         uint64_t words[3] = {0, 0, 0};
         if (bytes) {
@@ -83,9 +88,11 @@ static uint64_t least(uint64_t a, uint64_t b) {
     return a < b ? a : b;
 }
 
+/* Other memory than that of modules is only looked at where modules are not known. */
 static void find(struct karst *session, struct karst_marker *marker) {
     const struct karst_target *target = session->target;
-    for (int pass = 0; pass < 3; pass++) {
+    int passes = target->module_count ? 2 : 3;
+    for (int pass = 0; pass < passes; pass++) {
         for (size_t i = 0; i < target->mapping_count; i++) {
             const struct karst_mapping *mapping = &target->mappings[i];
             bool named = is_named(mapping), of_module = is_of_module(target, i);
@@ -217,7 +224,28 @@ struct sweep {
     void *context;
     struct karst_error *error;
     bool enough;
+    uint64_t left; /* bytes of leaves that may still be read: no more than there is memory */
 };
+
+/* A directory that leads to the same leaves again and again would have no end. */
+static bool take_leaf(struct sweep *sweep) {
+    if (sweep->left < KARST_MAP_LEAF) {
+        return karst_fail(
+            sweep->error, KARST_ERROR_FORMAT,
+            "the directory of the marks' map is damaged: it leads to more memory than there is");
+    }
+    sweep->left -= KARST_MAP_LEAF;
+    return true;
+}
+
+static uint64_t mapped_bytes(const struct karst_target *target) {
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < target->mapping_count; i++) {
+        bool writable = target->mappings[i].permissions & KARST_MAPPING_WRITE;
+        bytes += writable ? target->mappings[i].end - target->mappings[i].start : 0;
+    }
+    return bytes;
+}
 
 /* Entries are told from bytes left over of older ones by their footers. False: error. */
 static bool sweep_leaf(struct sweep *sweep, uint64_t leaf, uint64_t first) {
@@ -259,8 +287,12 @@ static bool sweep_leaf(struct sweep *sweep, uint64_t leaf, uint64_t first) {
 bool karst_marker_each(struct karst_marker *marker, struct karst *session,
                        bool (*block)(void *context, uint64_t address, const struct karst_mark_of *mark),
                        void *context, struct karst_error *error) {
-    struct sweep sweep = {
-        .marker = marker, .session = session, .block = block, .context = context, .error = error};
+    struct sweep sweep = {.marker = marker,
+                          .session = session,
+                          .block = block,
+                          .context = context,
+                          .error = error,
+                          .left = mapped_bytes(session->target)};
     uint64_t start = marker->control.map, end = start + KARST_MAP_ENTRIES * sizeof(uint64_t);
     karst_session_begin(session, "reading marks", 0);
     for (uint64_t at = start; start && at < end && !sweep.enough;) {
@@ -277,6 +309,9 @@ bool karst_marker_each(struct karst_marker *marker, struct karst *session,
         }
         uint64_t leaf;
         memcpy(&leaf, bytes, sizeof leaf);
+        if (leaf && !take_leaf(&sweep)) {
+            return false;
+        }
         if (leaf && !sweep_leaf(&sweep, leaf, (at - start) / sizeof leaf * KARST_MAP_SPAN)) {
             return false;
         }

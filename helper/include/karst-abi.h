@@ -203,10 +203,10 @@ struct karst_footer {
  * group's end or the first one whose kind is 0. The group with the highest number is the newest; its
  * successor in the ring, if it is not 0, the oldest.
  *
- * Order: an event is not before the last clock record ahead of it in its ring. A thread that meets a page of
- * memory which another thread's event was last about takes the clock first, so that of two events about one
- * address the earlier one always has the earlier clock: all events of all threads, sorted by their clocks and
- * within a thread by their places, are in an order that happened. */
+ * Order: an event is not before the last clock record ahead of it in its ring. A thread that meets a place
+ * (64 KiB, say) of memory which another thread's event was last about takes the clock first, so that of two
+ * events about one address the earlier one always has the earlier clock: all events of all threads, sorted by
+ * their clocks and within a thread by their places, are in an order that happened. */
 #define KARST_RING_MAGIC   UINT64_C(0x31474e5254535241)
 #define KARST_RING_HEADER  4096u
 #define KARST_GROUP_BYTES  512u

@@ -134,10 +134,21 @@ static GATED void free_recorded(void *block) {
     }
 }
 
+static GATED void free_marked(void *block) {
+    if (!block) {
+        return;
+    }
+    __builtin_prefetch((const char *)block - 16); /* the allocator's header, while the map is looked at */
+    __builtin_prefetch((const char *)block + 48);
+    if (LIKELY(marks_release(block, CALLER))) {
+        next.free(block);
+    } else {
+        free_slow(block);
+    }
+}
+
 static GATED void free_noted(void *block, uint32_t gate) {
     if (block) {
-        __builtin_prefetch((const char *)block - 16); /* the allocator's header, while the map is looked at */
-        __builtin_prefetch((const char *)block + 48);
         if (note_freed(block, gate, CALLER)) {
             next.free(block);
         } else {
@@ -149,6 +160,8 @@ static GATED void free_noted(void *block, uint32_t gate) {
 static GATED void free_gated(void *block, uint32_t gate) {
     if (gate == GATE_RECORD) {
         free_recorded(block);
+    } else if (gate == GATE_MARK) {
+        free_marked(block);
     } else if (only_notes(gate)) {
         free_noted(block, gate);
     } else {

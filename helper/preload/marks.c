@@ -4,7 +4,7 @@
 
 #include "marks.h"
 
-_Thread_local struct marks_sequence marks_sequence;
+_Thread_local struct marks_thread marks_thread;
 uint64_t marks_dealt = 1;
 
 /* How far back to look for the block around a pointer: where all blocks are marked, where some are not. */
@@ -30,7 +30,8 @@ bool marks_open(void) {
     return true;
 }
 
-uint8_t *marks_make_leaf(uint64_t address) {
+/* The leaf for an address, made if it is not there; NULL: no memory. */
+static uint8_t *make_leaf(uint64_t address) {
     uint64_t *directory = (uint64_t *)(uintptr_t)karst_control.map;
     uint64_t *slot = &directory[address / KARST_MAP_SPAN % KARST_MAP_ENTRIES], none = 0;
     uint8_t *leaf = marks_leaf(address);
@@ -49,11 +50,20 @@ uint8_t *marks_make_leaf(uint64_t address) {
     return leaf;
 }
 
-uint64_t marks_take_piece(void) {
-    uint64_t number = __atomic_fetch_add(&marks_dealt, MARKS_PIECE, __ATOMIC_RELAXED);
-    marks_sequence.next = number + 1;
-    marks_sequence.end = number + MARKS_PIECE;
-    return number;
+void marks_put_slow(void *block, uint64_t size, uint64_t site, enum karst_function function, bool fresh) {
+    uint64_t address = (uint64_t)(uintptr_t)block;
+    struct marks_thread *thread = &marks_thread;
+    uint8_t *leaf = address & MARKS_NEVER || size > MARKS_SIZE_MASK ? NULL : make_leaf(address);
+    if (!leaf) {
+        return;
+    }
+    if (thread->next == thread->end ||
+        __atomic_load_n(&marks_dealt, __ATOMIC_RELAXED) - thread->next > MARKS_BEHIND) {
+        thread->next = __atomic_fetch_add(&marks_dealt, MARKS_PIECE, __ATOMIC_RELAXED);
+        thread->end = thread->next + MARKS_PIECE;
+        thread->thread_bits = (uint64_t)(uint32_t)thread_id() << KARST_FOOTER_SIZE_BITS;
+    }
+    marks_write(block, size, marks_footer_offset(size), site, function, fresh, leaf, thread->next++);
 }
 
 static uint8_t *entry_at(uint64_t address) {

@@ -7,6 +7,9 @@
 
 #include "preload.h"
 
+/* Most of what a call takes. */
+#define MARKS_INLINE inline __attribute__((always_inline))
+
 #define MARKS_FILL      (UINT64_C(0x0101010101010101) * KARST_FOOTER_FILL)
 #define MARKS_SIZE_MASK ((UINT64_C(1) << KARST_FOOTER_SIZE_BITS) - 1)
 /* Bits that are set in no block's address: the map reaches to 2^48. */
@@ -18,18 +21,18 @@
 #define MARKS_PIECE  64u
 #define MARKS_BEHIND 4096u
 
-struct marks_sequence {
+struct marks_thread {
     uint64_t next, end;
+    uint64_t thread_bits; /* the thread's id, as it stands in footers */
 };
-extern _Thread_local struct marks_sequence marks_sequence
+extern _Thread_local struct marks_thread marks_thread
     __attribute__((visibility("hidden"), tls_model("initial-exec")));
 extern uint64_t marks_dealt __attribute__((visibility("hidden")));
 
 /* Prepares the map; false: no memory. */
 bool marks_open(void);
-/* The leaf for an address, made if it is not there; NULL: no memory. */
-COLD uint8_t *marks_make_leaf(uint64_t address);
-COLD uint64_t marks_take_piece(void);
+/* marks_put() where a leaf is missing or the thread has no sequence numbers left. */
+COLD void marks_put_slow(void *block, uint64_t size, uint64_t site, enum karst_function function, bool fresh);
 /* What is wrong with a block that is to be freed and did not pass marks_release(). KARST_FAULT_NONE: nothing,
  * it was never marked. Fills what why says of the block. */
 enum karst_fault marks_judge(const struct call *call, struct karst_why *why);
@@ -45,18 +48,18 @@ static inline size_t marks_room(size_t size) {
     return LIKELY(size < PTRDIFF_MAX - 64) ? marks_footer_offset(size) + KARST_FOOTER_BYTES : size;
 }
 
-static inline uint8_t *marks_leaf(uint64_t address) {
+static MARKS_INLINE uint8_t *marks_leaf(uint64_t address) {
     const uint64_t *directory = (const uint64_t *)(uintptr_t)karst_control.map;
     return (uint8_t *)(uintptr_t)__atomic_load_n(&directory[address / KARST_MAP_SPAN % KARST_MAP_ENTRIES],
                                                  __ATOMIC_ACQUIRE);
 }
 
-static inline uint8_t *marks_place_in(uint8_t *leaf, uint64_t address) {
+static MARKS_INLINE uint8_t *marks_place_in(uint8_t *leaf, uint64_t address) {
     return leaf + address % KARST_MAP_SPAN / KARST_MAP_GRAIN;
 }
 
 /* Entries are little endian and lie anywhere. */
-static inline void marks_set_entry(uint8_t *at, uint64_t offset, enum karst_mark state) {
+static MARKS_INLINE void marks_set_entry(uint8_t *at, uint64_t offset, enum karst_mark state) {
     if (LIKELY(offset / 8 < KARST_MAP_LARGE)) {
         uint16_t entry = (uint16_t)(offset / 8 << 2 | state);
         memcpy(at, &entry, sizeof entry);
@@ -66,7 +69,7 @@ static inline void marks_set_entry(uint8_t *at, uint64_t offset, enum karst_mark
     }
 }
 
-static inline enum karst_mark marks_entry(const uint8_t *at, uint64_t *offset) {
+static MARKS_INLINE enum karst_mark marks_entry(const uint8_t *at, uint64_t *offset) {
     uint16_t entry;
     memcpy(&entry, at, sizeof entry);
     *offset = (uint64_t)(entry >> 2) * 8;
@@ -91,26 +94,17 @@ static inline void marks_fill_word(uint8_t *at, uint64_t mask) {
     memcpy(at, &word, sizeof word);
 }
 
-static inline uint64_t marks_next_number(void) {
-    struct marks_sequence *sequence = &marks_sequence;
-    uint64_t number = sequence->next;
-    if (UNLIKELY(number == sequence->end ||
-                 __atomic_load_n(&marks_dealt, __ATOMIC_RELAXED) - number > MARKS_BEHIND)) {
-        return marks_take_piece();
-    }
-    sequence->next = number + 1;
-    return number;
-}
-
 /* In a fresh block whole words may be filled. */
-static inline void marks_fill(uint8_t *block, uint64_t size, uint64_t offset, bool fresh) {
+static MARKS_INLINE void marks_fill(uint8_t *block, uint64_t size, uint64_t offset, bool fresh) {
     if (offset == size) {
         return;
     }
     if (fresh) {
         uint64_t fill = MARKS_FILL;
         memcpy(block + offset - 8, &fill, sizeof fill);
-        memcpy(block, &fill, size < 8 ? sizeof fill : 0);
+        if (UNLIKELY(size < 8)) {
+            memcpy(block, &fill, sizeof fill);
+        }
         return;
     }
     marks_fill_word(block + offset - 8, marks_gap(size, offset));
@@ -119,29 +113,40 @@ static inline void marks_fill(uint8_t *block, uint64_t size, uint64_t offset, bo
     }
 }
 
-/* Marks a block that the allocator just gave for marks_room(size) bytes. What the program is to find in its
- * bytes stays, unless it is fresh: of no use yet. A block that is not aligned to 16 stays unmarked, and so do
- * all without memory for the map. */
-static inline void marks_put(void *block, uint64_t size, uint64_t site, enum karst_function function,
-                             bool fresh) {
-    uint64_t address = (uint64_t)(uintptr_t)block, offset = marks_footer_offset(size);
-    uint8_t *leaf = marks_leaf(address);
-    if (UNLIKELY(!leaf || address & MARKS_NEVER || size > MARKS_SIZE_MASK)) {
-        if (address & MARKS_NEVER || size > MARKS_SIZE_MASK || !(leaf = marks_make_leaf(address))) {
-            return;
-        }
-    }
-    marks_fill(block, size, offset, fresh);
+static MARKS_INLINE void marks_write(void *block, uint64_t size, uint64_t offset, uint64_t site,
+                                     enum karst_function function, bool fresh, uint8_t *leaf,
+                                     uint64_t number) {
+    uint64_t address = (uint64_t)(uintptr_t)block;
     struct karst_footer *footer = (struct karst_footer *)((uint8_t *)block + offset);
+    marks_fill(block, size, offset, fresh);
     footer->canary = karst_control.canary ^ address;
-    footer->size = size | (uint64_t)(uint32_t)thread_id() << KARST_FOOTER_SIZE_BITS;
+    footer->size = size | marks_thread.thread_bits;
     footer->site = (site & KARST_SITE_MASK) | (uint64_t)function << KARST_SITE_BITS;
-    footer->sequence = marks_next_number();
+    footer->sequence = number;
     marks_set_entry(marks_place_in(leaf, address), offset, KARST_MARK_LIVE);
 }
 
+/* Marks a block that the allocator just gave for marks_room(size) bytes. What the program is to find in its
+ * bytes stays, unless it is fresh: of no use yet. A block that is not aligned to 16 stays unmarked, and so do
+ * all without memory for the map. */
+static MARKS_INLINE void marks_put(void *block, uint64_t size, uint64_t site, enum karst_function function,
+                                   bool fresh) {
+    uint64_t address = (uint64_t)(uintptr_t)block, offset = marks_footer_offset(size);
+    uint8_t *leaf = marks_leaf(address);
+    struct marks_thread *thread = &marks_thread;
+    uint64_t number = thread->next;
+    if (UNLIKELY(!leaf || address & MARKS_NEVER || size > MARKS_SIZE_MASK || number == thread->end ||
+                 __atomic_load_n(&marks_dealt, __ATOMIC_RELAXED) - number > MARKS_BEHIND)) {
+        marks_put_slow(block, size, site, function, fresh);
+        return;
+    }
+    thread->next = number + 1;
+    marks_write(block, size, offset, site, function, fresh, leaf, number);
+}
+
 /* Nothing was written behind the block's end. */
-static inline bool marks_whole(const uint8_t *block, const struct karst_footer *footer, uint64_t offset) {
+static MARKS_INLINE bool marks_whole(const uint8_t *block, const struct karst_footer *footer,
+                                     uint64_t offset) {
     uint64_t address = (uint64_t)(uintptr_t)block, size = footer->size & MARKS_SIZE_MASK, word;
     if (UNLIKELY(footer->canary != (karst_control.canary ^ address) || marks_footer_offset(size) != offset)) {
         return false;
@@ -162,7 +167,7 @@ static inline bool marks_whole(const uint8_t *block, const struct karst_footer *
 
 /* Marks a live block as freed at site. False, and nothing done: it is no block that may be freed, or was
  * written beyond its end, or is not marked; marks_judge() tells. */
-static inline bool marks_release(void *block, uint64_t site) {
+static MARKS_INLINE bool marks_release(void *block, uint64_t site) {
     uint64_t address = (uint64_t)(uintptr_t)block, offset;
     uint8_t *leaf = marks_leaf(address);
     if (UNLIKELY(!leaf || address & MARKS_NEVER)) {

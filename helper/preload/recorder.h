@@ -19,10 +19,11 @@ struct ring_head {
 extern _Thread_local struct ring_head *recorder_head
     __attribute__((visibility("hidden"), tls_model("initial-exec")));
 
-/* Which thread's event was last about a page; by page number. Plain loads and stores: what orders two events
- * about one address in the program orders them here. Pages that share a place cost clocks, no more. */
+/* Which thread's event was last about a place of 64 KiB; by its number. Plain loads and stores: what orders
+ * two events about one address in the program orders them here. Places that share a tag cost clocks, no more.
+ */
 #define RECORDER_TAGS  65536u
-#define RECORDER_SHIFT 12
+#define RECORDER_SHIFT 16
 extern uint16_t recorder_tags[RECORDER_TAGS] __attribute__((visibility("hidden")));
 
 /* Opens the next group, or a ring for the thread if it has none, and writes one record in there. */

@@ -24,11 +24,12 @@ void run_verbs(struct karst *session, uint32_t choice, uint64_t address) {
     char text[32];
     snprintf(text, sizeof text, "0x%" PRIx64, address);
     const char *const verbs[][3] = {
-        {"check", NULL, NULL},          {"summary", NULL, NULL},  {"holes", "--fit", "1000"},
-        {"bins", "--json", NULL},       {"pins", NULL, NULL},     {"block", text, "--json"},
-        {"blocks", "--all", "--json"},  {"refs", text, NULL},     {"sizes", NULL, NULL},
-        {"maps", NULL, NULL},           {"info", "--json", NULL}, {"arenas", NULL, NULL},
-        {"blocks", "--all", "--bytes"}, {"map", NULL, NULL},
+        {"check", NULL, NULL},          {"summary", NULL, NULL},     {"holes", "--fit", "1000"},
+        {"bins", "--json", NULL},       {"pins", NULL, NULL},        {"block", text, "--json"},
+        {"blocks", "--all", "--json"},  {"refs", text, NULL},        {"sizes", NULL, NULL},
+        {"maps", NULL, NULL},           {"info", "--json", NULL},    {"arenas", NULL, NULL},
+        {"blocks", "--all", "--bytes"}, {"map", NULL, NULL},         {"sites", "--all", NULL},
+        {"history", "--all", NULL},     {"history", text, "--json"},
     };
     for (size_t i = 0; i < sizeof verbs / sizeof *verbs; i++) {
         uint64_t left = 64u << 20;

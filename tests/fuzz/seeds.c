@@ -1,6 +1,6 @@
 /* Makes the small cores that mutate starts from, into the working directory: single.core, threads.core,
  * mapped.core, fragmented.core, two-libcs.core, python.core; with jemalloc preloaded only jemalloc.core, of
- * that; and the smallest ones that a fuzzer's seeds are cut from
+ * that, with libkarst-preload.so and KARST_MARK=1 only marked.core; and the smallest ones that a fuzzer's seeds are cut from
  * (cut_seeds.py): tiny.core, tiny-threads.core. Addresses are not randomised, so that a case number means the
  * same core on the same system. */
 #include "../bench/dump_core.h"
@@ -224,6 +224,9 @@ int main(int argc, char **argv) {
     }
     if (mallctl) {
         return dump_core("jemalloc.core", threads, NULL) ? 0 : 2;
+    }
+    if (getenv("KARST_MARK")) {
+        return dump_core("marked.core", threads, NULL) ? 0 : 2;
     }
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
         state = i;
