@@ -1,11 +1,11 @@
 # Building and running the tests; included by the Makefile.
-TEST_PACKAGES := g++ libtcmalloc-minimal4 libmimalloc2.0 strace gdbserver libjemalloc2 libc6-dbg gdb python3-pytest python3-drgn git perl xz-utils sqlite3
+TEST_PACKAGES := g++ libtcmalloc-minimal4 libmimalloc2.0 strace gdbserver libjemalloc2 libjemalloc-dev libc6-dbg gdb python3-pytest python3-drgn git perl xz-utils sqlite3
 
 TEST_BUILD    := $(BUILD)/tests
 TEST_CFLAGS   := -std=gnu11 -O1 -g -Wall -Wextra -Werror -Wshadow -D_GNU_SOURCE -pthread
 TEST_PROGRAMS := $(patsubst tests/programs/%.c,$(TEST_BUILD)/%,$(wildcard tests/programs/*.c)) \
                  $(patsubst tests/programs/%.cc,$(TEST_BUILD)/%,$(wildcard tests/programs/*.cc)) \
-                 $(TEST_BUILD)/ledger-static $(TEST_BUILD)/callers-static $(TEST_BUILD)/catalogue
+                 $(TEST_BUILD)/ledger-static $(TEST_BUILD)/ledger-jemalloc $(TEST_BUILD)/callers-static $(TEST_BUILD)/catalogue
 UNIT_TESTS    := $(patsubst tests/unit/%.c,$(TEST_BUILD)/unit/%,$(wildcard tests/unit/*.c))
 
 .PHONY: deps test test-programs test-distros run-tests
@@ -47,6 +47,11 @@ $(TEST_BUILD)/callers-static: tests/programs/callers.c
 	@mkdir -p $(@D)
 	$(CC) $(TEST_CFLAGS) -static $< -o $@
 
+# jemalloc linked into the program, and no trace of it left but what the program needs.
+$(TEST_BUILD)/ledger-jemalloc: tests/programs/ledger.c
+	@mkdir -p $(@D)
+	$(CC) $(TEST_CFLAGS) $< -Wl,--strip-all -l:libjemalloc.a -lm -lstdc++ -o $@
+
 $(TEST_BUILD)/catalogue: $(wildcard tests/corruption/*.c tests/corruption/*.h)
 	@mkdir -p $(@D)
 	$(CC) $(TEST_CFLAGS) $(filter %.c,$^) -o $@
@@ -77,6 +82,7 @@ test-preload: deps
 # time. KARST_PYTHONS=PATH:PATH names more Pythons to look into.
 DISTROS          := bullseye trixie sid
 GDB_DISTROS      := bullseye trixie
+JEMALLOC_DISTROS := bullseye trixie
 DRGN_DISTROS     := trixie sid
 PYTHONS          := bullseye-3.9 trixie-3.13 sid-3.14
 OLD_PROGRAMS     := $(addprefix $(BUILD)/distros/bullseye/programs/,ledger catalogue)
@@ -90,6 +96,11 @@ test-distros: deps
 	    tests/distros/get-python $${python%-*} $${python#*-} $(BUILD)/distros/python-$${python%-*} || exit; \
 	done
 	KARST_BUILD=$(abspath $(BUILD)) $(PYTHON) -m pytest -p no:cacheprovider $(PYTEST_ARGUMENTS) tests/distros
+	@for suite in $(JEMALLOC_DISTROS); do \
+	    echo "jemalloc of Debian $$suite"; \
+	    tests/distros/get-jemalloc $$suite $(BUILD)/distros/jemalloc-$$suite && \
+	        $(MAKE) --no-print-directory -s test-jemalloc JEMALLOC=$(BUILD)/distros/jemalloc-$$suite/libjemalloc.so.2 || exit; \
+	done
 	@for suite in $(GDB_DISTROS); do \
 	    echo "GDB of Debian $$suite"; \
 	    KARST_BUILD=$(abspath $(BUILD)) KARST_GDB=$(abspath $(BUILD))/distros/gdb-$$suite/gdb \

@@ -35,7 +35,8 @@ struct jemalloc_layout {
     uint16_t base_blocks, base_allocated, base_mapped;
     uint16_t mutex_locked; /* in malloc_mutex_t: a byte; JEMALLOC_NOT_THERE & 0xffff: none */
     /* the ring of tcaches of an arena: the element's first word is its next */
-    uint16_t ring_link; /* in what the arena's tcache list points to */
+    uint16_t ring_link;  /* in what the arena's tcache list points to */
+    uint16_t ring_arena; /* in the same, a pointer to the arena */
     uint16_t
         ring_to_tcache;   /* 5.3: in tcache_slow_t, a pointer to tcache_t; else JEMALLOC_NOT_THERE & 0xffff */
     int16_t own_data;     /* before 5.3: from tcache_t to a pointer to the thread's own table; 0: none */

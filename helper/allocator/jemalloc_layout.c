@@ -18,7 +18,7 @@
     .arena_npages = {7288 + 1744, 9048 + 1744, 10808 + 1744}, .arena_mutex = {7288, 9048, 10808}, \
     .base_blocks = 136, .base_allocated = 2000, .base_mapped = 2016, .mutex_locked = NONE16, \
     .ring_link = 880, .ring_to_tcache = NONE16, .own_stack = NONE16, \
-    .own_data = -8, .tcache_self = 896 + 16, .tcache_bins = 16, .tcache_large = 976, .tcache_bin_size = 24, .tcache_classes = 232
+    .own_data = -8, .ring_arena = 928, .tcache_self = 896 + 16, .tcache_bins = 16, .tcache_large = 976, .tcache_bin_size = 24, .tcache_classes = 232
 
 #define LAYOUT_5_2 .version = "5.2.1", .major = 5, .rtree_root = 112, E_BITS_5_2, .lru_link = 24, \
     .arena_internal = 24 + 80, .arena_tcaches = 10184, .arena_index = JEMALLOC_NOT_THERE, .arena_base = 29480, \
@@ -26,7 +26,7 @@
     .arena_npages = {10472 + 4952, 15440 + 4952, 20408 + 4952}, .arena_mutex = {10472, 15440, 20408}, \
     .base_blocks = 144, .base_allocated = 2008, .base_mapped = 2024, .mutex_locked = 104, \
     .ring_link = 880, .ring_to_tcache = NONE16, .own_stack = NONE16, \
-    .own_data = -48, .tcache_self = 920 + 16, .tcache_bins = 16, .tcache_large = 1000, .tcache_bin_size = 24, .tcache_classes = 232
+    .own_data = -48, .ring_arena = 952, .tcache_self = 920 + 16, .tcache_bins = 16, .tcache_large = 1000, .tcache_bin_size = 24, .tcache_classes = 232
 
 /* arena_t.pa_shard.pac.ecache_dirty; an ecache_t is 19440 bytes, its eset 112 in, lru and npages 9632 and 9640 in. */
 #define DIRTY_5_3_0 (10648 + 24 + 56)
@@ -38,7 +38,7 @@
     .arena_lru = ECACHE(DIRTY_5_3_0, 112 + 9632), .arena_npages = ECACHE(DIRTY_5_3_0, 112 + 9640), \
     .arena_mutex = ECACHE(DIRTY_5_3_0, 0), \
     .base_blocks = 160, .base_allocated = 3880, .base_mapped = 3896, .mutex_locked = 104, \
-    .ring_link = 0, .ring_to_tcache = 168, .own_stack = 160, \
+    .ring_link = 0, .ring_arena = 40, .ring_to_tcache = 168, .own_stack = 160, \
     .tcache_bins = 8, .tcache_large = NONE16, .tcache_bin_size = 24, .tcache_classes = 73, .stack_by_head = true
 
 #define LAYOUT_5_3_1 .version = "5.3.1", .major = 5, .leaf_has_state = true, .page_classes = true, .rtree_root = 120, E_BITS_5_3, \
@@ -46,7 +46,7 @@
     .arena_lru = ECACHE(DIRTY_5_3_1, 112 + 9632), .arena_npages = ECACHE(DIRTY_5_3_1, 112 + 9640), \
     .arena_mutex = ECACHE(DIRTY_5_3_1, 0), \
     .base_blocks = 160, .base_allocated = 3896, .base_mapped = 3928, .mutex_locked = 64, \
-    .ring_link = 0, .ring_to_tcache = 232, .own_stack = 224, \
+    .ring_link = 0, .ring_arena = 40, .ring_to_tcache = 232, .own_stack = 224, \
     .tcache_bins = 8, .tcache_large = NONE16, .tcache_bin_size = 24, .tcache_classes = 41, .stack_by_head = true
 
 #define VADDR_48 .lg_vaddr = 48, .configuration = "48-bit addresses"

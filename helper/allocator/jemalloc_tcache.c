@@ -286,14 +286,31 @@ static bool is_tcache(struct jemalloc_heap *jemalloc, struct karst_window *windo
     return bytes && jemalloc_word(bytes) == address + layout->tcache_bins;
 }
 
+/* The arena that a tcache found outside the rings belongs to; KARST_NONE: none of this heap's, but another
+ * jemalloc's. */
+static uint32_t arena_of(struct jemalloc_heap *jemalloc, uint64_t ring) {
+    uint64_t address;
+    if (!jemalloc_read(jemalloc, ring + jemalloc->layout.ring_arena, &address) || address == 0) {
+        return KARST_NONE;
+    }
+    for (uint32_t i = 0; i < jemalloc->heap.arena_count; i++) {
+        if (jemalloc->arenas[i].address == address) {
+            return i;
+        }
+    }
+    return KARST_NONE;
+}
+
 static bool scan_for_tcaches(struct jemalloc_heap *jemalloc, uint64_t start, uint64_t end, uint64_t *items) {
     struct karst_window window;
     karst_window_open(&window, jemalloc->heap.target, 1u << 16);
     bool fine = true;
     for (uint64_t at = start; fine && at + 8 <= end; at += 8) {
         uint64_t ring;
-        if (is_tcache(jemalloc, &window, at, &ring) && !know(jemalloc, at)) {
-            fine = add_tcache(jemalloc, at, ring, KARST_NONE, items);
+        uint32_t arena;
+        if (is_tcache(jemalloc, &window, at, &ring) && !know(jemalloc, at) &&
+            (arena = arena_of(jemalloc, ring)) != KARST_NONE) {
+            fine = add_tcache(jemalloc, at, ring, arena, items);
             struct jemalloc_tcache *tcache = &jemalloc->tcaches[jemalloc->tcache_count - 1];
             for (uint32_t i = tcache->first_bin; fine && tcache->tid == 0 && i < jemalloc->heap.bin_count;
                  i++) {

@@ -16,6 +16,7 @@ struct karst_hole {
     uint64_t cached_bytes; /* of cached blocks: trapped */
     uint64_t usable_start; /* its largest contiguous free part, which is its usable size; size 0: none */
     uint64_t usable;
+    bool regions; /* of one page run: usable is then a region, for that is as much as anybody gets */
 };
 
 /* Follows the blocks of one extent at a time. */
@@ -44,6 +45,7 @@ static inline bool karst_hole_parted(bool after_regions, const struct karst_bloc
 
 static inline void karst_hole_add(struct karst_hole_tracker *tracker, const struct karst_block *block) {
     struct karst_hole *hole = &tracker->hole;
+    hole->regions = block->flags & KARST_BLOCK_REGION;
     if (block->state == KARST_STATE_CACHED) {
         hole->cached_bytes += block->size;
     } else if (block->state == KARST_STATE_FREE) {
@@ -52,9 +54,10 @@ static inline void karst_hole_add(struct karst_hole_tracker *tracker, const stru
             tracker->run_start = block->start;
         }
         tracker->run_end = block->start + block->size;
-        if (tracker->run_end - tracker->run_start > hole->usable) {
-            hole->usable = tracker->run_end - tracker->run_start;
-            hole->usable_start = tracker->run_start;
+        uint64_t usable = hole->regions ? block->size : tracker->run_end - tracker->run_start;
+        if (usable > hole->usable) {
+            hole->usable = usable;
+            hole->usable_start = hole->regions ? block->start : tracker->run_start;
         }
     } else {
         tracker->used_end = 0;

@@ -44,6 +44,8 @@ static void take_run(struct karst_run_consumer *consumer, const struct karst_run
     add_known(&of->resident_bytes, resident);
     holes->holes++;
     holes->bytes += size;
+    holes->region_holes += hole->regions;
+    holes->region_bytes += hole->regions ? size : 0;
     holes->free_bytes += hole->free_bytes;
     holes->cached_bytes += hole->cached_bytes;
     add_known(&holes->resident_bytes, resident);

@@ -44,6 +44,7 @@ struct karst_holes {
     struct karst_run_totals totals;
     uint64_t holes, bytes, free_bytes, cached_bytes, largest, largest_usable;
     uint64_t resident_bytes;                     /* UINT64_MAX: unknown */
+    uint64_t region_holes, region_bytes;         /* of these: inside page runs, of regions */
     uint64_t edge_free_bytes, edge_cached_bytes; /* outside holes: at extents' edges, under tops */
     struct karst_hole_class census[KARST_HOLE_CLASSES];
     struct karst_best biggest; /* struct karst_listed_hole, by size */

@@ -55,6 +55,10 @@ static void open_run(struct karst_run_reader *reader, const struct karst_block *
     if (previous) {
         reader->run.has_before = true;
         reader->run.before = *previous;
+    } else if (block->flags & KARST_BLOCK_REGION) {
+        /* A page run's own beginning bounds it. */
+        reader->run.has_before = true;
+        reader->run.before = *block;
     }
 }
 

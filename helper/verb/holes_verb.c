@@ -36,6 +36,11 @@ static void write_headline(struct karst_call *call, const struct karst_holes *ho
     } else {
         karst_print(writer, "; %s resident\n", karst_size_text(writer, holes->resident_bytes).text);
     }
+    if (holes->region_holes) {
+        karst_print(
+            writer, "%s of them, %s, are regions inside page runs: each good for its class alone (runs)\n",
+            karst_count_text(holes->region_holes).text, karst_size_text(writer, holes->region_bytes).text);
+    }
     if (holes->edge_free_bytes + holes->edge_cached_bytes) {
         karst_print(writer, "outside holes, at the edges of heaps: %s free, %s cached\n",
                     karst_size_text(writer, holes->edge_free_bytes).text,
@@ -352,6 +357,7 @@ static json_t *biggest_json(struct karst_call *call, const struct karst_holes *h
         karst_json_set_address(writer, one, "after", kept->after.address);
         karst_json_set_text(writer, one, "arena",
                             karst_arena_text(call->session, kept->heap, kept->arena).text);
+        karst_json_set_flag(writer, one, "in_run", hole->regions);
         karst_json_append(writer, list, one);
     }
     return list;
@@ -411,6 +417,10 @@ static void write_json(struct karst_call *call, const struct karst_holes *holes)
     karst_json_set_known(writer, root, "resident_bytes", holes->resident_bytes);
     karst_json_set_number(writer, root, "largest", holes->largest);
     karst_json_set_number(writer, root, "largest_usable", holes->largest_usable);
+    json_t *in_runs = karst_json_object(writer);
+    karst_json_set_number(writer, in_runs, "holes", holes->region_holes);
+    karst_json_set_number(writer, in_runs, "bytes", holes->region_bytes);
+    karst_json_set(writer, root, "in_runs", in_runs);
     karst_json_set(writer, root, "census", census_json(writer, holes));
     karst_json_set(writer, root, "biggest", biggest_json(call, holes));
     json_t *outside = karst_json_object(writer);
@@ -475,7 +485,9 @@ const struct karst_verb karst_verb_holes = {
         "A hole is a stretch of free and cached blocks between two blocks in use. Its usable size is its "
         "largest free part in one piece; cached blocks (freed, but set aside for one size class or one "
         "thread) are trapped in it. The top, what lies directly under it, and free memory at an edge of a "
-        "heap are no holes. Blocks with a mapping of their own have none.\n"
+        "heap are no holes. Blocks with a mapping of their own have none. Regions of one page run "
+        "(jemalloc's slabs) make "
+        "holes of their own, of which a region is usable; unused pages between page runs make others.\n"
         "\n"
         "`resident` is backed by memory now; `?` is what the target can't tell.\n"
         "\n"
@@ -489,7 +501,9 @@ const struct karst_verb karst_verb_holes = {
             "\"census\": [{\"min\", \"max\", \"holes\", \"bytes\", \"resident_bytes\"}], \"biggest\": "
             "[{\"address\", \"size\", \"blocks\", \"free_bytes\", "
             "\"cached_bytes\", \"usable_bytes\", \"usable_address\", \"resident_bytes\", \"before\", "
-            "\"after\" (the blocks that bound it), \"arena\"}], "
+            "\"after\" (the blocks that bound it), \"arena\", \"in_run\"}], \"in_runs\" (those of regions "
+            "inside page "
+            "runs): {\"holes\", \"bytes\"}, "
             "\"outside\" (what is free but in no hole): {\"free_bytes\", \"cached_bytes\", \"top_bytes\"}, "
             "\"damaged\": {\"ranges\", \"bytes\"}, "
             "\"pins\", \"pinned\", \"trim\" (as in `pins`), \"fit\" (with --fit), \"target\"}.\n\n"

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from karst_command import Target
-from karst_heaps import assert_healthy, start
+from karst_heaps import Heap, assert_healthy, start
 from karst_jemalloc import HEAPS, LIBRARY, assert_blocks, read_mallctl, totals_of_karst
+from karst_ledger import compare, read_ledger
 from karst_libcs import SYSTEM, Ways
 
 pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason=f"no {LIBRARY}")
@@ -40,3 +41,30 @@ def test_totals_are_jemallocs_own(name: str, directory: Path) -> None:
         if name_ not in found.totals and "KARST_JEMALLOC" in os.environ:
             continue  # of an older one karst tells less
         assert found.totals[name_] == value, f"{name_}: {found.totals}, jemalloc {told.totals}"
+
+
+@pytest.mark.skipif("KARST_JEMALLOC" in os.environ, reason="the system's alone is linked in")
+def test_linked_into_the_program_beside_another(directory: Path) -> None:
+    """A stripped program has its own jemalloc, and one that is preloaded serves what it does not."""
+    heap = Heap(("--threads=3",), {"LD_PRELOAD": str(LIBRARY)}, program="ledger-jemalloc", others=1)
+    with start(heap, SYSTEM, directory) as program:
+        target = Target.process(program.pid, "--no-symbols")
+        rows = target.json("summary")["allocators"]
+        assert [row["name"].split(" (")[0] for row in rows] == ["jemalloc", "jemalloc #2"]
+        assert target.check() == (True, [])
+        comparison = compare(read_ledger(directory), target.blocks())
+        assert not comparison.missing and not comparison.other_usable and len(comparison.extra) <= 1, str(comparison)
+
+
+def test_holes_are_told_apart(directory: Path) -> None:
+    """What is free inside runs is in holes of its own; what runs don't have is between them."""
+    with start(HEAPS["one-thread"], SYSTEM, directory) as program:
+        target = Target.process(program.pid)
+        holes = target.json("holes")
+        runs = target.json("runs", "--classes")["classes"]
+        summary = target.json("summary")["total"]
+    unused = sum((run["free"] + run["cached"]) * run["region_size"] for run in runs if run["kind"] in ("slab", "run"))
+    edges = holes["outside"]["free_bytes"] + holes["outside"]["cached_bytes"]
+    assert unused - edges <= holes["in_runs"]["bytes"] <= unused
+    assert 0 < holes["in_runs"]["holes"] < holes["holes"] == summary["holes"]
+    assert holes["bytes"] == summary["hole_bytes"]
