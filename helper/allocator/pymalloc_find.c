@@ -313,8 +313,8 @@ static bool is_dressed(struct pymalloc_heap *pymalloc) {
                 const uint8_t *block = pool.bytes + PYMALLOC_HEADER + k * pool.block_size;
                 if (!pymalloc_is_free(&pool, k)) {
                     seen++;
-                    dressed += memchr("rmo", block[8], 3) &&
-                               memcmp(block + 9, "\xfd\xfd\xfd\xfd\xfd\xfd\xfd", 7) == 0;
+                    dressed += (cpython_word(block + 8) | 0xff) == UINT64_C(0xfdfdfdfdfdfdfdff) &&
+                               memchr("rmo", block[8], 3);
                 }
             }
         }

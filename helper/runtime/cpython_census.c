@@ -358,7 +358,7 @@ static void search_words(struct search *search, const struct cpython_object *obj
         piece = piece < 2048 ? piece : 2048;
         piece = end - at < piece ? (size_t)(end - at) & ~(size_t)7 : piece;
         const uint8_t *bytes = karst_cache_at(&search->python->cache, at, piece);
-        uint64_t hits[4];
+        uint64_t hits[4] = {0};
         unsigned count = 0;
         for (size_t i = 0; bytes && i + 8 <= piece && count < 4; i += 8) {
             if (is_wanted(search, cpython_word(bytes + i))) {

@@ -147,7 +147,8 @@ static bool count(struct pools *pools) {
 static bool each_live(struct pools *pools, const struct pymalloc_arena *arena,
                       bool (*visit)(void *context, const struct karst_block *block), void *context) {
     struct pymalloc_heap *pymalloc = pools->pymalloc;
-    for (uint64_t at = arena->first_pool; at < arena->pools_end; at += pymalloc->pool_size) {
+    for (uint64_t at = arena ? arena->first_pool : 0; arena && at < arena->pools_end;
+         at += pymalloc->pool_size) {
         struct pymalloc_pool pool;
         if (!pymalloc_load_pool(pymalloc, arena, at, &pool)) {
             return karst_fail_memory(pools->call->error);
