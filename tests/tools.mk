@@ -65,6 +65,11 @@ bench-slabs: all $(addprefix $(BUILD)/bench/,make_slabs count_slabs)
 	$(PYTHON) tests/bench/bench_slabs.py --karst $(BUILD)/karst --tools $(BUILD)/bench --directory $(BUILD)/bench \
 	    --regions $(REGIONS) --rounds $(ROUNDS)
 
+# A Python process of a million objects.
+.PHONY: bench-python
+bench-python: $(BUILD)/karst
+	$(PYTHON) tests/bench/bench_python.py --karst $(BUILD)/karst --rounds $(ROUNDS)
+
 # ---- sanitizers: the same sources again in a directory of their own ------------------------------
 SANITIZED := $(BUILD)/asan
 SANITIZE  := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
