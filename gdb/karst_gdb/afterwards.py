@@ -60,14 +60,24 @@ def started_at(pid: int) -> str:
     return "" if words[0] in "ZX" else words[19]
 
 
-def take_out(pid: int, began: str, detours: Detours) -> None:
-    """If the process is still there, and as it was: the detours' code is where it was put."""
+def are_there(pid: int, began: str, detours: Detours) -> bool:
+    """Whether the process is the one that the detours were put into, and still has them in its text."""
     if not detours.installed or not began or started_at(pid) != began:
+        return False
+    try:
+        with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+            return all(os.pread(memory.fileno(), len(one.detour.jump), one.detour.patch) == one.detour.jump
+                       for one in detours.installed.values())
+    except OSError:
+        return False
+
+
+def take_out(pid: int, began: str, detours: Detours) -> None:
+    """If they are still there."""
+    if not are_there(pid, began, detours):
         return
     try:
         with Seized(pid) as seized:
-            if all(seized.read(one.detour.patch, len(one.detour.jump)) == one.detour.jump
-                   for one in detours.installed.values()):
-                detours.change(_Live(seized), [], {}, set())  # type: ignore[arg-type]
+            detours.change(_Live(seized), [], {}, set())  # type: ignore[arg-type]
     except OSError as error:
         gdb.write(f"karst: detours stay in process {pid}, where they do no harm: {error}\n", gdb.STDERR)

@@ -149,7 +149,7 @@ def inject() -> str:
     path = library_path()
     _refuse(live, path)
     marker = markers.find(live)
-    texts = traps.armed_detours()
+    taken_over = traps.armed_detours()
     if marker is None:
         traps.take_out_all()  # the library has them from now on
         live = _load(Live(), path)
@@ -159,8 +159,8 @@ def inject() -> str:
     library = _library_module(live, marker)
     count, where = (0, 0) if _is_from_start(live, library) else _patch(live, library)
     traps.meet(live)
-    for text in texts:
-        traps.add(text)
+    for number, text in taken_over.items():
+        traps.add(text, number)
     if not count:
         return f"{LIBRARY} is in already"
     return f"{LIBRARY} is in: {count} words set in {where} modules"
@@ -208,6 +208,9 @@ def eject() -> str:
     bounds = (marker.control.library_start, marker.control.library_end)
     live = _wait_outside(live, bounds)
     traps.leave_library()
+    if _may_be_inside(live, bounds):
+        return (f"{count} words set back; {LIBRARY} stays mapped, as GDB can't tell whether a thread will return into it "
+                "(it does not know all of the program's files)")
     live = calling.reach_safe_point(live, _entries(live))
     _close(live, library)
     return f"{LIBRARY} is out: {count} words set back"
@@ -247,6 +250,31 @@ def _thread_inside(live: Live, bounds: tuple[int, int]) -> tuple[gdb.InferiorThr
             if inside and inside[-1] + 1 < len(pcs):
                 return thread, pcs[inside[-1] + 1]
     return None
+
+
+def _may_be_inside(live: Live, bounds: tuple[int, int]) -> bool:
+    """Whether a thread has something like a return address into the library on its stack, where GDB does not know all
+    the code on the way and so may have lost it."""
+    with selection_kept():
+        for thread in live.inferior.threads():
+            thread.switch()
+            if all(_is_known(live, pc) for pc in calling.frames_pcs()):
+                continue
+            sp = int(gdb.newest_frame().read_register("rsp")) & ~7
+            stack = live.read(sp, max(live.stack_end(sp) - sp, 0))
+            if any(bounds[0] <= word < bounds[1] for word in memoryview(stack[:len(stack) // 8 * 8]).cast("Q")):
+                return True
+    return False
+
+
+def _is_known(live: Live, pc: int) -> bool:
+    """Whether GDB has the file that code at pc is of."""
+    if gdb.solib_name(pc) is not None:
+        return True
+    mapping = live.mapping(pc)
+    program = gdb.current_progspace().filename
+    return mapping is not None and mapping.name is not None and program is not None \
+        and os.path.realpath(program) == os.path.realpath(mapping.name)
 
 
 def _close(live: Live, library: Module) -> None:

@@ -230,13 +230,14 @@ def _marker(live: Live, known: Process) -> markers.Marker | None:
     return marker
 
 
-def add(text: str) -> str:
-    """Sets a trap; returns what was done in one line."""
+def add(text: str, number: int = 0) -> str:
+    """Sets a trap, as number if that is given; returns what was done in one line."""
     trap = read(text)
     live, known = _begin()
     marker = _marker(live, known)
     numbers = [*known.traps, known.last_number, *(marker.traps() if marker is not None else ())]
-    trap.number = known.last_number = max(numbers) + 1
+    trap.number = number or max(numbers) + 1
+    known.last_number = max([trap.number, *numbers])
     if marker is not None:
         marker.add(trap)
         _show_frames()
@@ -248,7 +249,7 @@ def add(text: str) -> str:
         known.apply(live)
     except (gdb.GdbError, gdb.error, Refused) as error:
         del known.traps[made.number]
-        known.last_number -= 1
+        known.last_number = max(numbers)
         raise gdb.GdbError(one_line(error)) from None
     _show_frames()
     where = ", ".join(f"{entry.names[0]} at {entry.address:#x}" for entry in made.entries)
@@ -308,9 +309,9 @@ def _text(trap: Trap) -> str:
     return trap.text.decode("utf-8", "replace")
 
 
-def armed_detours() -> list[str]:
-    """Traps that detours make, as they were typed."""
-    return [_text(trap.trap) for trap in process().traps.values() if trap.is_armed]
+def armed_detours() -> dict[int, str]:
+    """Traps that detours make, as they were typed, by number."""
+    return {number: _text(trap.trap) for number, trap in process().traps.items() if trap.is_armed}
 
 
 def meet(live: Live) -> None:
@@ -397,9 +398,11 @@ def _look_at(objfile: gdb.Objfile) -> None:
 
 
 def on_files_gone(event: gdb.Event) -> None:
-    """Another program was executed: all that was known of the old text is void."""
+    """Another program was executed: all that was known of the old text is void. (GDB says so, too, of a parent whose
+    child it follows; its text is still there.)"""
     for known in list(_processes.values()):
-        if known.inferior.is_valid() and known.inferior.progspace == event.progspace:
+        if known.inferior.is_valid() and known.inferior.progspace == event.progspace \
+                and not afterwards.are_there(known.pid, known.began, known.detours):
             forget(known.inferior)
 
 

@@ -16,7 +16,7 @@ _NAME_MAX = 4096
 _RELOCATIONS_MAX = 1 << 26  # bytes of a table
 _MASK = (1 << 64) - 1
 
-_PT_LOAD, _PT_DYNAMIC, _PT_INTERP = 1, 2, 3
+_PT_LOAD, _PT_DYNAMIC, _PT_INTERP, _PT_PHDR = 1, 2, 3, 6
 _PF_X, _PF_W = 1, 2
 _ET_DYN = 3
 _DT_STRTAB, _DT_SYMTAB, _DT_HASH, _DT_GNU_HASH, _DT_DEBUG, _DT_VERSYM = 5, 6, 4, 0x6ffffef5, 21, 0x6ffffff0
@@ -221,22 +221,29 @@ def segments(read: Read, header: int) -> list[Segment]:
 def modules(read: Read, program_headers: int, count: int) -> list[Module]:
     """What the dynamic loader has loaded, in the order that names are looked up in. program_headers and count
     are the kernel's AT_PHDR and AT_PHNUM. Empty: a static program."""
-    bias, dynamic, dynamic_program = 0, 0, False
-    headers = struct.iter_unpack("<IIQQQQQQ", _whole(read, program_headers, 56 * min(count, 1000)))
-    for kind, _, _, address, _, _, _, _ in headers:
-        if kind == 6:  # PT_PHDR
-            bias = program_headers - address
-        elif kind == _PT_DYNAMIC:
-            dynamic = address
-        dynamic_program |= kind == _PT_INTERP
-    if not dynamic or not dynamic_program:
+    headers = list(struct.iter_unpack("<IIQQQQQQ", _whole(read, program_headers, 56 * min(count, 1000))))
+    kinds = {kind: address for kind, _, _, address, _, _, _, _ in reversed(headers)}
+    if _PT_DYNAMIC not in kinds:
         return []
-    program = Module(read, "", bias, dynamic + bias)
-    debug = program.dynamic.get(_DT_DEBUG, 0)
+    if _PT_PHDR in kinds:
+        bias = program_headers - kinds[_PT_PHDR]
+    else:  # they follow the ELF header, which is mapped first
+        bias = program_headers - 64 - kinds.get(_PT_LOAD, 0)
+    first = Module(read, "", bias, kinds[_PT_DYNAMIC] + bias)
+    if _PT_INTERP in kinds:
+        debug = first.dynamic.get(_DT_DEBUG, 0)
+    else:  # a loader that was started by name, `ld.so PROGRAM`, or a static program
+        found = first.definitions("_r_debug", data=True)
+        if not found:
+            return []
+        debug = found[0].address
     if not debug:
         raise NotThere("the dynamic loader has not begun yet")
+    return _link_map(read, _word(read, debug + 8))
+
+
+def _link_map(read: Read, entry: int) -> list[Module]:
     found: list[Module] = []
-    entry = _word(read, debug + 8)
     while entry and len(found) < _MODULES_MAX:
         bias, name, dynamic, entry = struct.unpack("<4Q", _whole(read, entry, 32))
         found.append(Module(read, _text(read, name), bias, dynamic))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from gdb_runner import BASE, PLUGIN, gdb
+from gdb_runner import BASE, PLUGIN, gdb, gdbserver
 from karst_command import TESTS
 from karst_programs import Program, started
 
@@ -270,3 +270,56 @@ def test_a_killed_debuggers_detour(directory: Path) -> None:
         answers = gdb(["-p", str(program.pid)], ["karst trap add malloc 424242 skip=1", "continue", "detach"], directory)
         assert "malloc(424242)" in answers.of("continue").good()
         ends_well(program)
+
+
+def test_through_gdbserver(directory: Path) -> None:
+    with started([HAMMER, "3"], directory) as program:
+        before = text_of(program.pid)
+        for direct in ("on", "off"):
+            with gdbserver(["--attach", "localhost:0", str(program.pid)], directory) as port:
+                commands = [f"set karst direct {direct}", f"target remote localhost:{port}",
+                            "karst trap add malloc 424242 skip=1", "continue", "bt", "karst trap list --json", "detach"]
+                answers = gdb([HAMMER], commands, directory)
+            assert re.search(r"^karst trap 1: malloc\(424242\), thread \d+,", answers.of("continue").good(), re.MULTILINE)
+            assert "asked_for" in answers.of("bt").good()
+            assert answers.of("karst trap list --json").json()["traps"][0]["hits"] >= 2
+            assert answers.of("detach").error is None
+            assert text_of(program.pid) == before
+        ends_well(program)
+
+
+FORKS = """
+import os, sys, time
+print("ready", flush=True)
+while not os.path.exists("go"):
+    time.sleep(0.01)
+for number in range(3):
+    child = os.fork()
+    if child == 0:
+        kept = [bytes(54321 - 33) for _ in range(10)]
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+assert os.spawnv(os.P_WAIT, "/bin/true", ["true"]) == 0
+print("good", flush=True)
+"""
+
+
+def test_children_live_on(directory: Path) -> None:
+    """A forked child meets the trap's conditions with nobody there, and does what it would have done."""
+    with started(["/usr/bin/python3", "-c", FORKS], directory) as program:
+        commands = [f"attach {program.pid}", "karst trap add malloc,calloc 54321", "shell touch go", "continue"]
+        answers = gdb([], commands, directory)
+        assert program.wait_line("good")
+        assert "karst trap" not in answers.of("continue").good()
+        assert program.process.wait(timeout=60) == 0
+
+
+def test_a_child_that_is_followed(directory: Path) -> None:
+    """The parent, which GDB lets go of, is what it was; in the child the detour is found, and taken out."""
+    with started(["/usr/bin/python3", "-c", FORKS.replace("== 7", "< 600") + "time.sleep(600)"], directory) as program:
+        before = text_of(program.pid)
+        commands = ["set follow-fork-mode child", f"attach {program.pid}", "karst trap add malloc,calloc 54321",
+                    "tbreak _exit", "shell touch go", "continue", "karst trap list"]
+        answers = gdb([], commands, directory)
+        assert "took out 2 detours" in answers.of("karst trap list").good()
+        assert text_of(program.pid) == before
