@@ -103,15 +103,27 @@ class TaskMemory:
         if index is None:
             return b""
         vma = self._vmas[index]
-        if size >= _KEPT:
-            return self._read(index, address, min(size, vma.end - address))
+        if size >= _KEPT or address + size > vma.end:
+            return self._read_through(index, address, size)
         # Small reads come in flocks: around them is read, too.
         start = max(vma.start, address & -_KEPT)
         kept = self._read(index, start, min(vma.end, start + 2 * _KEPT) - start)
-        if address + size <= start + len(kept) or start + len(kept) == vma.end:
+        if address + size <= start + len(kept):
             self._kept = start, kept
             return kept[address - start:address - start + size]
-        return self._read(index, address, min(size, vma.end - address))
+        return self._read(index, address, size)
+
+    def _read_through(self, index: int, address: int, size: int) -> bytes:
+        """Also where another mapping follows without a gap: a heap may be in several."""
+        pieces, end = [], address + size
+        while index < len(self._vmas) and self._vmas[index].start <= address < end:
+            wanted = min(end, self._vmas[index].end) - address
+            pieces.append(self._read(index, address, wanted))
+            if len(pieces[-1]) < wanted:
+                break
+            address += wanted
+            index += 1
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _read(self, index: int, address: int, size: int) -> bytes:
         """Inside one mapping."""

@@ -134,7 +134,7 @@ class _Threads:
         return {int(thread.pid): int(thread.rss_stat.count[index]) for thread in self._users}
 
     def bound(self, name: str) -> int:
-        return (_FAULTS_OF_THREAD + 1) * len(self._users) * (_PAGES_OF_FAULT if name == "file" else 1)
+        return (_FAULTS_OF_THREAD + 1) * len(self._users) * (_PAGES_OF_FAULT if name in ("file", "shmem") else 1)
 
 
 class _Cpus:

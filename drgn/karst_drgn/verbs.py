@@ -125,7 +125,7 @@ def _write_counters(one: rss.TaskRss, with_parts: bool, writer: Writer) -> None:
     rows.append(["RSS", *(writer.size(pages * PAGE) for pages in (one.rss.cached, one.rss.exact)),
                  writer.signed(one.rss.drift * PAGE), writer.size(one.rss.bound * PAGE)])
     writer.table(["counter", "cached", "exact", "drift", "bound"], rows)
-    if with_parts and one.rss.scheme != "none":
+    if with_parts and any(counter.parts for counter in one.rss.counters):
         writer.line()
         rows = [[one_scheme(one.rss.scheme, who), counter.name, writer.signed(part * PAGE)]
                 for counter in one.rss.counters for who, part in counter.parts.items()]

@@ -89,6 +89,17 @@ def _module_files(kernel: Path) -> Iterator[tuple[str, bytes]]:
                 lzma.decompress(data) if path.suffix == ".xz" else data
 
 
+def _copy_library(library: Path, root: Path) -> None:
+    """The file where it lies here, and the link by which it is asked for."""
+    file = library.resolve()
+    link = Path("/usr/lib", *library.parts[2:]) if library.parts[1] in ("lib", "lib64") else library
+    for path in (file, link):
+        (root / path.relative_to("/")).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(file, root / file.relative_to("/"))
+    if link != file:
+        (root / link.relative_to("/")).symlink_to(file)
+
+
 def make_initramfs(kernel: Path, busybox: Path, programs: Sequence[Path], file: Path,
                    more: dict[str, bytes] | None = None) -> None:
     """Everything that the guest has. Libraries lie there where they lie here, so that their files are found."""
@@ -101,13 +112,8 @@ def make_initramfs(kernel: Path, busybox: Path, programs: Sequence[Path], file: 
     (root / "init").chmod(0o755)
     for link in ("lib", "lib64"):
         (root / link).symlink_to("usr/lib")
-    loader = Path(LOADER).resolve()
-    for library in {path.resolve() for program in programs for path in libraries_of(program)} | {loader}:
-        target = root / "stash" / library.relative_to("/")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(library, target)
-        if library == loader and not (root / "stash/usr/lib" / Path(LOADER).name).exists():
-            (root / "stash/usr/lib" / Path(LOADER).name).symlink_to(library)
+    for library in {path for program in programs for path in libraries_of(program)} | {Path(LOADER)}:
+        _copy_library(library, root / "stash")
     for program in programs:
         shutil.copy(program, root / "stash/guest" / program.name)
     for name, data in _module_files(kernel):
