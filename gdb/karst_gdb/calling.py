@@ -80,6 +80,14 @@ def _sleeps(live: Live) -> bool:
     return number in _SLEEPS and live.read(frame.pc() - 2, 2) == _SYSCALL
 
 
+def run_on(live: Live) -> Live:
+    """Lets the process run to where a breakpoint of ours stands; returns it as it is then."""
+    gdb.execute("continue", to_string=True)
+    if not live.inferior.is_valid() or not live.inferior.pid:
+        raise gdb.GdbError("the process ended before it got to where karst could go on")
+    return Live()
+
+
 def reach_safe_point(live: Live, entries: Sequence[int]) -> Live:
     """Selects a thread that a call can be made from, letting the process run up to one if need be. Ctrl-C ends the
     wait. Returns the process as it is then."""
@@ -90,8 +98,7 @@ def reach_safe_point(live: Live, entries: Sequence[int]) -> Live:
     points = [_Entry(address) for address in entries]
     try:
         while True:
-            gdb.execute("continue", to_string=True)
-            live = Live()
+            live = run_on(live)
             if gdb.newest_frame().pc() not in entries:
                 raise gdb.GdbError("the process stopped before a thread got to the allocator")
             if _may_call(live):

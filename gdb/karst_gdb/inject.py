@@ -232,11 +232,10 @@ def _wait_outside(live: Live, bounds: tuple[int, int]) -> Live:
         point = gdb.Breakpoint(f"*{back:#x}", internal=True)
         point.silent, point.thread = True, thread.num
         try:
-            gdb.execute("continue", to_string=True)
+            live = calling.run_on(live)
         finally:
             if point.is_valid():
                 point.delete()
-        live = Live()
     raise gdb.GdbError(f"threads don't leave {LIBRARY}; it stays, and is not called any more")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -111,6 +112,29 @@ def test_of_a_sleeping_process(directory: Path) -> None:
         assert "<module> at <string>:2" in answers.of("karst py-stack").good()
         assert not is_mapped(program)
         assert program.process.poll() is None
+
+
+def test_marks_of_a_running_process(directory: Path) -> None:
+    """Blocks from then on are marked: a double free is caught at the call, with both sites; those before are fine."""
+    with started([TESTS / "twice"], directory) as program:
+        commands = [f"attach {program.pid}", "karst inject --mark", "karst trap add faults", "shell touch go", "continue",
+                    "karst sites --json", "karst eject", "detach"]
+        answers = gdb([], commands, directory)
+        told = re.search(r"^karst trap 1: double free: free\((0x[0-9a-f]+)\), block \1 of 777 bytes, allocated at "
+                         r"(0x[0-9a-f]+), first freed at (0x[0-9a-f]+), thread", answers.of("continue").good(), re.MULTILINE)
+        assert told is not None
+        assert " release_again " in answers.of("continue").text
+        sites = {row["bytes"] for row in answers.of("karst sites --json").json()["sites"]}
+        assert sites == {55, 99}
+        assert "words set back" in answers.of("karst eject").good()
+        assert not is_mapped(program)
+        assert program.process.poll() is None
+
+
+def test_the_process_ends_meanwhile(directory: Path) -> None:
+    """It calls the allocator no more."""
+    answers = gdb([TESTS / "callers"], ["tbreak done", "run", "karst inject"], directory)
+    assert "ended before it got" in answers.of("karst inject").one_line()
 
 
 def test_is_refused(directory: Path) -> None:
