@@ -100,13 +100,12 @@ struct cpython_type {
     uint64_t slot;   /* for whoever counts by type: 1 + a row's index, 0: none yet */
 };
 
-/* A hash table by address; one that is no type is kept without a struct. capacity is a power of two. */
+/* A hash table by address; capacity is a power of two. Addresses that are no types are remembered as long as
+ * there is room: words of a heap that holds no objects are many. */
 struct cpython_types {
-    struct cpython_type_slot {
-        uint64_t address;
-        struct cpython_type *type; /* owned */
-    } * slots;
+    struct cpython_type **slots; /* owned */
     size_t count, capacity;
+    uint64_t *refused; /* NULL until there is one */
 };
 
 struct cpython_interpreter {

@@ -353,9 +353,10 @@ static bool add_runtime(struct cpython_set *set, struct cpython *python) {
 
 static void clear(struct cpython *python) {
     for (size_t i = 0; i < python->types.capacity; i++) {
-        free(python->types.slots[i].type);
+        free(python->types.slots[i]);
     }
     free(python->types.slots);
+    free(python->types.refused);
     reset(python);
     karst_facts_clear(&python->facts);
     karst_cache_close(&python->cache);

@@ -27,37 +27,51 @@
 #define MANAGED_WEAKREF (1u << 3) /* 3.12 and later */
 
 #define BASIC_SIZE_MAX (1u << 20)
-#define TYPES_MAX      (1u << 22) /* addresses asked for, types or not */
+#define TYPES_MAX      (1u << 20)
+#define REFUSED        (1u << 16) /* addresses that are no types, remembered */
 #define MODULE_ENTRIES 4096u      /* of a type's dict that are looked at for __module__ */
 
 /* ---- types ------------------------------------------------------------------------------------------- */
 
+static uint64_t hash_of(uint64_t address) {
+    return (address >> 3) * 0x9e3779b97f4a7c15u >> 32;
+}
+
 static size_t slot_of(const struct cpython_types *types, uint64_t address) {
-    uint64_t hash = (address >> 3) * 0x9e3779b97f4a7c15u;
-    size_t at = (size_t)(hash >> 32) & (types->capacity - 1);
-    while (types->slots[at].address && types->slots[at].address != address) {
+    size_t at = (size_t)hash_of(address) & (types->capacity - 1);
+    while (types->slots[at] && types->slots[at]->address != address) {
         at = (at + 1) & (types->capacity - 1);
     }
     return at;
 }
 
 static bool grow_types(struct cpython *python) {
-    struct cpython_types *types = &python->types,
-                         bigger = {.capacity = types->capacity ? types->capacity * 2 : 1024};
+    struct cpython_types *types = &python->types, bigger = *types;
+    bigger.capacity = types->capacity ? types->capacity * 2 : 1024;
     bigger.slots = calloc(bigger.capacity, sizeof *bigger.slots);
     if (!bigger.slots) {
         python->out_of_memory = true;
         return false;
     }
     for (size_t i = 0; i < types->capacity; i++) {
-        if (types->slots[i].address) {
-            bigger.slots[slot_of(&bigger, types->slots[i].address)] = types->slots[i];
+        if (types->slots[i]) {
+            bigger.slots[slot_of(&bigger, types->slots[i]->address)] = types->slots[i];
         }
     }
-    bigger.count = types->count;
     free(types->slots);
     *types = bigger;
     return true;
+}
+
+static void refuse(struct cpython *python, uint64_t address) {
+    struct cpython_types *types = &python->types;
+    if (!types->refused) {
+        types->refused = calloc(REFUSED, sizeof *types->refused);
+        python->out_of_memory |= !types->refused;
+    }
+    if (types->refused) {
+        types->refused[hash_of(address) % REFUSED] = address;
+    }
 }
 
 enum string { STRING_NONE, STRING_READ, STRING_MISSING };
@@ -168,32 +182,41 @@ static struct cpython_type *make_type(struct cpython *python, uint64_t address, 
     return type;
 }
 
-struct cpython_type *cpython_type_at(struct cpython *python, uint64_t address) {
+/* The type at an address that was not met yet. */
+static struct cpython_type *add_type(struct cpython *python, uint64_t address) {
     struct cpython_types *types = &python->types;
     uint8_t header[TYPE_SIZE_READ];
-    if (address == 0 || address % 8 != 0) {
+    if (!karst_target_mapping(python->target, address)) {
         return NULL;
     }
-    if (types->capacity) {
-        struct cpython_type_slot *slot = &types->slots[slot_of(types, address)];
-        if (slot->address) {
-            return slot->type;
-        }
-    }
-    if (types->count >= TYPES_MAX || (2 * types->count >= types->capacity && !grow_types(python))) {
+    struct cpython_type *type = types->count < TYPES_MAX && is_type(python, address, header)
+                                    ? make_type(python, address, header)
+                                    : NULL;
+    if (!type || !name_type(python, type, header)) {
+        free(type);
+        refuse(python, address);
         return NULL;
     }
-    struct cpython_type *type = is_type(python, address, header) ? make_type(python, address, header) : NULL;
-    /* Entered before it gets its name: naming asks for the types of what it reads. */
-    size_t at = slot_of(types, address);
-    types->slots[at] = (struct cpython_type_slot){address, type};
-    types->count++;
-    if (type && !name_type(python, type, header)) {
-        types->slots[slot_of(types, address)].type = NULL;
+    if (2 * types->count >= types->capacity && !grow_types(python)) {
         free(type);
         return NULL;
     }
+    types->slots[slot_of(types, address)] = type;
+    types->count++;
     return type;
+}
+
+struct cpython_type *cpython_type_at(struct cpython *python, uint64_t address) {
+    const struct cpython_types *types = &python->types;
+    if (address == 0 || address % 8 != 0) {
+        return NULL;
+    }
+    struct cpython_type *type = types->capacity ? types->slots[slot_of(types, address)] : NULL;
+    if (type) {
+        return type;
+    }
+    bool refused = types->refused && types->refused[hash_of(address) % REFUSED] == address;
+    return refused ? NULL : add_type(python, address);
 }
 
 struct cpython_type *cpython_type_of(struct cpython *python, uint64_t object) {

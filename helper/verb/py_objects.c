@@ -161,8 +161,8 @@ static bool count(struct census *census) {
     struct karst_call *call = census->call;
     const struct karst_value *sort = &call->options[OPTION_SORT];
     for (size_t i = 0; i < census->python->types.capacity; i++) {
-        if (census->python->types.slots[i].type) {
-            census->python->types.slots[i].type->slot = 0;
+        if (census->python->types.slots[i]) {
+            census->python->types.slots[i]->slot = 0;
         }
     }
     if (!cpython_each_block(census->python, take_block, census, call->error) ||
