@@ -209,7 +209,7 @@ struct karst_footer {
  * their clocks and within a thread by their places, are in an order that happened. */
 #define KARST_RING_MAGIC   UINT64_C(0x31474e5254535241)
 #define KARST_RING_HEADER  4096u
-#define KARST_GROUP_BYTES  512u
+#define KARST_GROUP_BYTES  1024u
 #define KARST_RECORD_BYTES 16u
 
 enum karst_event_kind {

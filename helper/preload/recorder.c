@@ -35,16 +35,25 @@ static uint64_t first_ticks, first_nanoseconds; /* the clocks at the process's f
 
 uint16_t recorder_tags[RECORDER_TAGS];
 
-/* Not before anything ahead of it was done. */
+/* Not before what is read ahead of it, and not after anything behind it was begun. */
 static uint64_t ticks_now(void) {
+    uint64_t ticks;
 #if defined(__x86_64__)
     __builtin_ia32_lfence();
-    return __builtin_ia32_rdtsc() & ((UINT64_C(1) << 60) - 1);
+    ticks = __builtin_ia32_rdtsc();
+    __builtin_ia32_lfence();
 #elif defined(__aarch64__)
-    uint64_t ticks;
-    __asm__ volatile("isb\n mrs %0, cntvct_el0" : "=r"(ticks));
-    return ticks & ((UINT64_C(1) << 60) - 1);
+    __asm__ volatile("isb\n mrs %0, cntvct_el0\n isb" : "=r"(ticks)::"memory");
 #endif
+    return ticks & ((UINT64_C(1) << 60) - 1);
+}
+
+/* The tag becomes this thread's, which others see before it takes the clock: of two threads that meet at a
+ * tag, one stored its own before the other one looked, and has the earlier clock, or the other one looked
+ * first, and has. */
+static void take_tag(uint16_t *tag, uint64_t own) {
+    *tag = (uint16_t)own;
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
 }
 
 /* ---- rings ----------------------------------------------------------------------------------------- */
@@ -357,7 +366,9 @@ void recorder_write_slow(enum karst_event_kind kind, uint64_t address, uint64_t 
     uint64_t wide_size = size >> 28, wide_address = address >> KARST_SITE_BITS;
     bool wide = wide_size || wide_address, foreign = *tag != head->tag;
     uint64_t left = -head->cursor % KARST_GROUP_BYTES;
-    *tag = (uint16_t)head->tag;
+    if (foreign) {
+        take_tag(tag, head->tag);
+    }
     if (left < (1u + wide + foreign) * KARST_RECORD_BYTES) {
         head->cursor += left; /* the rest of the group stays empty */
         next_group(head);

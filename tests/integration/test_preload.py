@@ -350,6 +350,19 @@ def test_history_is_what_happened_in_its_order(threads: int, rounds: int, direct
     assert got == wanted
 
 
+@pytest.mark.parametrize("allocator", ALLOCATORS)
+@pytest.mark.parametrize("threads", [2, 4])
+def test_no_event_contradicts_another(threads: int, allocator: str, directory: Path) -> None:
+    """Threads that free each other's blocks as fast as they can: no block is given twice or freed twice."""
+    rounds = int(os.environ.get("KARST_ORDER_ROUNDS", "200000"))
+    with running(f"--recorder={rounds // 10000 + 1}M", program=(CALLS, "swap", str(threads), str(rounds)),
+                 directory=directory, allocator=allocator) as program:
+        answer = history(Target.process(program.pid), "--last", "1")
+    assert answer["disorder"] == 0
+    assert all(thread["overwritten"] == 0 for thread in answer["threads"])
+    assert answer["kept"] == pytest.approx(2 * threads * rounds, abs=200)
+
+
 def test_history_of_one_address_size_and_thread(directory: Path) -> None:
     with running("--recorder=4M", program=(CALLS, "hand", "2", "2000"), directory=directory) as program:
         target = Target.process(program.pid)

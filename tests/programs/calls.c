@@ -4,6 +4,7 @@
  * calls fault KIND       one fault: double, foreign, global, interior, overflow, moved, wild, healthy
  * calls own LIBRARY      does what a debugger does: arms "malloc 150" in the library's control block
  * calls hand THREADS N   blocks go from thread to thread; writes `truth` (address, thread, a or f) and waits
+ * calls swap THREADS N   the same without a lock or a truth: blocks are swapped in and out of boxes
  * calls fork             forks, by fork() and by clone(); both children and the parent wait
  * calls hammer SECONDS   16 threads allocate while forks go on; ends with 0
  */
@@ -168,6 +169,27 @@ static void *hand(void *argument) {
     return NULL;
 }
 
+static void *swap(void *argument) {
+    unsigned random = (unsigned)(uintptr_t)argument;
+    for (size_t i = 0; i < rounds; i++) {
+        random = random * 1103515245 + 12345;
+        void *block = malloc(24 + (random >> 8 & 31));
+        free(__atomic_exchange_n(&boxes[random >> 16 & (BOXES - 1)], block, __ATOMIC_ACQ_REL));
+    }
+    return NULL;
+}
+
+static int swap_around(size_t threads) {
+    pthread_t ids[16];
+    for (size_t i = 0; i < threads; i++) {
+        pthread_create(&ids[i], NULL, swap, (void *)(uintptr_t)(i + 1));
+    }
+    for (size_t i = 0; i < threads; i++) {
+        pthread_join(ids[i], NULL);
+    }
+    wait_here();
+}
+
 static int hand_around(size_t threads) {
     pthread_t ids[16];
     truth = calloc(2 * rounds * threads + 1, sizeof *truth);
@@ -285,6 +307,10 @@ int main(int argc, char **argv) {
     if (strcmp(what, "hand") == 0 && argc > 3) {
         rounds = strtoul(argv[3], NULL, 0);
         return hand_around(strtoul(argv[2], NULL, 0));
+    }
+    if (strcmp(what, "swap") == 0 && argc > 3) {
+        rounds = strtoul(argv[3], NULL, 0);
+        return swap_around(strtoul(argv[2], NULL, 0));
     }
     if (strcmp(what, "fork") == 0) {
         return forks();
