@@ -160,6 +160,8 @@ struct jemalloc_heap {
     struct karst_window nodes, leaves; /* of the radix tree */
     bool large_pad;                    /* 5.x: large blocks have a page more, and begin anywhere in the first
                                           (opt.cache_oblivious) */
+    uint64_t entries;                  /* of the radix tree that a walk looked at */
+    bool gave_up;                      /* on a tree that makes no sense */
     bool inside;                       /* a thread is inside, and did not die there */
     /* 3.x, 4.x */
     struct jemalloc_chunk *chunks;

@@ -144,48 +144,73 @@ static bool decode(struct jemalloc_heap *jemalloc, uint64_t address, uint64_t wo
     return true;
 }
 
-bool jemalloc_next_element(struct jemalloc_heap *jemalloc, uint64_t from, uint64_t end,
-                           struct jemalloc_element *element) {
+/* What a damaged or forged tree may cost a walk: entries looked at (8 TiB of heap), and extents met that are
+ * none. */
+#define ENTRIES_MAX  (1ull << 31)
+#define NONSENSE_MAX (1u << 20)
+
+static bool give_up(struct jemalloc_heap *jemalloc) {
+    if (!jemalloc->gave_up) {
+        jemalloc->gave_up = true;
+        karst_target_remark(
+            jemalloc->heap.target,
+            "the radix tree of %s makes no sense in large parts: what follows there is left out",
+            jemalloc->module ? jemalloc->module->path : "jemalloc");
+    }
+    return false;
+}
+
+/* One descent from the root, for the pages [from, limit), which are mapped. *next: where to go on if it found
+ * none. */
+static bool descend(struct jemalloc_heap *jemalloc, uint64_t from, uint64_t limit, uint64_t *next,
+                    struct jemalloc_element *element) {
     const struct level *levels;
     const unsigned height = levels_of(jemalloc, &levels);
-    struct karst_target *target = jemalloc->heap.target;
+    uint64_t node = jemalloc->rtree_root, key = 0, word = 0;
+    for (unsigned depth = 0; depth < height; depth++) {
+        const struct level *level = &levels[depth];
+        struct karst_window *window = depth + 1 < height ? &jemalloc->nodes : &jemalloc->leaves;
+        uint64_t count = 1ull << level->bits, covers = count << level->shift;
+        uint64_t index = (from - key) >> level->shift;
+        uint64_t end = limit - key < covers ? limit - key : covers; /* in this node */
+        count = (end + (1ull << level->shift) - 1) >> level->shift;
+        if (index >= count) {
+            *next = limit;
+            return false;
+        }
+        uint64_t found = next_entry(jemalloc->heap.target, window, node, index, count, level->entry, &word);
+        jemalloc->entries += found - index;
+        if (found == count) {
+            *next = key + end;
+            return false;
+        }
+        key += found << level->shift;
+        from = found == index ? from : key;
+        if (depth + 1 == height) {
+            element->page = key;
+            *next = key + PAGE;
+            return decode(jemalloc, node + found * level->entry, word, element);
+        }
+        node = word;
+    }
+    return false;
+}
+
+bool jemalloc_next_element(struct jemalloc_heap *jemalloc, uint64_t from, uint64_t end,
+                           struct jemalloc_element *element) {
+    end = end < ALL ? end : ALL;
+    from &= ~(uint64_t)(PAGE - 1);
     while (from < end) {
-        uint64_t node = jemalloc->rtree_root, key = 0, word = 0;
-        unsigned depth = 0;
-        for (; depth < height; depth++) {
-            const struct level *level = &levels[depth];
-            struct karst_window *window = depth + 1 < height ? &jemalloc->nodes : &jemalloc->leaves;
-            uint64_t count = 1ull << level->bits;
-            uint64_t index = from >> level->shift & (count - 1);
-            if (depth == 0 && from >> level->shift >= count) {
-                return false;
-            }
-            uint64_t found = next_entry(target, window, node, index, count, level->entry, &word);
-            if (found == count) {
-                /* Nothing more below this node: on behind what it covers. */
-                uint64_t covers = count << level->shift;
-                if (depth == 0) {
-                    return false;
-                }
-                from = (key & ~(covers - 1)) + covers;
-                break;
-            }
-            key |= found << level->shift;
-            if (found != index) {
-                from = key;
-            }
-            if (depth + 1 == height) {
-                element->page = key;
-                if (key >= end) {
-                    return false;
-                }
-                if (decode(jemalloc, node + found * level->entry, word, element)) {
-                    return true;
-                }
-                from = key + PAGE;
-                break;
-            }
-            node = word;
+        const struct karst_mapping *mapping = karst_target_mapping_after(jemalloc->heap.target, from);
+        if (!mapping || mapping->start >= end) {
+            return false;
+        }
+        from = mapping->start > from ? mapping->start : from;
+        if (descend(jemalloc, from, mapping->end < end ? mapping->end : end, &from, element)) {
+            return true;
+        }
+        if (jemalloc->entries > ENTRIES_MAX) {
+            return give_up(jemalloc);
         }
     }
     return false;
@@ -283,8 +308,14 @@ bool jemalloc_walk_extents(struct jemalloc_heap *jemalloc, uint64_t start, uint6
     struct jemalloc_element element;
     struct jemalloc_run run;
     uint64_t from = start;
+    unsigned nonsense = 0;
+    jemalloc->entries = 0;
     while (jemalloc_next_element(jemalloc, from, end, &element)) {
         bool sensible = jemalloc_read_extent(jemalloc, &element, &run);
+        if ((!sensible || run.address != element.page) && ++nonsense > NONSENSE_MAX) {
+            give_up(jemalloc);
+            return true;
+        }
         if (sensible && (run.address < from || element.page - run.address >= run.size)) {
             /* Of an extent that was passed, or left behind by one that has gone: the tree is not cleared in
              * between. */

@@ -187,3 +187,16 @@ def test_address_that_is_no_region(healthy_heap: tuple[Target, Memory]) -> None:
     assert f"offset {run['region_size'] + 8:#x} of the slab at {run['address']}" in answer["explanation"]
     assert "is not a region start, but 0x8 bytes into region 1" in answer["explanation"]
     assert target.json("block", run["first_region"])["explanation"] is None
+
+
+def test_forged_tree_costs_no_more_than_is_mapped(healthy_heap: tuple[Target, Memory]) -> None:
+    """Every entry of the root leads to the same leaf: 64 TiB of extents, if one believes it."""
+    target, memory = healthy_heap
+    root = int(next(fact["address"] for row in target.json("info")["allocators"] for fact in row["facts"]
+                    if fact["name"] == "radix tree"), 16)
+    entries = 1 << 18
+    memory.file.seek(root)
+    leaf = max(struct.unpack(f"<{entries}Q", memory.file.read(8 * entries)))
+    memory.file.seek(root)
+    memory.file.write(struct.pack("<Q", leaf) * entries)
+    assert target.json("summary")["total"]["live"]["blocks"] > 0
