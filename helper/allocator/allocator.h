@@ -143,7 +143,8 @@ struct karst_heap {
     bool in_flux; /* a thread was inside the allocator, or the target is not stopped */
 };
 
-/* All allocators, NULL at the end; in the order they are looked for. */
+/* All allocators, NULL at the end. They are shown in this order and looked for from the last one back: who
+ * gets its memory from another comes behind it, so that the other need not look for its blocks in there. */
 extern const struct karst_allocator *const karst_allocators[];
 extern const struct karst_allocator karst_glibc;
 extern const struct karst_allocator karst_jemalloc;

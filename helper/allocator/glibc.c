@@ -23,31 +23,17 @@ bool glibc_read(struct glibc_heap *glibc, uint64_t address, uint64_t *word) {
     return true;
 }
 
-uint64_t glibc_next_place(struct karst_target *target, uint64_t at, uint64_t end, uint64_t step) {
-    uint8_t byte;
-    bool there = karst_target_read(target, at, &byte, 1) == 1;
-    uint64_t empty = there ? karst_target_untouched(target, at, end) : karst_target_missing(target, at);
+uint64_t glibc_next_place(struct karst_window *window, uint64_t at, uint64_t end, uint64_t step) {
+    bool there = karst_window_at(window, at, 1) != NULL;
+    uint64_t empty =
+        there ? karst_target_untouched(window->target, at, end) : karst_target_missing(window->target, at);
     uint64_t next = empty < end - at ? at + empty : end;
     next = next > at ? next & ~(step - 1) : at;
     return next > at ? next : at <= UINT64_MAX - step ? (at & ~(step - 1)) + step : end;
 }
 
-static const struct karst_extent *extent_of(const struct glibc_heap *glibc, uint64_t address) {
-    const struct karst_extent *extents = glibc->heap.extents;
-    size_t low = 0, high = glibc->heap.extent_count;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        if (extents[middle].end <= address) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    return low < glibc->heap.extent_count && extents[low].start <= address ? &extents[low] : NULL;
-}
-
 const struct karst_extent *glibc_chunk_extent(const struct glibc_heap *glibc, uint64_t chunk) {
-    const struct karst_extent *extent = extent_of(glibc, chunk);
+    const struct karst_extent *extent = karst_heap_extent(&glibc->heap, chunk);
     return extent && extent->kind != KARST_EXTENT_MAPPED && extent->end - chunk >= GLIBC_MIN_CHUNK ? extent
                                                                                                    : NULL;
 }
@@ -151,7 +137,7 @@ static bool may_be_chunk(const struct glibc_heap *glibc, uint64_t chunk, bool ma
     if (glibc_chunk_extent(glibc, chunk)) {
         return true;
     }
-    const struct karst_extent *extent = mapped_too ? extent_of(glibc, chunk) : NULL;
+    const struct karst_extent *extent = mapped_too ? karst_heap_extent(&glibc->heap, chunk) : NULL;
     return extent && extent->end - chunk >= GLIBC_MIN_CHUNK;
 }
 
@@ -419,7 +405,7 @@ static uint64_t resync(struct walk *walk, uint64_t bad, uint64_t from) {
     for (uint64_t at = from; at < limit; at += GLIBC_ALIGN) {
         const uint8_t *bytes = karst_window_at(&walk->window, at, GLIBC_HEADER);
         if (!bytes || (at % page == 0 && glibc_word(bytes + 8) == 0)) {
-            at = glibc_next_place(walk->glibc->heap.target, at, limit, GLIBC_ALIGN) - GLIBC_ALIGN;
+            at = glibc_next_place(&walk->window, at, limit, GLIBC_ALIGN) - GLIBC_ALIGN;
             continue;
         }
         uint64_t word = glibc_word(bytes + 8);

@@ -125,7 +125,7 @@ static inline uint64_t glibc_word(const uint8_t *bytes) {
 bool glibc_read(struct glibc_heap *glibc, uint64_t address, uint64_t *word);
 /* Where to look next behind at, on multiples of step (a power of two) and up to end: memory that is missing
  * or was never touched is passed as a whole, however much a damaged or sparse target says there is. */
-uint64_t glibc_next_place(struct karst_target *target, uint64_t at, uint64_t end, uint64_t step);
+uint64_t glibc_next_place(struct karst_window *window, uint64_t at, uint64_t end, uint64_t step);
 /* The arena extent that holds [chunk, chunk + 32), NULL: outside all. */
 const struct karst_extent *glibc_chunk_extent(const struct glibc_heap *glibc, uint64_t chunk);
 /* Is chunk, that has the bin index of arena, linked in a list whose neighbours point back? */

@@ -262,7 +262,7 @@ static bool search_mapping(struct segments *segments, const struct karst_mapping
             segments->found += end - at;
             at = end;
         } else {
-            at = glibc_next_place(target, at, mapping->end, page);
+            at = glibc_next_place(&segments->window, at, mapping->end, page);
         }
         if (!karst_session_progress(glibc->heap.session, at - from, segments->error)) {
             return false;

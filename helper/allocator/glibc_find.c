@@ -123,7 +123,7 @@ static bool scan_for_arena(struct karst_target *target, uint64_t start, uint64_t
         for (uint64_t at = (start + 7) & ~7ull; at + 16 <= end && !found; at += 8) {
             const uint8_t *bytes = karst_window_at(&window, at, 16);
             if (!bytes) {
-                at = glibc_next_place(target, at, end, target->page_size) - 8;
+                at = glibc_next_place(&window, at, end, target->page_size) - 8;
                 continue;
             }
             if (glibc_word(bytes) != at - 16 || glibc_word(bytes + 8) != at - 16) {

@@ -58,7 +58,7 @@ uint64_t glibc_mapped_chunk(struct glibc_heap *glibc, uint64_t start, uint64_t l
     const uint64_t page = glibc->heap.target->page_size;
     uint64_t last = limit - start < first_total ? limit : start + first_total;
     for (uint64_t chunk = start + page - GLIBC_HEADER; thorough && chunk + GLIBC_MIN_CHUNK <= last;
-         chunk = glibc_next_place(glibc->heap.target, chunk + GLIBC_HEADER, last, page) - GLIBC_HEADER) {
+         chunk = glibc_next_place(&glibc->lists, chunk + GLIBC_HEADER, last, page) - GLIBC_HEADER) {
         if ((*total = mapped_size(glibc, start, chunk, limit)) != 0) {
             return chunk;
         }
@@ -75,6 +75,13 @@ struct mapped {
     struct glibc_heap *owner; /* NULL: not dealt yet */
 };
 
+/* Where blocks are looked for; each is slower than the one before. */
+enum depth {
+    STARTS,    /* at the start of each mapping and behind each block found */
+    PAGES,     /* and at every page: other mappings may have merged with a block's */
+    EVERYWHERE /* and with their headers at any page of theirs, as realloc may have moved them */
+};
+
 struct mapped_list {
     struct mapped *items;
     size_t count, capacity;
@@ -86,6 +93,7 @@ struct makers {
     size_t count;
     struct karst_target *target;
     struct karst *session;
+    struct karst_window *window; /* for looks that are nobody's */
     uint64_t blocks, bytes;
     struct karst_error *error; /* set by what returns false */
 };
@@ -113,8 +121,17 @@ static bool add_mapped(struct mapped_list *list, uint64_t start, uint64_t end, b
     return true;
 }
 
-/* Does an extent of any libc touch the page at address? *behind: where that ends. */
+/* Does an extent of any libc touch the page at address, or one of another allocator hold its start? Where
+ * another allocator's memory begins further in, it may lie in a block that is looked for. *behind: where
+ * that ends. */
 static bool is_taken(const struct makers *makers, uint64_t address, uint64_t *behind) {
+    for (size_t i = 0; i < makers->session->heap_count; i++) {
+        const struct karst_extent *extent = karst_heap_extent(makers->session->heaps[i], address);
+        if (extent) {
+            *behind = extent->end;
+            return true;
+        }
+    }
     for (size_t i = 0; i < makers->count; i++) {
         if (glibc_overlaps_extent(makers->heaps[i], address, address + makers->target->page_size, behind)) {
             return true;
@@ -140,7 +157,7 @@ static bool is_block(const struct makers *makers, uint64_t start, uint64_t limit
 }
 
 /* Looks in one mapping from *at on; leaves *at where it stopped, which a block may put behind the mapping. */
-static bool search_mapping(const struct makers *makers, const struct karst_mapping *mapping, bool everywhere,
+static bool search_mapping(const struct makers *makers, const struct karst_mapping *mapping, enum depth depth,
                            uint64_t *at, struct mapped_list *list) {
     struct karst_target *target = makers->target;
     const uint64_t page = target->page_size, stretch = 2ull << 20;
@@ -154,14 +171,14 @@ static bool search_mapping(const struct makers *makers, const struct karst_mappi
         } else if (*at % stretch == 0 && mapping->end - *at >= stretch &&
                    karst_target_resident(target, *at, *at + stretch) == 0) {
             *at += stretch; /* never touched: no header there */
-        } else if (is_block(makers, *at, limit, everywhere, &total)) {
+        } else if (is_block(makers, *at, limit, depth == EVERYWHERE, &total)) {
             if (!add_mapped(list, *at, *at + total, sure)) {
                 return karst_fail_memory(makers->error);
             }
             *at += total;
             sure = true;
-        } else if (everywhere) {
-            *at = glibc_next_place(target, *at, mapping->end, page);
+        } else if (depth > STARTS) {
+            *at = glibc_next_place(makers->window, *at, mapping->end, page);
             sure = false;
         } else {
             break;
@@ -173,15 +190,13 @@ static bool search_mapping(const struct makers *makers, const struct karst_mappi
     return true;
 }
 
-/* Looks at the start of each mapping and behind each block found; everywhere: at every page, and for headers
- * at every place. */
-static bool search(const struct makers *makers, bool everywhere, struct mapped_list *list) {
+static bool search(const struct makers *makers, enum depth depth, struct mapped_list *list) {
     uint64_t done = 0;
     for (size_t i = 0; i < makers->target->mapping_count; i++) {
         const struct karst_mapping *mapping = &makers->target->mappings[i];
         if (karst_mapping_is_anonymous(mapping)) {
             done = mapping->start > done ? mapping->start : done;
-            if (!search_mapping(makers, mapping, everywhere, &done, list)) {
+            if (!search_mapping(makers, mapping, depth, &done, list)) {
                 return false;
             }
         }
@@ -212,21 +227,23 @@ static void drop_unsure(struct mapped_list *list) {
 
 /* Of more candidates than there are blocks, the sure ones are taken; of too few, all. */
 static bool find_blocks(const struct makers *makers, struct mapped_list *list, bool *exact) {
-    if (!search(makers, false, list)) {
-        return false;
+    for (enum depth depth = STARTS; depth <= EVERYWHERE; depth++) {
+        list->count = 0;
+        if (!search(makers, depth, list)) {
+            return false;
+        }
+        if (adds_up(makers, list, false)) {
+            *exact = true;
+            return true;
+        }
+        if (adds_up(makers, list, true)) {
+            drop_unsure(list);
+            *exact = true;
+            return true;
+        }
     }
-    *exact = adds_up(makers, list, false);
-    if (*exact) {
-        return true;
-    }
-    list->count = 0;
-    if (!search(makers, true, list)) {
-        return false;
-    }
-    *exact = adds_up(makers, list, false);
-    if (!*exact && (adds_up(makers, list, true) || list->count > makers->blocks)) {
+    if (list->count > makers->blocks) {
         drop_unsure(list);
-        *exact = adds_up(makers, list, false);
     }
     return true;
 }
@@ -334,6 +351,7 @@ bool glibc_add_mapped_extents(struct glibc_heap **heaps, size_t count, struct ka
         if (counts_any(heaps[i])) {
             makers.target = heaps[i]->heap.target;
             makers.session = heaps[i]->heap.session;
+            makers.window = &heaps[i]->lists;
             makers.blocks += heaps[i]->n_mmaps;
             makers.bytes += counted_bytes(heaps[i]);
         }

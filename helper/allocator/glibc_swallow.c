@@ -115,7 +115,7 @@ void glibc_look_inside(struct glibc_hunt *hunt, bool main_arena, const struct gl
     while (at + GLIBC_MIN_CHUNK <= end) {
         const uint8_t *bytes = karst_window_at(&hunt->window, at + 8, 8);
         if (!bytes || (at % page == 0 && glibc_word(bytes) == 0)) {
-            at = glibc_next_place(hunt->glibc->heap.target, at, end, GLIBC_ALIGN);
+            at = glibc_next_place(&hunt->window, at, end, GLIBC_ALIGN);
             continue;
         }
         /* As far as the window goes without another look. */
@@ -173,7 +173,7 @@ static bool scan_words(struct glibc_hunt *hunt, uint64_t start, uint64_t end) {
     for (uint64_t at = (start + 7) & ~7ull; at + 8 <= end;) {
         const uint8_t *bytes = karst_window_at(&hunt->window, at, 8);
         if (!bytes) {
-            at = glibc_next_place(hunt->glibc->heap.target, at, end, 8);
+            at = glibc_next_place(&hunt->window, at, end, 8);
             continue;
         }
         uint64_t stop = hunt->window.end < end ? hunt->window.end : end;

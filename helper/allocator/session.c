@@ -9,6 +9,7 @@
 
 const struct karst_allocator *const karst_allocators[] = {&karst_glibc, &karst_jemalloc, &karst_pymalloc,
                                                           NULL};
+#define ALLOCATORS (sizeof karst_allocators / sizeof *karst_allocators - 1)
 
 #define POLL_EVERY_BYTES (4u << 20)
 #define POLL_EVERY_NS    250000000u
@@ -132,6 +133,27 @@ static void find_outer(struct karst *session) {
     }
 }
 
+/* As karst_allocators has them; those of one allocator as they were found. */
+static void order_heaps(struct karst *session) {
+    size_t ordered = 0;
+    for (size_t i = 0; i < ALLOCATORS; i++) {
+        for (size_t k = ordered; k < session->heap_count; k++) {
+            struct karst_heap *heap = session->heaps[k];
+            if (heap->allocator == karst_allocators[i]) {
+                memmove(&session->heaps[ordered + 1], &session->heaps[ordered],
+                        (k - ordered) * sizeof(struct karst_heap *));
+                session->heaps[ordered++] = heap;
+            }
+        }
+    }
+    for (size_t i = 0; i < session->heap_count; i++) {
+        session->heaps[i]->index = (uint16_t)i;
+        for (size_t k = 0; k < session->heaps[i]->extent_count; k++) {
+            session->heaps[i]->extents[k].heap = (uint16_t)i;
+        }
+    }
+}
+
 static bool collect_extents(struct karst *session, struct karst_error *error) {
     size_t total = 0;
     for (size_t i = 0; i < session->heap_count; i++) {
@@ -159,11 +181,12 @@ bool karst_session_find_heaps(struct karst *session, struct karst_error *error) 
     if (session->searched) {
         return true;
     }
-    for (size_t i = 0; karst_allocators[i]; i++) {
+    for (size_t i = ALLOCATORS; i-- > 0;) {
         if (!karst_allocators[i]->find(session, error)) {
             return false;
         }
     }
+    order_heaps(session);
     if (!collect_extents(session, error)) {
         return false;
     }
@@ -198,6 +221,19 @@ bool karst_session_load_bins(struct karst *session, struct karst_error *error) {
     }
     session->bins_loaded = true;
     return true;
+}
+
+const struct karst_extent *karst_heap_extent(const struct karst_heap *heap, uint64_t address) {
+    size_t low = 0, high = heap->extent_count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (heap->extents[middle].end <= address) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low < heap->extent_count && heap->extents[low].start <= address ? &heap->extents[low] : NULL;
 }
 
 const struct karst_extent *karst_session_extent(const struct karst *session, uint64_t address) {

@@ -53,6 +53,8 @@ void karst_session_begin(struct karst *session, const char *what, uint64_t total
 /* Says that bytes more were read; false and error KARST_ERROR_INTERRUPTED: stop. Cheap enough for every
  * few KiB: it looks at the clock at most once per 4 MiB. */
 bool karst_session_progress(struct karst *session, uint64_t bytes, struct karst_error *error);
+/* The heap's extent that holds address, NULL: none. */
+const struct karst_extent *karst_heap_extent(const struct karst_heap *heap, uint64_t address);
 /* The extent of any heap that holds address, the innermost of nested ones; NULL: none. */
 const struct karst_extent *karst_session_extent(const struct karst *session, uint64_t address);
 

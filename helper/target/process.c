@@ -1,5 +1,6 @@
 /* Live processes. Stopped by PTRACE_SEIZE, without PTRACE_O_EXITKILL: whatever happens to us, the kernel
- * lets the process go on. Memory comes by process_vm_readv() and /proc/PID/mem. */
+ * lets the process go on. Memory comes by /proc/PID/mem, and by
+ * process_vm_readv() where that changes nothing for the process. */
 #include "process.h"
 
 #include <elf.h>
@@ -12,6 +13,8 @@
 #include <string.h>
 #include <sys/uio.h>
 #include <unistd.h>
+
+#define LARGE_PIECE ((size_t)65536) /* worth asking how it may be read */
 
 /* ---- /proc ------------------------------------------------------------------------------------- */
 
@@ -214,28 +217,23 @@ static size_t read_by_file(const struct process *process, uint64_t address, uint
     return done;
 }
 
-/* Reads [address, address + size), whatever is there. process_vm_readv() takes half the time of the file, but
- * pins what it reads: of a page that a fork shares, the kernel makes the process a copy of its own first
- * (Linux 5.18 and later, gup_must_unshare() in mm/gup.c). To look at a worker would cost the memory that it
- * shares. */
-static size_t read_directly(struct process *process, uint64_t address, uint8_t *bytes, size_t size) {
+/* Only of memory that the process has alone: see process_shared.c. */
+static size_t read_by_call(struct process *process, uint64_t address, uint8_t *buffer, size_t size) {
+    struct iovec local = {buffer, size};
+    struct iovec remote = {(void *)(uintptr_t)address, size};
+    ssize_t got = process->no_system_call ? -1 : process_vm_readv(process->task, &local, 1, &remote, 1, 0);
+    if (got < 0 && (errno == ENOSYS || errno == EPERM)) {
+        process->no_system_call = true;
+    }
+    return got > 0 ? (size_t)got : 0;
+}
+
+/* Large pieces by the quicker way; what that does not reach by the one which can do more. */
+static size_t read_touched(struct process *process, const struct karst_mapping *mapping, uint64_t address,
+                           uint8_t *bytes, size_t size) {
     size_t done = 0;
-    while (process->alone && done < size) {
-        struct iovec local = {bytes + done, size - done};
-        struct iovec remote = {(void *)(uintptr_t)(address + done), size - done};
-        ssize_t got = process_vm_readv(process->task, &local, 1, &remote, 1, 0);
-        if (got < 0 && (errno == ENOSYS || errno == EPERM)) {
-            process->alone = false; /* a sandbox forbids it */
-        } else if (got <= 0) {
-            /* One page by the other way, which can do more, and on. */
-            uint64_t left = process->target.page_size - (address + done) % process->target.page_size;
-            size_t piece = size - done < left ? size - done : (size_t)left;
-            got = (ssize_t)read_by_file(process, address + done, bytes + done, piece);
-        }
-        if (process->alone && got <= 0) {
-            return done;
-        }
-        done += got > 0 ? (size_t)got : 0;
+    if (size >= LARGE_PIECE && process_has_alone(process, mapping->start, mapping->end)) {
+        done = read_by_call(process, address, bytes, size);
     }
     return done + read_by_file(process, address + done, bytes + done, size - done);
 }
@@ -268,12 +266,12 @@ static size_t read_anonymous(struct process *process, const struct karst_mapping
         uint64_t pages =
             process_same_pages(process, at / page_size, (address + size - 1) / page_size + 1, &touched);
         if (pages == 0) {
-            return done + read_directly(process, at, bytes + done, size - done);
+            return done + read_touched(process, mapping, at, bytes + done, size - done);
         }
         uint64_t reach = (at / page_size + pages) * page_size - at;
         size_t piece = reach < size - done ? (size_t)reach : size - done, got = 0;
         if (touched) {
-            got = read_directly(process, at, bytes + done, piece);
+            got = read_touched(process, mapping, at, bytes + done, piece);
         } else if (mapping->permissions & KARST_MAPPING_READ) {
             memset(bytes + done, 0, piece);
             got = piece;
@@ -299,7 +297,7 @@ static size_t process_read(struct karst_target *target, uint64_t address, void *
         size_t piece = left < size - done ? (size_t)left : size - done;
         size_t got = is_private_anonymous(mapping)
                          ? read_anonymous(process, mapping, address + done, bytes + done, piece)
-                         : read_directly(process, address + done, bytes + done, piece);
+                         : read_by_file(process, address + done, bytes + done, piece);
         done += got;
         if (got < piece) {
             break;
@@ -523,8 +521,6 @@ static bool open_process(struct process *process, const struct karst_options *op
         return process_refused(process->pid, &status, errno, error);
     }
     process->pagemap = open_proc(process->task, "pagemap", O_RDONLY);
-    /* One that runs may fork while it is read. */
-    process->alone = target->stopped && !process_may_share(process->pid, status.name);
     if (!read_mappings(process, &status, error)) {
         return false;
     }

@@ -27,17 +27,24 @@ struct process_region {
     uint64_t present[PROCESS_REGION_PAGES / 64];
 };
 
+struct process_range {
+    uint64_t start, end;
+};
+
 struct process {
     struct karst_target target;
     pid_t pid;
     pid_t task;  /* whose /proc folder to use: pid, or another thread where the first one ended */
     int memory;  /* /proc/PID/mem, -1: none */
     int pagemap; /* /proc/PID/pagemap, -1: none */
-    bool alone;  /* shares no anonymous memory: process_vm_readv() makes no copies of it */
     struct process_tracee *tracees;
     size_t tracee_count;
     bool no_scan; /* the kernel has no PAGEMAP_SCAN */
     struct process_region *regions[PROCESS_REGIONS];
+    bool no_system_call; /* a sandbox forbids process_vm_readv() */
+    bool shared_searched, shared_known;
+    struct process_range *shared; /* mappings with pages that others map, too; in address order */
+    size_t shared_count;
 };
 
 /* What /proc/PID/status says. */
@@ -56,10 +63,6 @@ struct process_status {
 char *process_file(int64_t id, const char *name, size_t *size);
 /* false: there is no such task (or errno says why not). */
 bool process_read_status(int64_t id, struct process_status *status);
-
-/* Whether another process may share anonymous memory with this one, by a fork; id: of the process, name: of
- * its status. */
-bool process_may_share(int64_t id, const char *name);
 
 /* Stops all threads and adds them, with registers, to the target. */
 bool process_stop(struct process *process, const struct process_status *status, struct karst_error *error);
@@ -81,6 +84,9 @@ int process_page_present(struct process *process, uint64_t page);
 uint64_t process_present_pages(struct process *process, uint64_t page, uint64_t end);
 /* Pages in memory from page up to end that only this process maps; UINT64_MAX: can't be told. */
 uint64_t process_own_pages(struct process *process, uint64_t page, uint64_t end);
+/* Is nothing of [start, end) mapped by another process, and will not be while we look? false also where that
+ * can't be told. */
+bool process_has_alone(struct process *process, uint64_t start, uint64_t end);
 void process_free_pages(struct process *process);
 
 /* Explains why the system refused; always false. */

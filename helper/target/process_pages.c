@@ -195,4 +195,5 @@ void process_free_pages(struct process *process) {
     for (size_t i = 0; i < PROCESS_REGIONS; i++) {
         free(process->regions[i]);
     }
+    free(process->shared);
 }

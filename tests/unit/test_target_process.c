@@ -424,6 +424,40 @@ static void test_page_of_zeros(void) {
     victim_end(&victim);
 }
 
+#define SHARED_PAGES 64
+
+/* A fork's memory is shared until one of the two writes; that somebody looks at it may not change that. */
+static void test_fork_shares(void) {
+    const size_t size = SHARED_PAGES * VICTIM_PAGE;
+    uint8_t *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    uint8_t copy[SHARED_PAGES * VICTIM_PAGE];
+    memset(memory, 0x5a, size);
+    pid_t child = fork();
+    if (child == 0) {
+        for (;;) {
+            pause();
+        }
+    }
+    for (int alone = 0; alone < 2; alone++) {
+        struct karst_error error = {0};
+        struct karst_target *target = karst_process_open(child, NULL, &error);
+        uint64_t start = (uintptr_t)memory, page = start / VICTIM_PAGE;
+        if (!CHECK(target != NULL)) {
+            break;
+        }
+        struct process *process = (struct process *)target;
+        CHECK_EQUAL(process_own_pages(process, page, page + SHARED_PAGES), alone ? SHARED_PAGES : 0);
+        CHECK(process_has_alone(process, start, start + size) == (alone == 1));
+        CHECK_EQUAL(karst_target_read(target, start, copy, size), size);
+        CHECK(copy[0] == 0x5a && memcmp(copy, copy + 1, size - 1) == 0);
+        CHECK_EQUAL(process_own_pages(process, page, page + SHARED_PAGES), alone ? SHARED_PAGES : 0);
+        karst_target_close(target);
+        munmap(memory, size); /* the child has it alone now */
+    }
+    kill(child, SIGKILL);
+    waitpid(child, NULL, 0);
+}
+
 /* The first thread has ended, the others go on. */
 static void test_first_thread_gone(void) {
     struct victim victim;
@@ -492,6 +526,7 @@ int main(int argc, char **argv) {
     test_traced_by_us(&victim);
     test_deleted_program();
     test_page_of_zeros();
+    test_fork_shares();
     test_first_thread_gone();
     test_killed_while_held();
     CHECK(victim_ping(&victim));
