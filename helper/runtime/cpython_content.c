@@ -120,7 +120,7 @@ static bool introduce(struct karst *session, struct karst_facts *facts, struct k
         const struct cpython *python = &set->items[i];
         if (!karst_facts_add(facts, "CPython", python->runtime, "%s, %zu interpreter%s%s", python->version,
                              python->interpreter_count, python->interpreter_count == 1 ? "" : "s",
-                             python->layout_known ? "" : "; this version is not known: stacks only")) {
+                             python->layout_known ? "" : "; this version is not known")) {
             return karst_fail_memory(error);
         }
         for (size_t k = 0; k < python->facts.count; k++) {

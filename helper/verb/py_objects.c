@@ -431,8 +431,15 @@ static bool run_one(struct karst_call *call, struct cpython *python, json_t *run
     if (root) {
         karst_json_set_text(&call->writer, root, "version", python->version);
         karst_json_set_text(&call->writer, root, "module", python->module->path);
+        karst_json_set_flag(&call->writer, root, "version_known", python->layout_known);
     } else if (!call->options[OPTION_WHERE].given) {
         karst_print_title(&call->writer, "CPython %s in %s", python->version, call->session->target->name);
+        if (!python->layout_known) {
+            karst_print_styled(
+                &call->writer, KARST_STYLE_WARNING,
+                "this version is not known: objects are read as those of 3.%d, and may be told wrong\n",
+                CPYTHON_LAST);
+        }
     }
     if (python->free_threaded) {
         json_decref(root);
@@ -495,7 +502,8 @@ const struct karst_verb karst_verb_py_objects = {
         "\n"
         "An object that nobody refers to is kept by the interpreter, in a free list, for the next of its "
         "type.",
-    .json = "{\"runtimes\": [...], \"target\"}. Each of runtimes: {\"version\", \"module\"} and {\"types\": "
+    .json = "{\"runtimes\": [...], \"target\"}. Each of runtimes: {\"version\", \"module\", "
+            "\"version_known\"} and {\"types\": "
             "[{\"type\", "
             "\"address\", \"objects\", \"bytes\", \"buffer_bytes\", \"tracked\", \"kept\"}], \"shown\", "
             "\"matched\" (types), "

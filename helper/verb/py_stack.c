@@ -187,6 +187,7 @@ static json_t *runtime_json(struct karst_call *call, struct cpython *python,
     json_t *one = karst_json_object(writer), *list_json = karst_json_array(writer);
     karst_json_set_text(writer, one, "version", python->version);
     karst_json_set_text(writer, one, "module", python->module->path);
+    karst_json_set_flag(writer, one, "version_known", python->layout_known);
     karst_json_set_address(writer, one, "address", python->runtime);
     karst_json_set_number(writer, one, "interpreters", python->interpreter_count);
     for (size_t i = 0; i < threads->count; i++) {
@@ -282,7 +283,8 @@ const struct karst_verb karst_verb_py_stack = {
         "\n"
         "Frames are those that traceback.print_stack() shows in the thread itself.",
     .json =
-        "{\"runtimes\": [{\"version\", \"module\", \"address\" (of _PyRuntime), \"interpreters\", "
+        "{\"runtimes\": [{\"version\", \"module\", \"version_known\", \"address\" (of _PyRuntime), "
+        "\"interpreters\", "
         "\"threads\", "
         "\"damaged\" (the list of threads)}], \"target\"}. Each of threads: {\"tid\" (or null), \"name\", "
         "\"interpreter\", \"state\" (address of its PyThreadState), \"holds_gil\", \"frames\", "
