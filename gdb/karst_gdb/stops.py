@@ -34,6 +34,20 @@ class StopPoint(gdb.Breakpoint):
         return self._wants is None or self._wants()
 
 
+class BackPoint(gdb.Breakpoint):
+    """Where a call returns to, for one thread, and one call of a recursion."""
+
+    def __init__(self, address: int, stack: int, thread: int) -> None:
+        super().__init__(f"*{address:#x}", internal=True)
+        self.silent, self.thread = True, thread
+        self.reached = False
+        self._stack = stack
+
+    def stop(self) -> bool:
+        self.reached = int(gdb.newest_frame().read_register("rsp")) & _MASK >= self._stack
+        return self.reached
+
+
 def _register(frame: gdb.Frame, number: int) -> int:
     return int(frame.read_register(_REGISTERS[number])) & _MASK
 

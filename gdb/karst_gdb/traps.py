@@ -9,7 +9,7 @@ from typing import Any
 import gdb
 import karst_abi
 import karst_engine
-from karst_abi import Trap, TrapState
+from karst_abi import Trap, TrapState, Why
 from karst_detour import Refused
 from karst_engine import KarstError
 
@@ -65,7 +65,8 @@ class Process:
     traps: dict[int, DetourTrap] = field(default_factory=dict)
     points: dict[int, stops.StopPoint] = field(default_factory=dict)  # by address
     library: tuple[int, int] | None = None  # where the preload library is mapped
-    told: set[tuple[int, int, int]] = field(default_factory=set)  # ptids that are at a stop that was told
+    told: dict[tuple[int, int, int], Why] = field(default_factory=dict)  # by ptid: stops that threads are at
+    told_at: set[int] = field(default_factory=set)  # entries where such threads go on when their detour is gone
     last_number: int = 0
     looked: bool = False  # for what a debugger before left
 
@@ -86,7 +87,7 @@ class Process:
                 shared = by_entry.setdefault(entry.address,
                                              Entry(list(entry.names), entry.symbol, entry.address, entry.size))
                 shared.conditions.append(condition)
-        self.detours.change(live, list(by_entry.values()), skips, self.told)
+        self.detours.change(live, list(by_entry.values()), skips, set(self.told))
         for trap in self.traps.values():
             trap.skip_here = self.detours.skips_left(live, trap.number) is None
         self._set_points()
@@ -142,7 +143,7 @@ class Process:
         self.library = None
 
     def is_ours(self, pc: int) -> bool:
-        return self.is_library(pc) or self.detours.find(pc) is not None
+        return self.is_library(pc) or pc in self.told_at or self.detours.find(pc) is not None
 
 
 def _delete(point: stops.StopPoint) -> None:
@@ -187,7 +188,7 @@ def _is_ours(pc: int) -> bool:
 
 
 def _show_frames() -> None:
-    if any(known.detours.installed or known.library for known in _processes.values()):
+    if any(known.detours.installed or known.library or known.told_at for known in _processes.values()):
         stops.show_frames_as_known(_find_installed, _is_ours)
     else:
         stops.show_frames_as_they_are()
@@ -355,7 +356,8 @@ def _tell_of_detour(known: Process, address: int) -> None:
     live = Live()
     known.count_skips(live)
     why = stops.why_at_detour(installed, trap.skipped + trap.fired)
-    known.told.add(gdb.selected_thread().ptid)
+    known.told[gdb.selected_thread().ptid] = why
+    known.told_at.add(installed.detour.patch)
     stops.select_caller(_is_ours)
     stops.tell(number, why)
     if trap.is_spent:
@@ -373,6 +375,7 @@ def _tell_of_library(known: Process) -> None:
         traps = [trap for _, trap in marker.slots()]
         number = traps[why.trap].number if why.trap < len(traps) else 0
     _show_frames()
+    known.told[gdb.selected_thread().ptid] = why
     stops.select_caller(_is_ours)
     stops.tell(number, why)
 
@@ -380,6 +383,7 @@ def _tell_of_library(known: Process) -> None:
 def on_cont(event: gdb.Event) -> None:
     for known in _processes.values():
         known.told.clear()
+        known.told_at.clear()
 
 
 def on_new_file(event: gdb.Event) -> None:
@@ -459,9 +463,27 @@ def take_out_all() -> None:
         gdb.execute(f"inferior {selected.num}", to_string=True)
 
 
-def _hook(command: str) -> None:
-    """Has GDB take detours out before `command`; what its user hooked there stays."""
-    call = "python __import__('karst_gdb.traps').traps.take_out_all()"
+def return_to_caller() -> None:
+    """Before `next` and the like at a stop: the thread gets to where the program called the allocator, as the frame
+    that is selected has it. GDB could not step from within a detour, and would step through the library."""
+    known = _processes.get(gdb.selected_inferior().num)
+    thread = gdb.selected_thread()
+    why = known.told.get(thread.ptid) if known is not None and thread is not None else None
+    if why is None or not _is_ours(gdb.newest_frame().pc()):
+        return
+    point = stops.BackPoint(why.caller, why.stack, thread.num)
+    try:
+        gdb.execute("continue", to_string=True)
+    finally:
+        if point.is_valid():
+            point.delete()
+    if not point.reached:
+        raise gdb.GdbError("the program stopped before the allocator returned")
+
+
+def _hook(command: str, function: str) -> None:
+    """Has GDB call one of the functions here before `command`; what its user hooked there stays."""
+    call = f"python __import__('karst_gdb.traps').traps.{function}()"
     try:
         text = gdb.execute(f"show user hook-{command}", to_string=True)
         body = [line.strip() for line in text.splitlines()[1:] if line.strip()]
@@ -479,6 +501,8 @@ def register() -> None:
         if registry is not None:  # gdb_exiting: from GDB 12 on
             registry.connect(handler)
     for command in ("detach", "quit"):
-        _hook(command)
+        _hook(command, take_out_all.__name__)
+    for command in ("next", "step", "until"):
+        _hook(command, return_to_caller.__name__)
     for objfile in gdb.objfiles():
         _look_at(objfile)

@@ -252,6 +252,22 @@ def test_backtrace_is_clean(directory: Path) -> None:
         assert "#0 " not in answers.all("bt")[0].good()
 
 
+@pytest.mark.parametrize("way", ["detour", "library"])
+@pytest.mark.parametrize("command", ["next", "step", "until", "finish"])
+def test_stepping_goes_on_in_the_caller(directory: Path, way: str, command: str) -> None:
+    with started([HAMMER, "3"], directory) as program:
+        inject = ["karst inject"] if way == "library" else []
+        commands = [f"attach {program.pid}", *inject, "karst trap add malloc 424242 count=1", "continue", "bt", command,
+                    "info frame", "backtrace 1", *(["karst eject"] if inject else ["karst trap remove"]), "detach"]
+        answers = gdb([], commands, directory)
+        assert [said.error for said in answers.said if said.error] == []
+        assert re.match(r"#\d+ .*\basked_for \(", answers.of("bt").good()), answers.of("bt").text
+        where = "hammer" if command == "finish" else "asked_for"
+        assert re.match(rf"#0 .*\b{where} \(", answers.of("backtrace 1").good()), answers.of("backtrace 1").text
+        assert "Stack level 0," in answers.of("info frame").good()
+        ends_well(program)
+
+
 def test_a_killed_debuggers_detour(directory: Path) -> None:
     """What a GDB that was killed left behind is found and taken out by the next one."""
     with started([HAMMER, "3"], directory) as program:
