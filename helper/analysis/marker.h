@@ -8,9 +8,9 @@
 
 /* The marker as read, and readers for what it leads to. */
 struct karst_marker {
-    uint64_t address;             /* 0: there is none */
     struct karst_control control; /* texts are terminated, counts bounded */
     struct karst_window directory, leaves, footers;
+    uint64_t address; /* 0: there is none */
 };
 
 /* Looks for the marker, once: in mappings of its name, in modules' data and what follows it, then in all

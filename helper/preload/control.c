@@ -102,7 +102,7 @@ static void take_directory(const char *text) {
         complain("KARST_RECORDER_DIRECTORY", text, "an absolute path is wanted, of less than 190 characters");
         return;
     }
-    strcpy(karst_control.directory, text);
+    memcpy(karst_control.directory, text, strlen(text) + 1);
 }
 
 /* KARST_STACKS: frames of each call. */

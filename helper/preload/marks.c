@@ -141,7 +141,7 @@ static void tell_block(struct karst_why *why, uint64_t address, const struct kar
 }
 
 static void tell_freed(struct karst_why *why, uint64_t address, uint64_t offset) {
-    struct karst_footer footer;
+    struct karst_footer footer = {0};
     why->block = address;
     if (read_footer(address, offset, &footer) && (footer.canary & ~KARST_SITE_MASK) == KARST_FOOTER_FREED &&
         marks_footer_offset(footer.size & MARKS_SIZE_MASK) == offset) {
@@ -222,7 +222,7 @@ static bool is_foreign(uint64_t address, uint64_t stack) {
 
 enum karst_fault marks_judge(const struct call *call, struct karst_why *why) {
     uint64_t address = call->old_address, offset = 0;
-    struct karst_footer footer;
+    struct karst_footer footer = {0};
     const uint8_t *at = entry_at(address);
     enum karst_mark state = at ? marks_entry(at, &offset) : KARST_MARK_NONE;
     if (state == KARST_MARK_LIVE) {

@@ -17,20 +17,20 @@ static const struct link_map *first_module(void) {
 
 /* The tables of a module that symbols are found by. */
 struct tables {
-    const ElfW(Sym) * symbols;
+    const Elf64_Sym *symbols;
     const char *strings;
     const uint32_t *gnu_hash, *hash;
     const uint16_t *versions;
 };
 
 /* The loader has added the bias to the pointers in the dynamic section, but not in all modules (the vDSO). */
-static const void *dynamic_pointer(const struct link_map *map, ElfW(Addr) value) {
+static const void *dynamic_pointer(const struct link_map *map, Elf64_Addr value) {
     return (const void *)(value < map->l_addr ? value + map->l_addr : value);
 }
 
 static bool open_tables(const struct link_map *map, struct tables *tables) {
     *tables = (struct tables){0};
-    for (const ElfW(Dyn) *entry = map->l_ld; entry && entry->d_tag != DT_NULL; entry++) {
+    for (const Elf64_Dyn *entry = map->l_ld; entry && entry->d_tag != DT_NULL; entry++) {
         const void *pointer = dynamic_pointer(map, entry->d_un.d_ptr);
         switch (entry->d_tag) {
         case DT_SYMTAB:
@@ -61,8 +61,11 @@ static uint32_t symbol_count(const struct tables *tables) {
         return tables->hash[1];
     }
     const uint32_t *header = tables->gnu_hash;
+    if (!header) {
+        return 0;
+    }
     uint32_t buckets = header[0], offset = header[1], bloom = header[2], last = 0;
-    const uint32_t *bucket = header + 4 + bloom * (sizeof(ElfW(Addr)) / 4), *chain = bucket + buckets;
+    const uint32_t *bucket = header + 4 + bloom * (sizeof(Elf64_Addr) / 4), *chain = bucket + buckets;
     for (uint32_t i = 0; i < buckets; i++) {
         last = bucket[i] > last ? bucket[i] : last;
     }
@@ -76,7 +79,7 @@ static uint32_t symbol_count(const struct tables *tables) {
 }
 
 static bool is_function(const struct tables *tables, uint32_t index) {
-    const ElfW(Sym) *symbol = &tables->symbols[index];
+    const Elf64_Sym *symbol = &tables->symbols[index];
     int type = ELF64_ST_TYPE(symbol->st_info), bind = ELF64_ST_BIND(symbol->st_info);
     return symbol->st_shndx != SHN_UNDEF && symbol->st_value && type == STT_FUNC &&
            (bind == STB_GLOBAL || bind == STB_WEAK) &&
@@ -104,7 +107,7 @@ static uint32_t find_symbol(const struct tables *tables, const char *name) {
     }
     const uint32_t *header = tables->gnu_hash;
     uint32_t buckets = header[0], offset = header[1], hash = gnu_hash_of(name);
-    const uint32_t *bucket = header + 4 + header[2] * (sizeof(ElfW(Addr)) / 4), *chain = bucket + buckets;
+    const uint32_t *bucket = header + 4 + header[2] * (sizeof(Elf64_Addr) / 4), *chain = bucket + buckets;
     uint32_t i = buckets ? bucket[hash % buckets] : 0;
     for (; i >= offset && i; i++) {
         if ((chain[i - offset] | 1) == (hash | 1) && is_function(tables, i) &&
@@ -120,12 +123,12 @@ static uint32_t find_symbol(const struct tables *tables, const char *name) {
 
 /* The program headers of a module: in its first page, and of the program as the kernel says, which may be
  * linked to a fixed place. NULL: unknown. */
-static const ElfW(Phdr) * parts_of(const struct link_map *map, size_t *count) {
+static const Elf64_Phdr *parts_of(const struct link_map *map, size_t *count) {
     if (map == first_module()) {
         *count = getauxval(AT_PHNUM);
         return (const void *)getauxval(AT_PHDR);
     }
-    const ElfW(Ehdr) *header = (const ElfW(Ehdr) *)map->l_addr;
+    const Elf64_Ehdr *header = (const Elf64_Ehdr *)map->l_addr;
     if (!header || memcmp(header->e_ident, ELFMAG, SELFMAG) != 0) {
         return NULL;
     }
@@ -134,8 +137,8 @@ static const ElfW(Phdr) * parts_of(const struct link_map *map, size_t *count) {
 }
 
 static void take_note(struct module *module, const uint8_t *note, const uint8_t *end) {
-    while ((size_t)(end - note) >= sizeof(ElfW(Nhdr))) {
-        const ElfW(Nhdr) *header = (const void *)note;
+    while ((size_t)(end - note) >= sizeof(Elf64_Nhdr)) {
+        const Elf64_Nhdr *header = (const void *)note;
         const uint8_t *name = note + sizeof *header, *text = name + ((header->n_namesz + 3) & ~3u);
         if (header->n_type == NT_GNU_BUILD_ID && header->n_namesz == 4 && memcmp(name, "GNU", 4) == 0) {
             module->build_id = text;
@@ -148,7 +151,7 @@ static void take_note(struct module *module, const uint8_t *note, const uint8_t 
 
 static void describe(const struct link_map *map, struct module *module) {
     size_t count = 0;
-    const ElfW(Phdr) *parts = parts_of(map, &count);
+    const Elf64_Phdr *parts = parts_of(map, &count);
     *module = (struct module){.path = map->l_name ? map->l_name : "", .bias = map->l_addr, .dynamic = map};
     module->start = UINT64_MAX;
     for (size_t i = 0; parts && i < count; i++) {
@@ -191,7 +194,7 @@ bool module_named(const char *name, struct module *module) {
 }
 
 static bool is_ours(const struct link_map *map) {
-    return map->l_addr == (ElfW(Addr))(uintptr_t)__ehdr_start;
+    return map->l_addr == (Elf64_Addr)(uintptr_t)__ehdr_start;
 }
 
 void *module_export(const struct module *module, const char *name) {

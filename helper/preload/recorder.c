@@ -37,7 +37,7 @@ uint16_t recorder_tags[RECORDER_TAGS];
 
 /* Not before what is read ahead of it, and not after anything behind it was begun. */
 static uint64_t ticks_now(void) {
-    uint64_t ticks;
+    uint64_t ticks = 0;
 #if defined(__x86_64__)
     __builtin_ia32_lfence();
     ticks = __builtin_ia32_rdtsc();
@@ -351,6 +351,9 @@ static void next_group(struct ring_head *head) {
 }
 
 static void put(struct ring_head *head, uint64_t first, uint64_t second) {
+    if (!head->cursor) {
+        __builtin_unreachable(); /* a group was begun */
+    }
     struct karst_record *record = (struct karst_record *)(uintptr_t)head->cursor;
     record->second = second;
     __atomic_store_n(&record->first, first, __ATOMIC_RELEASE);

@@ -252,6 +252,10 @@ static const char *const verbs[][WORDS_MAX] = {
     {"py-objects"},
     {"py-objects", "--where", "ADDRESS"},
     {"py-objects", "--largest", "--limit", "NUMBER"},
+    {"sites", "--all"},
+    {"sites", "--stacks", "--limit", "NUMBER"},
+    {"history", "--all"},
+    {"history", "ADDRESS"},
     {"map", "--output", "PICTURE"},
 };
 #define VERBS (sizeof verbs / sizeof *verbs)
