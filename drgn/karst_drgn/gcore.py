@@ -12,7 +12,7 @@ from karst_engine import ErrorCode, KarstError
 
 from karst_drgn import registers, tasks
 from karst_drgn.memory import Absent, TaskMemory
-from karst_drgn.tables import PAGE, PageKind, Run
+from karst_drgn.tables import PAGE, Run, is_resident
 from karst_drgn.tasks import Vma
 
 _NT_PRSTATUS, _NT_PRPSINFO, _NT_AUXV, _NT_FILE = 1, 3, 6, 0x46494C45
@@ -50,11 +50,6 @@ class _Segment(NamedTuple):
 # ---- which memory -------------------------------------------------------------------------------------
 
 
-def _is_ours(run: Run) -> bool:
-    """Whether a page has contents of the task's, and not only those that all share or a device's."""
-    return run.kind in (PageKind.PRESENT, PageKind.NO_ACCESS) and not run.device
-
-
 def _spans(memory: TaskMemory, vma: Vma, runs: Sequence[Run]) -> Iterator[tuple[int, int, bool]]:
     """The mapping's parts in order, and whether each can be told: what was never touched can where it reads as
     zeros."""
@@ -63,7 +58,7 @@ def _spans(memory: TaskMemory, vma: Vma, runs: Sequence[Run]) -> Iterator[tuple[
         if run.start > place:
             yield place, run.start, fills
         place = run.end
-        if _is_ours(run):
+        if is_resident(run):
             yield from memory.parts(run)
         else:
             yield run.start, run.end, fills and run.device
@@ -186,7 +181,7 @@ def _write_memory(file: int, memory: TaskMemory, segment: _Segment, place: int, 
     if memory.is_vdso(segment.start):
         return os.pwrite(file, memory.read(segment.start, segment.end - segment.start), place)
     for run in memory.page_map(segment.index).between(segment.start, segment.end):
-        if not _is_ours(run):
+        if not is_resident(run):
             continue
         for start in range(run.start, run.end, _PIECE):
             size = min(_PIECE, run.end - start)

@@ -18,7 +18,7 @@ import drgn
 import karst_engine
 from drgn import Object, Program
 from karst_engine import ErrorCode, KarstError, State
-from karst_terminal import Progress, interruptible, interrupts_wait
+from karst_terminal import Progress, interrupts_wait
 
 from karst_drgn import programs, symbols, tasks
 from karst_drgn.memory import TaskTarget
@@ -150,7 +150,6 @@ class Session:
         self.kept = not live
         self.task = TaskTarget(task)
         executable = options.pop("executable", None)
-        self.task.read = interruptible(self.task.read)  # type: ignore[method-assign]
         return karst_engine.Session.open_callbacks(self.task, executable=executable or self.task.executable(),
                                                    no_stop=live, **options)
 

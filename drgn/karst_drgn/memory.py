@@ -12,7 +12,7 @@ from karst_engine import ErrorCode, KarstError, Mapping, Target, Thread
 from karst_drgn import registers, tasks
 from karst_drgn.output import size_text
 from karst_drgn.physical import physical
-from karst_drgn.tables import PAGE, PageKind, PageMap, PageTables, Run
+from karst_drgn.tables import PageKind, PageMap, PageTables, Run
 from karst_drgn.tasks import Vma
 
 try:
@@ -21,8 +21,6 @@ try:
 except ImportError:  # pragma: no cover: a drgn that has moved it
     _linux_helper_read_vm = None
 
-# Neighbouring pages that lie apart in physical memory: with more than this many pieces, drgn's walk is faster.
-_PIECES_MAX = 8
 _ZEROS = bytes(1 << 20)
 _KEPT = 1 << 16
 
@@ -56,6 +54,7 @@ class TaskMemory:
         self._starts = [vma.start for vma in vmas]
         self._maps: dict[int, PageMap] = {}
         self._kept: tuple[int, bytes] = (0, b"")
+        self._fills: dict[int, bool] = {}
         self._vdso = int(mm.context.vdso)
         image = mm.context.vdso_image
         self._vdso_image = int(image.data) if image else 0
@@ -74,13 +73,20 @@ class TaskMemory:
                 runs = self._tables.walk(vma.start, vma.end)
             except FaultError as error:
                 raise KarstError(ErrorCode.FORMAT, f"the task's page tables are not in the dump: {error}") from None
-            found = self._maps[index] = PageMap(runs)
+            found = self._maps[index] = PageMap(runs, self._in_dump)
         return found
+
+    def _in_dump(self, run: Run) -> bool:
+        return not self._physical.missing(run.physical, run.end - run.start)
 
     def fills(self, vma: Vma) -> bool:
         """Whether pages that were never touched can be told all the same: anonymous ones read as zeros, the kernel's
         [vdso] is in the kernel's own data."""
-        return (not vma.has_file and not vma.object.vm_ops) or self.is_vdso(vma.start)
+        known = self._fills.get(vma.start)
+        if known is None:
+            known = (not vma.has_file and not vma.object.vm_ops) or self.is_vdso(vma.start)
+            self._fills[vma.start] = known
+        return known
 
     def is_vdso(self, address: int) -> bool:
         """Whether the code that the kernel lends to all begins at address."""
@@ -130,25 +136,31 @@ class TaskMemory:
         vma, pages = self._vmas[index], self.page_map(index)
         pieces: list[bytes] = []
         place, end = address, address + size
-        for run in pages.between(address & -PAGE, (end + PAGE - 1) & -PAGE):
-            start = max(run.start, address)
-            if start > place:
-                if not self.fills(vma):
+        while place < end:
+            data = self._read_plain(place, min(pages.plain_until(place), end) - place)
+            if not data:
+                run, until = pages.at(place)
+                wanted = min(until, end) - place
+                if run is not None:
+                    data = self.read_run(run, place - run.start, wanted)
+                elif self.fills(vma):
+                    data = self._filling(vma, place, wanted)
+                if len(data) < wanted:
+                    pieces.append(data)
                     break
-                pieces.append(self._filling(vma, place, start - place))
-            if len(pieces) >= _PIECES_MAX and (rest := self._read_by_drgn(start, end)):
-                pieces.append(rest)
-                return b"".join(pieces)
-            wanted = min(run.end, end) - start
-            got = self.read_run(run, start - run.start, wanted)
-            pieces.append(got)
-            place = start + len(got)
-            if len(got) < wanted:
-                break
-        else:
-            if place < end and self.fills(vma):
-                pieces.append(self._filling(vma, place, end - place))
+            pieces.append(data)
+            place += len(data)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _read_plain(self, address: int, size: int) -> bytes:
+        """All of it by drgn's own walk, which is quick; it does not see pages without access, and reads as zeros what a
+        dump left out, so only what has neither is asked for. Nothing if it can't."""
+        if size <= 0 or _linux_helper_read_vm is None:
+            return b""
+        try:
+            return _linux_helper_read_vm(self._prog, self._pgd, address, size)
+        except FaultError:
+            return b""
 
     def parts(self, run: Run) -> Iterator[tuple[int, int, bool]]:
         """The parts of a run, by addresses, that are in the dump (true) or were left out."""
@@ -181,9 +193,7 @@ class TaskMemory:
         total = 0
         index = max(0, bisect_right(self._starts, start) - 1)
         while index < len(self._vmas) and self._vmas[index].start < end:
-            for run in self.page_map(index).between(start, end):
-                if run.kind in (PageKind.PRESENT, PageKind.NO_ACCESS) and not run.device:
-                    total += run.end - run.start
+            total += self.page_map(index).resident(start, end)
             index += 1
         return total
 

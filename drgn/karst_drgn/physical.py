@@ -77,11 +77,6 @@ class Physical:
         index = bisect_right(self._starts, address) - 1
         return max(0, min(size, self._ranges[index][1] - address)) if index >= 0 else 0
 
-    @property
-    def has_holes(self) -> bool:
-        """Whether a part of the machine's memory is not in the dump."""
-        return self._holes
-
     def gap(self, address: int, size: int) -> int:
         """Of size bytes from an address on that is not in the dump: after how many it goes on."""
         index = bisect_right(self._starts, address)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import enum
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from drgn import FaultError, Object, Program
@@ -41,6 +41,11 @@ class Run(NamedTuple):
     """4 KiB, or 2 MiB or 1 GiB for what a higher level maps."""
     device: bool
     """Nobody's memory: a page of zeros that all share, or a device's (``pte_special()``)."""
+
+
+def is_resident(run: Run) -> bool:
+    """Whether its pages are memory that the process holds."""
+    return run.kind in (PageKind.PRESENT, PageKind.NO_ACCESS) and not run.device
 
 
 def zero_frames(prog: Program) -> tuple[int, int]:
@@ -125,19 +130,19 @@ class PageTables:
 
     def _walk_pages(self, table: memoryview, start: int, end: int, runs: list[Run]) -> None:
         """The last level; made quick for the plain case, a page that follows the one before."""
-        frame, follows = self._frame, -1
+        mask, follows = self._frame | _PRESENT | _SPECIAL, -1
         begin = place = 0
         for number in range(start >> 12, end >> 12):
             entry = table[number & 511]
-            if entry & frame == follows and entry & (_PRESENT | _SPECIAL) == _PRESENT:
+            if entry & mask == follows:
                 follows += PAGE
                 continue
             if follows >= 0:
                 _merge(runs, Run(begin << 12, number << 12, PageKind.PRESENT, place, PAGE, False))
                 follows = -1
             if entry & (_PRESENT | _SPECIAL) == _PRESENT:
-                begin, place = number, entry & frame
-                follows = place + PAGE
+                begin, place = number, entry & self._frame
+                follows = (entry & mask) + PAGE
             elif entry:
                 self._add(entry, number << 12, (number + 1) << 12, PAGE, runs)
         if follows >= 0:
@@ -163,17 +168,48 @@ class PageTables:
 class PageMap:
     """The runs of one mapping, to be asked by address."""
 
-    def __init__(self, runs: list[Run]) -> None:
+    def __init__(self, runs: list[Run], in_dump: Callable[[Run], bool]) -> None:
+        """in_dump: whether all of a run's pages are."""
         self.runs = runs
         self._starts = [run.start for run in runs]
+        # Neighbours that can be read in one go, wherever they are in physical memory; and how many bytes are resident
+        # in all runs before each.
+        self._plain_starts: list[int] = []
+        self._plain_ends: list[int] = []
+        self._resident_before = [0]
+        for run in runs:
+            self._resident_before.append(self._resident_before[-1] + (run.end - run.start if is_resident(run) else 0))
+            if run.kind is PageKind.PRESENT and in_dump(run):
+                if self._plain_ends and self._plain_ends[-1] == run.start:
+                    self._plain_ends[-1] = run.end
+                else:
+                    self._plain_starts.append(run.start)
+                    self._plain_ends.append(run.end)
+
+    def plain_until(self, address: int) -> int:
+        """The end of the pages from address on that are present and in the dump; address itself if there are none."""
+        index = bisect_right(self._plain_starts, address) - 1
+        return max(address, self._plain_ends[index]) if index >= 0 else address
 
     def at(self, address: int) -> tuple[Run | None, int]:
-        """The run that holds address, or None and where the next one begins."""
+        """The run that holds address and its end, or None and where the next one begins."""
         index = bisect_right(self._starts, address) - 1
         if index >= 0 and address < self.runs[index].end:
             return self.runs[index], self.runs[index].end
         following = self._starts[index + 1] if index + 1 < len(self._starts) else 2**64
         return None, following
+
+    def resident(self, start: int, end: int) -> int:
+        """Bytes of [start, end) that are in memory."""
+        return self._resident_below(end) - self._resident_below(start)
+
+    def _resident_below(self, address: int) -> int:
+        index = bisect_right(self._starts, address) - 1
+        if index < 0:
+            return 0
+        run = self.runs[index]
+        inside = min(address, run.end) - run.start if is_resident(run) else 0
+        return self._resident_before[index] + inside
 
     def between(self, start: int, end: int) -> Iterator[Run]:
         """The runs that touch [start, end), cut to it."""

@@ -96,12 +96,12 @@ def _copy_library(library: Path, root: Path) -> None:
     for path in (file, link):
         (root / path.relative_to("/")).parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(file, root / file.relative_to("/"))
-    if link != file:
+    if link != file and not (root / link.relative_to("/")).is_symlink():
         (root / link.relative_to("/")).symlink_to(file)
 
 
 def make_initramfs(kernel: Path, busybox: Path, programs: Sequence[Path], file: Path,
-                   more: dict[str, bytes] | None = None) -> None:
+                   more: dict[str, bytes] | None = None, libraries: Sequence[Path] = ()) -> None:
     """Everything that the guest has. Libraries lie there where they lie here, so that their files are found."""
     root = file.with_suffix(".root")
     shutil.rmtree(root, ignore_errors=True)
@@ -112,7 +112,8 @@ def make_initramfs(kernel: Path, busybox: Path, programs: Sequence[Path], file: 
     (root / "init").chmod(0o755)
     for link in ("lib", "lib64"):
         (root / link).symlink_to("usr/lib")
-    for library in {path for program in programs for path in libraries_of(program)} | {Path(LOADER)}:
+    needed = {path for program in programs for path in libraries_of(program)}
+    for library in sorted(needed | set(libraries) | {Path(LOADER)}):
         _copy_library(library, root / "stash")
     for program in programs:
         shutil.copy(program, root / "stash/guest" / program.name)
@@ -121,7 +122,7 @@ def make_initramfs(kernel: Path, busybox: Path, programs: Sequence[Path], file: 
     for name, data in (more or {}).items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(data)
-    subprocess.run(f"cd '{root}' && find . | cpio -o -H newc --quiet | gzip -1 > '{file}'", shell=True, check=True)
+    subprocess.run(f"cd '{root}' && find . | cpio -o -H newc --quiet > '{file}'", shell=True, check=True)
     shutil.rmtree(root)
 
 
@@ -171,7 +172,7 @@ class Guest:
 
 @contextlib.contextmanager
 def booted(qemu: Path, kernel: Path, initramfs: Path, folder: Path, cpus: int = 4, megabytes: int = 768,
-           cpu: str = "Haswell-v4", tries: int = 3) -> Iterator[Guest]:
+           cpu: str = "Haswell-v4", tries: int = 3, seconds: float = BOOT_SECONDS) -> Iterator[Guest]:
     """A guest that has said READY. Emulated kernels with several CPUs die now and then: then another try."""
     for left in reversed(range(tries)):
         (folder / "qmp").unlink(missing_ok=True)
@@ -185,7 +186,7 @@ def booted(qemu: Path, kernel: Path, initramfs: Path, folder: Path, cpus: int = 
         guest = Guest(process, folder)
         try:
             try:
-                guest.wait_for("=== READY")
+                guest.wait_for("=== READY", seconds)
             except GuestFailed:
                 if not left:
                     raise
