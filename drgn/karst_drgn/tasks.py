@@ -14,7 +14,7 @@ from karst_engine import ErrorCode, KarstError
 from karst_drgn import programs
 
 _PF_KTHREAD = 0x00200000
-_VMAS_MAX = 1 << 22
+_VMAS_MAX, _THREADS_MAX = 1 << 22, 1 << 22  # PID_MAX_LIMIT
 _MAPLE_LEVELS_MAX = 32
 
 VM_READ, VM_WRITE, VM_EXEC, VM_SHARED = 1, 2, 4, 8
@@ -74,7 +74,11 @@ def threads_of(task: Object) -> Iterator[Object]:
 
     :param task: ``struct task_struct *``
     """
-    return list_for_each_entry("struct task_struct", task.signal.thread_head.address_of_(), "thread_node")
+    found = list_for_each_entry("struct task_struct", task.signal.thread_head.address_of_(), "thread_node")
+    for number, thread in enumerate(found):
+        if number == _THREADS_MAX:
+            raise _damaged("list of threads")
+        yield thread
 
 
 def for_each_process(prog: Program) -> Iterator[Object]:
