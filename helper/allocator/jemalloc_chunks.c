@@ -490,7 +490,9 @@ static int compare_chunks(const void *a, const void *b) {
                                     : (x->size < y->size ? -1 : x->size > y->size);
 }
 
-/* Sorted, and without those that overlap an earlier one. */
+/* Sorted, and without those that overlap. A huge block that is listed wins over a chunk that is there by its
+ * looks: what was a chunk keeps its header when it becomes (the inside of) a huge block, until the program
+ * writes there. */
 static void sort_chunks(struct jemalloc_heap *jemalloc) {
     size_t kept = 0;
     uint64_t end = 0;
@@ -499,6 +501,10 @@ static void sort_chunks(struct jemalloc_heap *jemalloc) {
     }
     for (size_t i = 0; i < jemalloc->chunk_count; i++) {
         struct jemalloc_chunk chunk = jemalloc->chunks[i];
+        if (chunk.address < end && chunk.huge && !jemalloc->chunks[kept - 1].huge) {
+            kept--;
+            end = chunk.address;
+        }
         if (chunk.address >= end) {
             jemalloc->chunks[kept++] = chunk;
             end = chunk.address + chunk.size;

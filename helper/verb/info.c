@@ -145,7 +145,7 @@ static void write_text(struct karst_call *call, const struct karst_facts *runtim
     if (session->heap_count == 0) {
         karst_print(writer, "\n");
         karst_print_styled(writer, KARST_STYLE_WARNING, "no heap found");
-        karst_print(writer, ": no module has what glibc's malloc leaves in its data\n");
+        karst_print(writer, ": no module has what glibc's malloc or jemalloc leaves in its data\n");
     }
     if (runtimes->count) {
         karst_print(writer, "\n");
