@@ -80,7 +80,7 @@ asan:
 # ---- damaged cores --------------------------------------------------------------------------------
 # Case K of seed N again: build/asan/fuzz/mutate --seed N --case K build/fuzz/cores/*.core
 SEED_CORES := $(addprefix $(BUILD)/fuzz/cores/,single.core threads.core mapped.core fragmented.core \
-    two-libcs.core python.core jemalloc.core jemalloc-3.core marked.core tiny.core tiny-threads.core)
+    two-libcs.core python.core jemalloc.core jemalloc-3.core jemalloc-4.core marked.core tiny.core tiny-threads.core)
 CASES      ?= 100000
 SEED       ?= 1
 JOBS       ?= 2
@@ -98,7 +98,7 @@ $(BUILD)/fuzz/cores/.made: $(BUILD)/fuzz/seeds $(BUILD)/libkarst-preload.so
 	@.ci/deps libjemalloc2
 	cd $(@D) && ../seeds && LD_PRELOAD=libjemalloc.so.2 ../seeds && \
 	    LD_PRELOAD=$(abspath $(BUILD))/libkarst-preload.so KARST_MARK=1 KARST_RECORDER=64K ../seeds
-	$(PYTHON) tests/lib/karst_jemalloc_image.py $(@D)/jemalloc-3.core
+	$(PYTHON) tests/lib/karst_jemalloc_image.py $(@D)
 	@touch $@
 
 test-mutated: asan $(BUILD)/fuzz/cores/.made

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from karst_command import Finding, Target
-from karst_jemalloc_image import MAP_BIAS, Image, Run
+from karst_jemalloc_image import MAP_BIAS, Image, Image45, Run
 
 SIZE = 224
 NUMBERS = [0x1D0, 0x1D1, 0x1D2, 0x1D3]
@@ -156,3 +156,51 @@ def test_page_map_is_damaged(directory: Path) -> None:
     assert {finding.code for finding in findings} == {"bad-link"}
     assert any(finding.address & ~0xFFF == first.address for finding in findings)
     assert any(run["address"] == hex(second.address) for run in target.json("runs")["runs"])
+
+
+# ---- 4.x: the headers of runs are in the chunk's -----------------------------------------------------------
+
+
+def heap_of_4() -> tuple[Image45, Run, Run]:
+    image = Image45()
+    image.large(9)
+    first = image.small(14, free={1, 30})
+    second = image.small(2, free={0, 127})
+    image.free(5, dirty=True)
+    image.small(11)
+    return image, first, second
+
+
+def test_healthy_4(directory: Path) -> None:
+    image, first, second = heap_of_4()
+    image.caches[14] = [first.region(7), first.region(8)]
+    target, findings = findings_of(image, directory)
+    assert not findings, "\n".join(map(str, findings))
+    [allocator] = target.json("summary")["allocators"]
+    assert allocator["version"].startswith("4.")
+    runs = {int(run["address"], 16): run for run in target.json("runs")["runs"]}
+    row = runs[first.address]
+    assert (row["region_size"], row["regions"], row["live"], row["cached"], row["free"]) == (384, 32, 28, 2, 2)
+    row = runs[second.address]
+    assert (row["region_size"], row["regions"], row["live"], row["cached"], row["free"]) == (32, 128, 126, 0, 2)
+    assert allocator["own"]["allocated"] == 8 * 4096 + 30 * 384 + 126 * 32 + 128 * 224
+
+
+def test_run_extends_4(directory: Path) -> None:
+    """Bit 32 of 32 regions, and a region behind the last one that was freed."""
+    image, first, second = heap_of_4()
+    image.words(image.misc((first.address - image.chunk) // 4096) + 8, 1 << 1 | 1 << 30 | 1 << 32)
+    image.caches[14] = [first.region(33)]
+    _, findings = findings_of(image, directory)
+    assert sorted(finding.code for finding in findings) == ["run-overlap", "wrong-bin"]
+    for finding in findings:
+        assert f"the 384-byte run at {first.address:#x} (32 regions)" in finding.text
+        assert f"the 32-byte run at {second.address:#x}" in finding.text
+
+
+def test_counts_4(directory: Path) -> None:
+    image, first, _ = heap_of_4()
+    image.put(image.misc((first.address - image.chunk) // 4096) + 4, (4).to_bytes(4, "little"))
+    _, findings = findings_of(image, directory)
+    assert [finding.code for finding in findings] == ["bad-count"]
+    assert "nfree says 4 free, its bitmap 2" in findings[0].text

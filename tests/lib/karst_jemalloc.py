@@ -17,7 +17,8 @@ from karst_programs import core_of
 LIBRARY = Path(os.environ.get("KARST_JEMALLOC", "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2"))
 
 # What jemalloc, or the C++ library that some builds need, has for itself and the ledger cannot name.
-OTHERS = 1
+# Older ones have a table for each thread, which without a cache nothing leads to.
+OTHERS = 8 if "KARST_JEMALLOC" in os.environ else 1
 PROFILING = 100
 OTHERS_OF_4 = 60
 UNTOLD = 2**64 - 1  # what the ledger program writes for a figure that the library has not

@@ -115,6 +115,72 @@ class Image:
         return path
 
 
+class Image45(Image):
+    """The same of jemalloc 4.5.0: chunks of 2 MiB, whose headers have the runs' too (extent.h, extent_node_t; arena.h,
+    arena_chunk_map_bits_t, arena_chunk_map_misc_t, arena_run_t); a cache's stack lies below its pointer."""
+
+    CHUNK, MAP, BIAS, MISC, MISC_RUN = 2 << 20, 120, 13, 96, 24
+    TCACHES, BINS = 224, 40
+    SIZES = {14: (384, 3, 32), 11: (224, 7, 128), 2: (32, 1, 128)}
+
+    def __init__(self) -> None:
+        super().__init__(chunk=0x7F57D4C00000, arena=0x7F57D5000000, memory=bytearray(self.CHUNK), next_page=self.BIAS)
+
+    def map_bits(self, page: int, bits: int) -> None:
+        self.words(self.chunk + self.MAP + (page - self.BIAS) * 8, bits)
+
+    def misc(self, page: int) -> int:
+        pages = self.CHUNK // PAGE
+        return self.chunk + self.MAP + (pages - self.BIAS) * 8 + (page - self.BIAS) * self.MISC + self.MISC_RUN
+
+    def small(self, class_: int, free: set[int] | None = None) -> Run:
+        free = free or set()
+        size, pages, regions = self.SIZES[class_]
+        run = Run(self.chunk + self.next_page * PAGE, class_, size, regions, pages)
+        for page in range(pages):
+            self.map_bits(self.next_page + page, page << 13 | class_ << 5 | 1)
+        bitmap = sum(1 << region for region in free)
+        self.put(self.misc(self.next_page), struct.pack("<II", class_, len(free)))
+        self.words(self.misc(self.next_page) + 8, bitmap & 2**64 - 1, bitmap >> 64)
+        self.next_page += pages
+        return run
+
+    def large(self, pages: int) -> int:
+        address = self.chunk + self.next_page * PAGE
+        self.map_bits(self.next_page, pages << 13 | 0xFF << 5 | 3)
+        for page in range(1, pages):
+            self.map_bits(self.next_page + page, 0xFF << 5 | 3)
+        self.next_page += pages
+        return address
+
+    def free(self, pages: int, dirty: bool) -> None:
+        bits = pages << 13 | (0x10 if dirty else 0)
+        self.map_bits(self.next_page, bits)
+        self.map_bits(self.next_page + pages - 1, bits)
+        self.next_page += pages
+
+    def write(self, path: Path) -> Path:
+        if self.next_page < self.CHUNK // PAGE:
+            self.free(self.CHUNK // PAGE - self.next_page, dirty=False)
+        self.words(self.chunk, self.arena, self.chunk, self.CHUNK)
+        self.put(self.chunk + 34, b"\1")
+        self.put(self.arena, struct.pack("<II", 0, 1))
+        tcache = self.arena + 2 * PAGE
+        self.words(self.arena + self.TCACHES, tcache)
+        self.words(tcache, tcache, tcache)
+        stack = tcache + self.BINS + 41 * 32
+        for class_ in range(41):
+            stack += 8 * (200 if class_ == 0 else 4)
+            items = self.caches.get(class_, [])
+            at = tcache + self.BINS + class_ * 32
+            self.put(at + 16, struct.pack("<I", len(items)))
+            self.words(at + 24, stack)
+            for index, item in enumerate(items):
+                self.words(stack - 8 * (index + 1), item)
+        path.write_bytes(core_file([(self.chunk, bytes(self.memory)), (self.arena, bytes(self.own))]))
+        return path
+
+
 def core_file(segments: list[tuple[int, bytes]]) -> bytes:
     """An ELF core of one thread, whose registers are zeros."""
     status = bytearray(336)  # struct elf_prstatus
@@ -132,10 +198,9 @@ def core_file(segments: list[tuple[int, bytes]]) -> bytes:
     return header + table + body
 
 
-def example() -> Image:
+def example(image: Image) -> Image:
     """Some runs of each kind, and something in a cache."""
-    image = Image()
-    for class_ in CLASSES:
+    for class_ in image.SIZES if isinstance(image, Image45) else CLASSES:
         run = image.small(class_, free={1, 2, 20})
         image.small(class_, free=set(range(30)))
         image.large(5)
@@ -145,4 +210,5 @@ def example() -> Image:
 
 
 if __name__ == "__main__":
-    example().write(Path(sys.argv[1]))
+    example(Image()).write(Path(sys.argv[1], "jemalloc-3.core"))
+    example(Image45()).write(Path(sys.argv[1], "jemalloc-4.core"))

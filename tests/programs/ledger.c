@@ -470,8 +470,9 @@ static void write_jemalloc(void) {
         snprintf(name, sizeof name, "stats.%s", names[i]);
         ledger_write("%s %zu\n", names[i], jemalloc_says(name, 0));
     }
-    for (unsigned bin = 0; jemalloc_says("arenas.bin.%u.size", bin) + 1 > 1;
-         bin++) { /* 0 for the one behind the last */
+    unsigned bins = 0;
+    size = sizeof bins;
+    for (unsigned bin = 0; mallctl("arenas.nbins", &bins, &size, NULL, 0) == 0 && bin < bins; bin++) {
         ledger_write("bin-%zu %zu %zu\n", jemalloc_says("arenas.bin.%u.size", bin),
                      jemalloc_says("stats.arenas." ALL_ARENAS ".bins.%u.curslabs", bin),
                      jemalloc_says("stats.arenas." ALL_ARENAS ".bins.%u.curregs", bin));
