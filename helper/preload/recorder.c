@@ -291,6 +291,13 @@ static void open_ring(void) {
     write_maps();
 }
 
+/* A thread that is not of this process: its parent's, when it was forked in the middle of opening a ring
+ * there. */
+static bool is_gone(int32_t thread) {
+    long pid = system_call(SYS_getpid, 0, 0, 0, 0, 0, 0);
+    return system_call(SYS_tgkill, pid, thread, 0, 0, 0, 0) == -3; /* ESRCH */
+}
+
 /* True: the thread has a ring now. One thread at a time; what another one, or a signal handler in the middle
  * of it, does meanwhile is not recorded. */
 static bool ensure_ring(void) {
@@ -302,12 +309,16 @@ static bool ensure_ring(void) {
     if (failed) {
         return false;
     }
-    while (!__atomic_compare_exchange_n(&opening, &nobody, (uint32_t)thread_id(), false, __ATOMIC_ACQUIRE,
-                                        __ATOMIC_RELAXED)) {
-        if (nobody == (uint32_t)thread_id()) {
+    uint32_t own = (uint32_t)thread_id();
+    for (uint32_t tries = 0;
+         !__atomic_compare_exchange_n(&opening, &nobody, own, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
+         tries++) {
+        if (nobody == own) {
             return false;
         }
-        nobody = 0;
+        if (tries % 64 != 63 || !is_gone((int32_t)nobody)) {
+            nobody = 0; /* else it is taken over */
+        }
         system_call(SYS_sched_yield, 0, 0, 0, 0, 0, 0);
     }
     if (prepare_pool()) {
@@ -323,8 +334,8 @@ static bool ensure_ring(void) {
 }
 
 void recorder_in_child(void) {
+    __atomic_store_n(&opening, 0, __ATOMIC_RELAXED);
     if (pool) {
-        __atomic_store_n(&opening, 0, __ATOMIC_RELAXED);
         forget_parent();
     }
 }
