@@ -93,9 +93,79 @@ static void check_ring_links(struct checker *checker, const struct pymalloc_pool
         SUSPECTED(checker), pool->next, pool->previous, pool->block_size);
 }
 
+/* ---- what the debug hooks leave --------------------------------------------------------------------------
+ */
+
+/* Objects/obmalloc.c, _PyMem_DebugRawAlloc(): before a block's bytes its size, most significant byte first, a
+ * letter and seven FORBIDDENBYTEs; behind them eight more. A block that was freed is filled with DEADBYTEs.
+ */
+#define FORBIDDEN  0xfdu
+#define DEAD       0xddu
+#define FILLED_MAX 80u
+
+static bool all_are(const uint8_t *bytes, size_t size, uint8_t value) {
+    for (size_t i = 0; i < size; i++) {
+        if (bytes[i] != value) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void check_guards(struct checker *checker, uint64_t address, const uint8_t *block,
+                         uint32_t block_size) {
+    uint64_t size = __builtin_bswap64(cpython_word(block));
+    bool before = all_are(block + 9, 7, FORBIDDEN) && size <= block_size - PYMALLOC_DEBUG_BYTES;
+    if (before && all_are(block + PYMALLOC_DEBUG_HEAD + size, 8, FORBIDDEN)) {
+        return;
+    }
+    karst_findings_add(
+        checker->findings, KARST_FINDING_OVERFLOW, KARST_SEVERITY_CORRUPT, checker->pymalloc->heap.index,
+        address + PYMALLOC_DEBUG_HEAD, before ? size : block_size,
+        before ? "written beyond its end: the guard bytes behind it are overwritten\tblock of %" PRIu64
+                 " bytes, 0x%" PRIx64 " behind it instead of 0xfdfdfdfdfdfdfdfd"
+               : "the guard bytes before it are overwritten: the block before was written beyond its end, or "
+                 "this one before its start\tsize word %" PRIu64 ", 0x%" PRIx64 " behind it",
+        size, cpython_word(before ? block + PYMALLOC_DEBUG_HEAD + size : block + 8));
+}
+
+/* The first word is the link of the free list. A block fills all but 15 bytes of its class or, when it was
+ * made smaller, more than three quarters (pymalloc_realloc()); of one that was moved only the first 80 bytes
+ * are filled for sure
+ * (_PyMem_DebugRawRealloc()). */
+static void check_dead(struct checker *checker, uint64_t address, const uint8_t *block, uint32_t block_size) {
+    uint32_t filled =
+        block_size / 4 * 3 < block_size - PYMALLOC_STEP ? block_size / 4 * 3 : block_size - PYMALLOC_STEP;
+    filled = filled < FILLED_MAX ? filled : FILLED_MAX;
+    if (filled <= 8 || all_are(block + 8, filled - 8, DEAD)) {
+        return;
+    }
+    karst_findings_add(
+        checker->findings, KARST_FINDING_WRITE_AFTER_FREE, KARST_SEVERITY_CORRUPT,
+        checker->pymalloc->heap.index, address + PYMALLOC_DEBUG_HEAD, block_size,
+        "written to after its free: not all of it is as the debug hooks fill a freed block\tpool block "
+        "0x%" PRIx64 " of %u bytes should be 0xdd from its second word on",
+        address, block_size);
+}
+
+static void check_dressed(struct checker *checker, const struct pymalloc_pool *pool) {
+    for (uint32_t i = 0; i < pool->cut && pool->block_size > PYMALLOC_DEBUG_BYTES; i++) {
+        uint64_t offset = PYMALLOC_HEADER + (uint64_t)i * pool->block_size;
+        if (pymalloc_is_free(pool, i) &&
+            i + 1 < pool->cut) { /* the last one cut may not have been used yet */
+            check_dead(checker, pool->address + offset, pool->bytes + offset, pool->block_size);
+        } else if (!pymalloc_is_free(pool, i)) {
+            check_guards(checker, pool->address + offset, pool->bytes + offset, pool->block_size);
+        }
+    }
+}
+
 static void check_pool(struct checker *checker, const struct pymalloc_pool *pool) {
     switch (pool->problem) {
     case PYMALLOC_FINE:
+        if (checker->pymalloc->debug) {
+            check_dressed(checker, pool);
+        }
         break;
     case PYMALLOC_UNREADABLE:
         return; /* not damaged, but missing: the target's remarks say so */

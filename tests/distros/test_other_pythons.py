@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from karst_command import BUILD, TESTS, Target
-from karst_python_damage import KINDS, assert_damage_found, assert_undamaged_healthy
+from karst_python_damage import DRESSED, KINDS, assert_damage_found, assert_undamaged_healthy
 from karst_python_objects import assert_nested_arenas, assert_objects_each_way, assert_pools, assert_pools_each_way
 from karst_python_stacks import assert_interpreters, assert_locals, assert_stacks_alive_and_from_core
 from karst_pythons import Python, other_pythons
@@ -44,7 +44,7 @@ def test_nested_arenas(python: Python, directory: Path) -> None:
 
 
 @each_python
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *DRESSED])
 def test_damage(kind: str, python: Python, directory: Path) -> None:
     assert_damage_found(kind, python, directory)
 

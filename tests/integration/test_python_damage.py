@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from karst_python_damage import KINDS, assert_damage_found, assert_undamaged_healthy
+from karst_python_damage import DRESSED, KINDS, assert_damage_found, assert_undamaged_healthy
 from karst_pythons import system_python
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *DRESSED])
 def test_damage(kind: str, directory: Path) -> None:
     assert_damage_found(kind, system_python(), directory)
 

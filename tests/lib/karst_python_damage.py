@@ -23,12 +23,21 @@ KINDS: dict[str, tuple[set[str], str, str]] = {
 }
 
 
+# With the debug hooks on (PYTHONMALLOC=debug, -X dev).
+DRESSED: dict[str, tuple[set[str], str, str]] = {
+    "behind": ({"overflow"}, "overflow", "written beyond its end"),
+    "before": ({"overflow"}, "overflow", "guard bytes before it"),
+    "used-after-free": ({"write-after-free"}, "write-after-free", "after its free"),
+}
+
+
 def assert_damage_found(kind: str, python: Python, directory: Path) -> None:
-    with python.running("damaged_pools.py", directory, kind) as program:
+    environment = {"PYTHONMALLOC": "debug"} if kind in DRESSED else {}
+    with python.running("damaged_pools.py", directory, kind, environment=environment) as program:
         values = program.values()
         for target in each_way(program):
             healthy, findings = target.check()
-            allowed, code, text = KINDS[kind]
+            allowed, code, text = {**KINDS, **DRESSED}[kind]
             assert not healthy and {finding.code for finding in findings} <= allowed, findings
             found = next(finding for finding in findings if finding.code == code and text in finding.text
                          and finding.address in (values["block"], values["place"], values["pool"]))
@@ -39,6 +48,9 @@ def assert_damage_found(kind: str, python: Python, directory: Path) -> None:
 
 
 def assert_undamaged_healthy(python: Python, directory: Path) -> None:
-    with python.running("damaged_pools.py", directory, "healthy") as program:
-        for target in each_way(program):
-            assert target.check() == (True, [])
+    for environment in ({}, {"PYTHONMALLOC": "debug"}):
+        with python.running("damaged_pools.py", directory, "healthy", environment=environment) as program:
+            for target in each_way(program):
+                assert target.check() == (True, [])
+        for core in directory.glob("*core*"):
+            core.unlink()

@@ -6,7 +6,8 @@ import os
 import sys
 import time
 
-SIZE = 490  # of the class of 496
+DEBUG = os.environ.get("PYTHONMALLOC") == "debug"
+SIZE = 466 if DEBUG else 490  # of the class of 496
 C = ctypes.pythonapi
 C.PyObject_Malloc.restype = ctypes.c_void_p
 C.PyObject_Malloc.argtypes = [ctypes.c_size_t]
@@ -28,6 +29,16 @@ def half(address):
 def damage(kind, block, other, pool, small):
     """The place that was damaged."""
     if kind == "healthy":
+        return block
+    if kind == "behind":  # the rest only where the debug hooks are on
+        ctypes.c_uint8.from_address(block + SIZE).value = 0
+        return block
+    if kind == "before":
+        ctypes.c_uint8.from_address(block - 1).value = 0
+        return block
+    if kind == "used-after-free":
+        C.PyObject_Free(block)
+        ctypes.c_uint8.from_address(block + 40).value = 0
         return block
     if kind == "double-free":
         C.PyObject_Free(block)
