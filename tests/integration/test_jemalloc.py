@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from karst_command import Target
-from karst_heaps import Heap, assert_healthy, start
-from karst_jemalloc import HEAPS, LIBRARY, assert_blocks, read_mallctl, totals_of_karst
+from karst_heaps import HAMMERS, HELD_BY_HAMMERS, Heap, assert_healthy, start
+from karst_jemalloc import HEAPS, LIBRARY, OTHERS, assert_blocks, preloaded, read_mallctl, totals_of_karst
 from karst_ledger import compare, read_ledger
 from karst_libcs import SYSTEM, Ways
+from karst_programs import core_of
 
 pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason=f"no {LIBRARY}")
 
@@ -41,6 +42,21 @@ def test_totals_are_jemallocs_own(name: str, directory: Path) -> None:
         if name_ not in found.totals and "KARST_JEMALLOC" in os.environ:
             continue  # of an older one karst tells less
         assert found.totals[name_] == value, f"{name_}: {found.totals}, jemalloc {told.totals}"
+
+
+@pytest.mark.parametrize("end", ["process", "core"])
+@pytest.mark.parametrize("conf", ["", "tcache:false,narenas:2"])
+def test_threads_inside_malloc(conf: str, end: str, directory: Path) -> None:
+    """Threads that never leave malloc alone: the blocks of the others are there all the same, and what a half-done
+    change looks like is no corruption."""
+    with start(preloaded(f"--hammers={HAMMERS}", conf=conf), SYSTEM, directory) as program:
+        target = Target.process(program.pid) if end == "process" else Target.core(core_of(program))
+        comparison = compare(read_ledger(directory), target.blocks())
+        assert not comparison.missing and not comparison.other_usable, str(comparison)
+        assert len(comparison.extra) <= HELD_BY_HAMMERS + OTHERS, str(comparison)
+        _, findings = target.check()
+        corrupt = [str(finding) for finding in findings if finding.severity == "corrupt"]
+        assert not corrupt, corrupt
 
 
 @pytest.mark.skipif("KARST_JEMALLOC" in os.environ, reason="the system's alone is linked in")
