@@ -35,8 +35,9 @@ class Live:
         chosen = target.selected()
         if chosen.kind == target.CORE:
             raise gdb.GdbError("a core does not run: traps and the like need a process")
-        if chosen.partly_running or chosen.passing:
-            raise gdb.GdbError("some threads run (non-stop mode): stop them all first, by `interrupt -a`")
+        if gdb.parameter("non-stop") or chosen.passing:
+            raise gdb.GdbError("in non-stop mode threads run on while others are stopped: `set non-stop off`, then attach "
+                               "or run")
         self.inferior = gdb.selected_inferior()
         self.is_here = chosen.kind == target.PROCESS
         machine = gdb.newest_frame().architecture().name()

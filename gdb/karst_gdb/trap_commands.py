@@ -6,7 +6,7 @@ import json
 
 import gdb
 
-from karst_gdb import traps
+from karst_gdb import trap_events, traps
 
 _SPEC = """TRAP is a function (malloc, calloc, realloc, free, new, ..., alloc, frees, any), a size, and conditions:
   realloc 8880819            exactly that many bytes
@@ -100,4 +100,4 @@ def register() -> None:
     Change("remove", "Remove traps; the functions are then what they were.")
     Change("enable", "Enable traps; those that are spent (count=) begin anew.")
     Change("disable", "Disable traps, which stay in the list.")
-    traps.register()
+    trap_events.register()

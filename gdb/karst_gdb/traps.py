@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +15,7 @@ from karst_engine import KarstError
 from karst_gdb import afterwards, markers, stops
 from karst_gdb.detours import Detours, Entry, condition_of, entries_of
 from karst_gdb.expressions import evaluate_address, one_line
-from karst_gdb.live import Live, breakpoints_within
+from karst_gdb.live import Live
 
 _NO_LIMIT = (1 << 64) - 1
 
@@ -165,7 +164,12 @@ def process() -> Process:
     return known
 
 
-def known_processes() -> list[Process]:
+def known_of(inferior: gdb.Inferior) -> Process | None:
+    """What karst knows of an inferior's process; None: it has put nothing into it."""
+    return _processes.get(inferior.num)
+
+
+def all_known() -> list[Process]:
     return list(_processes.values())
 
 
@@ -174,7 +178,7 @@ def forget(inferior: gdb.Inferior) -> None:
     if known is not None:
         known.forget_detours()
         known.forget_library()
-    _show_frames()
+    show_frames()
 
 
 def _find_installed(pc: int) -> Any:
@@ -182,14 +186,14 @@ def _find_installed(pc: int) -> Any:
     return known.detours.find(pc) if known is not None else None
 
 
-def _is_ours(pc: int) -> bool:
+def is_ours(pc: int) -> bool:
     known = _processes.get(gdb.selected_inferior().num)
     return known is not None and known.is_ours(pc)
 
 
-def _show_frames() -> None:
+def show_frames() -> None:
     if any(known.detours.installed or known.library or known.told_at for known in _processes.values()):
-        stops.show_frames_as_known(_find_installed, _is_ours)
+        stops.show_frames_as_known(_find_installed, is_ours)
     else:
         stops.show_frames_as_they_are()
 
@@ -223,7 +227,7 @@ def _begin() -> tuple[Live, Process]:
     return live, known
 
 
-def _marker(live: Live, known: Process) -> markers.Marker | None:
+def find_marker(live: Live, known: Process) -> markers.Marker | None:
     marker = markers.find(live)
     if marker is not None:
         control = marker.control
@@ -235,13 +239,13 @@ def add(text: str, number: int = 0) -> str:
     """Sets a trap, as number if that is given; returns what was done in one line."""
     trap = read(text)
     live, known = _begin()
-    marker = _marker(live, known)
+    marker = find_marker(live, known)
     numbers = [*known.traps, known.last_number, *(marker.traps() if marker is not None else ())]
     trap.number = number or max(numbers) + 1
     known.last_number = max([trap.number, *numbers])
     if marker is not None:
         marker.add(trap)
-        _show_frames()
+        show_frames()
         return f"trap {trap.number}: {text} (by {markers.LIBRARY})"
     known.began = afterwards.started_at(known.pid) if live.is_here else ""
     made = DetourTrap(trap.number, trap, entries_of(live, trap))
@@ -252,7 +256,7 @@ def add(text: str, number: int = 0) -> str:
         del known.traps[made.number]
         known.last_number = max(numbers)
         raise gdb.GdbError(one_line(error)) from None
-    _show_frames()
+    show_frames()
     where = ", ".join(f"{entry.names[0]} at {entry.address:#x}" for entry in made.entries)
     return f"trap {made.number}: {text} (detour of {where})"
 
@@ -260,7 +264,7 @@ def add(text: str, number: int = 0) -> str:
 def change(numbers: list[int] | None, wanted: str) -> None:
     """wanted: "remove", "enable" or "disable"; numbers None: all traps."""
     live, known = _begin()
-    marker = _marker(live, known)
+    marker = find_marker(live, known)
     in_library = marker.traps() if marker is not None else {}
     chosen = numbers if numbers is not None else [*known.traps, *in_library]
     for number in chosen:
@@ -278,7 +282,7 @@ def change(numbers: list[int] | None, wanted: str) -> None:
         known.apply(live)
     except Refused as error:
         raise gdb.GdbError(one_line(error)) from None
-    _show_frames()
+    show_frames()
 
 
 def _change_in_library(marker: markers.Marker, place: int, trap: Trap, wanted: str) -> None:
@@ -294,7 +298,7 @@ def _change_in_library(marker: markers.Marker, place: int, trap: Trap, wanted: s
 
 def rows() -> list[Row]:
     live, known = _begin()
-    marker = _marker(live, known)
+    marker = find_marker(live, known)
     known.count_skips(live)
     found = []
     for number, trap in sorted(known.traps.items()):
@@ -317,133 +321,13 @@ def armed_detours() -> dict[int, str]:
 
 def meet(live: Live) -> None:
     """The library is in the process: stops at its traps are told from now on."""
-    _marker(live, process())
-    _show_frames()
+    find_marker(live, process())
+    show_frames()
 
 
 def leave_library() -> None:
     process().forget_library()
-    _show_frames()
-
-
-# ---- GDB's events -----------------------------------------------------------------------------------
-
-
-def on_stop(event: gdb.Event) -> None:
-    known = _processes.get(gdb.selected_inferior().num)
-    if getattr(event, "stop_signal", "") == "SIGTRAP" and _is_in_library():
-        _tell_of_library(process())  # its trap came before its symbols were read
-    points = [point for point in getattr(event, "breakpoints", ()) if isinstance(point, stops.StopPoint)]
-    if known is None or not points:
-        return
-    if known.is_library(points[0].address):
-        _tell_of_library(known)
-    else:
-        _tell_of_detour(known, points[0].address)
-
-
-def _is_in_library() -> bool:
-    name = gdb.solib_name(gdb.newest_frame().pc())
-    return name is not None and os.path.basename(name) == markers.LIBRARY
-
-
-def _tell_of_detour(known: Process, address: int) -> None:
-    installed = known.detours.find(address)
-    if installed is None:
-        return
-    number = installed.detour.stops[address]
-    trap = known.traps[number]
-    live = Live()
-    known.count_skips(live)
-    why = stops.why_at_detour(installed, trap.skipped + trap.fired)
-    known.told[gdb.selected_thread().ptid] = why
-    known.told_at.add(installed.detour.patch)
-    stops.select_caller(_is_ours)
-    stops.tell(number, why)
-    if trap.is_spent:
-        known.apply(live)
-        stops.select_caller(_is_ours)
-
-
-def _tell_of_library(known: Process) -> None:
-    why = stops.why_of_library()
-    if why is None:
-        return
-    marker = _marker(Live(), known)
-    number = 0
-    if marker is not None and why.trap != karst_abi.NO_TRAP:
-        traps = [trap for _, trap in marker.slots()]
-        number = traps[why.trap].number if why.trap < len(traps) else 0
-    _show_frames()
-    known.told[gdb.selected_thread().ptid] = why
-    stops.select_caller(_is_ours)
-    stops.tell(number, why)
-
-
-def on_cont(event: gdb.Event) -> None:
-    for known in _processes.values():
-        known.told.clear()
-        known.told_at.clear()
-
-
-def on_new_file(event: gdb.Event) -> None:
-    _look_at(event.new_objfile)
-
-
-def _look_at(objfile: gdb.Objfile) -> None:
-    """The library's traps are told of although no karst command was given."""
-    if not objfile.filename or os.path.basename(objfile.filename) != markers.LIBRARY or not gdb.selected_inferior().pid:
-        return
-    try:
-        stop = int(gdb.parse_and_eval("(unsigned long) &'karst_trap_stop'"))
-    except (gdb.error, RuntimeError):
-        return
-    process().meet_library(stop, stop + 1, stop)  # where it begins and ends is learned from the marker
-
-
-def on_files_gone(event: gdb.Event) -> None:
-    """Another program was executed: all that was known of the old text is void. (GDB says so, too, of a parent whose
-    child it follows; its text is still there.)"""
-    for known in list(_processes.values()):
-        if known.inferior.is_valid() and known.inferior.progspace == event.progspace \
-                and not afterwards.are_there(known.pid, known.began, known.detours):
-            forget(known.inferior)
-
-
-def on_exited(event: Any) -> None:
-    inferior = getattr(event, "inferior", None)
-    if inferior is None:
-        return
-    known = _processes.get(inferior.num)
-    if known is not None:  # GDB tells of an exit also when it only lets go
-        afterwards.take_out(known.pid, known.began, known.detours)
-    forget(inferior)
-
-
-def on_breakpoint(point: gdb.Breakpoint) -> None:
-    """GDB's user sets a breakpoint within what a detour replaced: the detour makes room."""
-    if isinstance(point, stops.StopPoint):
-        return
-    for known in _processes.values():
-        for installed in list(known.detours.installed.values()):
-            low, high = installed.detour.patch + 1, installed.detour.patch + len(installed.detour.original)
-            if str(point.number) in set(breakpoints_within(low, high)):
-                _make_room(known, installed.entry.address, point.number)
-
-
-def _make_room(known: Process, address: int, number: int) -> None:
-    gone = [trap for trap in known.traps.values() if any(entry.address == address for entry in trap.entries)]
-    try:
-        live = Live()
-        for trap in gone:
-            trap.enabled = False
-        known.apply(live)
-    except gdb.GdbError as error:
-        gdb.write(f"karst: breakpoint {number} is within a detour, which can't be taken out now: {error}\n", gdb.STDERR)
-        return
-    names = ", ".join(str(trap.number) for trap in gone)
-    gdb.write(f"karst: trap {names} is off: breakpoint {number} is within the bytes that its detour replaces\n",
-              gdb.STDERR)
+    show_frames()
 
 
 def take_out_all() -> None:
@@ -461,48 +345,3 @@ def take_out_all() -> None:
                           gdb.STDERR)
     if selected.is_valid() and gdb.selected_inferior() != selected:
         gdb.execute(f"inferior {selected.num}", to_string=True)
-
-
-def return_to_caller() -> None:
-    """Before `next` and the like at a stop: the thread gets to where the program called the allocator, as the frame
-    that is selected has it. GDB could not step from within a detour, and would step through the library."""
-    known = _processes.get(gdb.selected_inferior().num)
-    thread = gdb.selected_thread()
-    why = known.told.get(thread.ptid) if known is not None and thread is not None else None
-    if why is None or not _is_ours(gdb.newest_frame().pc()):
-        return
-    point = stops.BackPoint(why.caller, why.stack, thread.num)
-    try:
-        gdb.execute("continue", to_string=True)
-    finally:
-        if point.is_valid():
-            point.delete()
-    if not point.reached:
-        raise gdb.GdbError("the program stopped before the allocator returned")
-
-
-def _hook(command: str, function: str) -> None:
-    """Has GDB call one of the functions here before `command`; what its user hooked there stays."""
-    call = f"python __import__('karst_gdb.traps').traps.{function}()"
-    try:
-        text = gdb.execute(f"show user hook-{command}", to_string=True)
-        body = [line.strip() for line in text.splitlines()[1:] if line.strip()]
-    except gdb.error:
-        body = []
-    gdb.execute("\n".join([f"define hook-{command}", call, *body, "end"]), to_string=True)
-
-
-def register() -> None:
-    handlers = {"stop": on_stop, "cont": on_cont, "exited": on_exited, "new_objfile": on_new_file,
-                "clear_objfiles": on_files_gone, "breakpoint_created": on_breakpoint,
-                "breakpoint_modified": on_breakpoint, "gdb_exiting": lambda event: take_out_all()}
-    for name, handler in handlers.items():
-        registry = getattr(gdb.events, name, None)
-        if registry is not None:  # gdb_exiting: from GDB 12 on
-            registry.connect(handler)
-    for command in ("detach", "quit"):
-        _hook(command, take_out_all.__name__)
-    for command in ("next", "step", "until"):
-        _hook(command, return_to_caller.__name__)
-    for objfile in gdb.objfiles():
-        _look_at(objfile)

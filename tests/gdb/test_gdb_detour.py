@@ -182,6 +182,16 @@ def test_nothing_to_trap(directory: Path) -> None:
     assert "the numbers of traps are wanted" in answers.of(commands[3]).one_line()
 
 
+def test_non_stop_mode_is_refused(directory: Path) -> None:
+    with started([HAMMER, "2"], directory) as program:
+        before = text_of(program.pid)
+        commands = ["set non-stop on", f"attach {program.pid}", "karst trap add malloc 424242", "karst inject", "detach"]
+        answers = gdb([], commands, directory)
+        assert "set non-stop off" in answers.of("karst trap add malloc 424242").one_line()
+        assert "set non-stop off" in answers.of("karst inject").one_line()
+        assert text_of(program.pid) == before
+
+
 def test_breakpoints_in_the_way(directory: Path) -> None:
     """GDB's own breakpoints and a detour never share bytes, whichever comes first."""
     with started([CALLERS, "go"], directory) as program:
