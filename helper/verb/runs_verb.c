@@ -66,6 +66,23 @@ static bool is_wanted(const struct karst_call *call, const struct karst_page_run
            (karst_parse_value(KARST_VALUE_SIZE, bin->text, &size, NULL) && size.number == run->region_size);
 }
 
+/* Nothing matched: is it a word that can't match in any heap like this? */
+static bool check_word(struct karst_call *call) {
+    static const char *const kinds[] = {"slab",  "run",      "pool",   "large",  "dirty",  "muzzy",
+                                        "clean", "retained", "header", "moving", "damaged"};
+    const struct karst_value *bin = &call->arguments[0];
+    struct karst_value size;
+    if (!bin->given || karst_parse_value(KARST_VALUE_SIZE, bin->text, &size, NULL)) {
+        return true;
+    }
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        if (strcmp(bin->text, kinds[i]) == 0) {
+            return true;
+        }
+    }
+    return karst_call_check_bin(call, bin);
+}
+
 /* ---- rows ----------------------------------------------------------------------------------------- */
 
 static void write_fill(struct karst_table *table, uint64_t used, uint64_t regions) {
@@ -376,6 +393,7 @@ static bool run(struct karst_call *call) {
     struct listing listing = {.call = call};
     bool done = open_listing(&listing) && walk(&listing);
     done = done && (!listing.best.out_of_memory || karst_fail_memory(call->error));
+    done = done && (listing.matched || check_word(call));
     if (done) {
         finish(&listing);
     }

@@ -1,8 +1,8 @@
 /* Makes the small cores that mutate starts from, into the working directory: single.core, threads.core,
  * mapped.core, fragmented.core, two-libcs.core, python.core; with jemalloc preloaded only jemalloc.core, of
- * that, with libkarst-preload.so and KARST_MARK=1 only marked.core; and the smallest ones that a fuzzer's seeds are cut from
- * (cut_seeds.py): tiny.core, tiny-threads.core. Addresses are not randomised, so that a case number means the
- * same core on the same system. */
+ * that, with libkarst-preload.so and KARST_MARK=1 only marked.core; and the smallest ones that a fuzzer's
+ * seeds are cut from (cut_seeds.py): tiny.core, tiny-threads.core. Addresses are not randomised, so that a
+ * case number means the same core on the same system. */
 #include "../bench/dump_core.h"
 
 #include <dlfcn.h>
@@ -186,17 +186,18 @@ static void tiny_threads(void *unused) {
 
 /* An interpreter with as little as can be in it, in a few frames; it stops itself, and GDB takes the core. */
 static void python(void *unused) {
-    static const char script[] = "import os, signal\n"
-                                 "class Kept:\n"
-                                 "    def __init__(self, number):\n"
-                                 "        self.number, self.items = number, [number] * 5\n"
-                                 "kept = {number: Kept(number) for number in range(300)}\n"
-                                 "for number in range(0, 300, 3):\n"
-                                 "    del kept[number]\n"
-                                 "def stop(depth):\n"
-                                 "    held = 'held' * depth\n"
-                                 "    return stop(depth - 1) if depth else os.kill(os.getpid(), signal.SIGSTOP)\n"
-                                 "list(map(stop, [4]))\n";
+    static const char script[] =
+        "import os, signal\n"
+        "class Kept:\n"
+        "    def __init__(self, number):\n"
+        "        self.number, self.items = number, [number] * 5\n"
+        "kept = {number: Kept(number) for number in range(300)}\n"
+        "for number in range(0, 300, 3):\n"
+        "    del kept[number]\n"
+        "def stop(depth):\n"
+        "    held = 'held' * depth\n"
+        "    return stop(depth - 1) if depth else os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "list(map(stop, [4]))\n";
     (void)unused;
     setenv("PYTHONHASHSEED", "0", 1);
     execl("/usr/bin/python3", "python3", "-E", "-s", "-S", "-c", script, (char *)NULL);
@@ -210,14 +211,10 @@ int main(int argc, char **argv) {
     static const struct {
         const char *name;
         void (*build)(void *);
-    } kinds[] = {{"single.core", single},
-                 {"threads.core", threads},
-                 {"mapped.core", mapped},
-                 {"fragmented.core", fragmented},
-                 {"two-libcs.core", two_libcs},
-                 {"python.core", python},
-                 {"tiny.core", tiny},
-                 {"tiny-threads.core", tiny_threads}};
+    } kinds[] = {{"single.core", single},       {"threads.core", threads},
+                 {"mapped.core", mapped},       {"fragmented.core", fragmented},
+                 {"two-libcs.core", two_libcs}, {"python.core", python},
+                 {"tiny.core", tiny},           {"tiny-threads.core", tiny_threads}};
     int now = personality(0xffffffff);
     if (argc == 1 && now != -1 && !(now & ADDR_NO_RANDOMIZE) && personality(now | ADDR_NO_RANDOMIZE) != -1) {
         execl("/proc/self/exe", argv[0], "fixed", (char *)NULL);
