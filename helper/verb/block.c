@@ -152,6 +152,9 @@ static bool find(struct karst_call *call, struct report *report) {
     if (!karst_marker_describe(call->session, &report->place.block, &report->facts)) {
         return karst_fail_memory(call->error);
     }
+    if (!karst_history_describe(call->session, report->place.block.address, &report->facts, call->error)) {
+        return false;
+    }
     if (!read_bytes(call, report)) {
         return false;
     }

@@ -4,6 +4,7 @@
 #include <time.h>
 
 #include "flight.h"
+#include "marker_report.h"
 #include "recorded.h"
 #include "verb.h"
 #include "verbs.h"
@@ -32,7 +33,7 @@ static const struct karst_verb_option options[] = {
 
 /* What is asked, and the block that holds the address at this point of history. */
 struct question {
-    const struct karst_call *call;
+    const struct karst_value *values; /* of the options; NULL: none */
     const struct karst_flight *flight;
     uint64_t address; /* 0: any */
     uint64_t block;   /* that holds it now; 0: none */
@@ -60,19 +61,22 @@ static bool concerns_address(struct question *question, const struct karst_fligh
     return hit;
 }
 
-static bool matches(struct question *question, const struct karst_flight_event *event) {
-    const struct karst_value *values = question->call->options;
+static bool matches_options(const struct question *question, const struct karst_flight_event *event) {
+    const struct karst_value *values = question->values;
     const struct karst_flight_ring *ring = &question->flight->rings[event->ring];
     bool sized = event->kind == KARST_FLIGHT_ALLOCATE || event->kind == KARST_FLIGHT_MOVED ||
                  event->kind == KARST_FLIGHT_MOVE;
+    return (!values[OPTION_SIZE].given || (sized && event->size >= values[OPTION_SIZE].number &&
+                                           event->size <= values[OPTION_SIZE].greatest)) &&
+           (!values[OPTION_THREAD].given || (uint64_t)ring->header.thread == values[OPTION_THREAD].number);
+}
+
+static bool matches(struct question *question, const struct karst_flight_event *event) {
     bool hit = question->address == 0 || concerns_address(question, event);
     if (event->kind == KARST_FLIGHT_MOVE && event->ended) {
         return false; /* its second half tells all */
     }
-    return hit &&
-           (!values[OPTION_SIZE].given || (sized && event->size >= values[OPTION_SIZE].number &&
-                                           event->size <= values[OPTION_SIZE].greatest)) &&
-           (!values[OPTION_THREAD].given || (uint64_t)ring->header.thread == values[OPTION_THREAD].number);
+    return hit && (!question->values || matches_options(question, event));
 }
 
 /* The numbers of the last events that match; false: no memory. */
@@ -83,7 +87,7 @@ struct selection {
 };
 
 static bool select_events(struct question *question, struct selection *selection) {
-    const struct karst_value *values = question->call->options;
+    const struct karst_value *values = question->values;
     uint64_t wanted = values[OPTION_ALL].given    ? UINT64_MAX
                       : values[OPTION_LAST].given ? values[OPTION_LAST].number
                                                   : DEFAULT_LAST;
@@ -318,7 +322,8 @@ static bool read_flight(struct karst_call *call, struct karst_flight *flight) {
 static bool run(struct karst_call *call) {
     struct karst_flight flight = {0};
     struct selection selection = {0};
-    struct question question = {.call = call, .flight = &flight, .address = call->arguments[0].number};
+    struct question question = {
+        .values = call->options, .flight = &flight, .address = call->arguments[0].number};
     bool done = read_flight(call, &flight);
     if (done && !select_events(&question, &selection)) {
         done = karst_fail_memory(call->error);
@@ -329,6 +334,45 @@ static bool run(struct karst_call *call) {
         write_text(call, &flight, &selection);
     }
     free(selection.numbers);
+    karst_flight_clear(&flight);
+    return done;
+}
+
+bool karst_history_describe(struct karst *session, uint64_t address, struct karst_facts *facts,
+                            struct karst_error *error) {
+    struct karst_marker *marker = karst_session_marker(session);
+    struct karst_flight flight = {0};
+    struct question question = {.flight = &flight, .address = address};
+    const struct karst_flight_event *last = NULL;
+    uint64_t matched = 0;
+    if (!marker || !marker->control.rings) {
+        return true;
+    }
+    struct karst_error own = {0};
+    bool done = karst_flight_read(session, marker, &flight, &own) && karst_flight_merge(&flight, &own);
+    if (!done && own.code == KARST_ERROR_FORMAT) {
+        karst_flight_clear(&flight); /* what is known of the block is told all the same; `history` says why */
+        return true;
+    }
+    if (!done && error) {
+        *error = own;
+    }
+    for (size_t i = 0; done && i < flight.count; i++) {
+        const struct karst_flight_event *event = karst_flight_at(&flight, i);
+        if (matches(&question, event)) {
+            last = event;
+            matched++;
+        }
+    }
+    if (last) {
+        char site[400];
+        karst_site_summary(marker, session, last->site, site, sizeof site);
+        done = karst_facts_add(facts, "history", 0,
+                               "%s event%s kept, see `history`; the last: %s by thread %" PRId32 " at %s",
+                               karst_count_text(matched).text, karst_plural(matched), event_name(last),
+                               flight.rings[last->ring].header.thread, site) ||
+               karst_fail_memory(error);
+    }
     karst_flight_clear(&flight);
     return done;
 }

@@ -10,6 +10,9 @@ void karst_marker_write(struct karst_call *call);
 json_t *karst_marker_json(struct karst_call *call);
 /* `block`: facts of its mark. False: no memory. */
 bool karst_marker_describe(struct karst *session, const struct karst_block *block, struct karst_facts *facts);
+/* `block`: a fact of what the flight recorder kept of an address, if anything; in history.c. */
+bool karst_history_describe(struct karst *session, uint64_t address, struct karst_facts *facts,
+                            struct karst_error *error);
 /* `blocks`: adds "requested" and "site" to a block's object if there are marks. */
 void karst_marker_set_json(struct karst_call *call, const struct karst_block *block, json_t *object);
 /* `check`: blocks that were written beyond their end. */

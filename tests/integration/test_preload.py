@@ -377,6 +377,9 @@ def test_history_of_one_address_size_and_thread(directory: Path) -> None:
         sized = history(target, "--size", "30:31", "--all")["events"]
         assert sized and {event["size"] for event in sized} <= {30, 31}
         assert history(target, "--last", "5")["shown"] == 5
+        block = target.json("block", address)
+        told = next(fact["text"] for fact in block["facts"] if fact["name"] == "history")
+        assert told.startswith(f"{len(events)} events kept") and f"by thread {events[-1]['thread']} at hand+" in told
         text = target.run("history", address, "--last", "3").stdout
         assert f"3 of {len(events)} events shown" in text and "hand+" in text
 
