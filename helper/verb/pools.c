@@ -30,6 +30,7 @@ static const struct karst_verb_option options[] = {
 /* What is in one arena, or in all. */
 struct arena_row {
     const struct pymalloc_arena *arena;
+    uint64_t address;
     uint64_t pools, free_pools, live_blocks, live_bytes, unused_bytes;
     uint64_t resident, own; /* UINT64_MAX: can't be told */
 };
@@ -82,7 +83,7 @@ static bool count_arena(struct pools *pools, size_t index) {
     const struct pymalloc_arena *arena = &pymalloc->arenas[index];
     struct arena_row *row = &pools->rows[index];
     uint64_t end = arena->address + pymalloc->arena_size;
-    *row = (struct arena_row){.arena = arena, .pools = arena->total_pools};
+    *row = (struct arena_row){.arena = arena, .address = arena->address, .pools = arena->total_pools};
     row->resident = karst_target_resident(pymalloc->heap.target, arena->address, end);
     row->own = karst_target_own(pymalloc->heap.target, arena->address, end);
     row->free_pools = (pymalloc_arena_end(pymalloc, arena) - arena->pools_end) / pymalloc->pool_size;
@@ -109,7 +110,7 @@ static int by_live(const void *a, const void *b) {
     if (x->live_bytes != y->live_bytes) {
         return x->live_bytes < y->live_bytes ? -1 : 1;
     }
-    return x->arena->address < y->arena->address ? -1 : x->arena->address > y->arena->address;
+    return x->address < y->address ? -1 : x->address > y->address;
 }
 
 static bool count(struct pools *pools) {
@@ -290,7 +291,7 @@ static bool write_arenas(struct pools *pools) {
         char text[200];
         fine = find_kinds(pools, row, &kinds);
         kinds_text(&kinds, text, sizeof text);
-        karst_table_address(table, row->arena->address);
+        karst_table_address(table, row->address);
         karst_table_count(table, row->pools);
         karst_table_count(table, row->free_pools);
         karst_table_count(table, row->live_blocks);
@@ -300,7 +301,7 @@ static bool write_arenas(struct pools *pools) {
         karst_table_known_size(table, row->resident);
         karst_table_known_size(table, row->own);
         karst_table_text(table, KARST_STYLE_SYMBOL, "%s", text);
-        pools->call->last_address = row->arena->address;
+        pools->call->last_address = row->address;
     }
     karst_table_close(table);
     if (shown < count) {
@@ -370,7 +371,7 @@ static bool set_arenas(struct pools *pools, json_t *root) {
     for (; shown < count && shown < limit_of(pools->call) && fine; shown++) {
         struct kinds kinds;
         json_t *one = karst_json_object(writer);
-        karst_json_set_address(writer, one, "address", pools->rows[shown].arena->address);
+        karst_json_set_address(writer, one, "address", pools->rows[shown].address);
         set_row(writer, one, &pools->rows[shown]);
         fine = find_kinds(pools, &pools->rows[shown], &kinds);
         karst_json_set(writer, one, "live", kinds_json(writer, &kinds));
