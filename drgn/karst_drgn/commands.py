@@ -169,6 +169,8 @@ def run(prog: Callable[[], Program], words: Sequence[str]) -> int:
         print("karst: interrupted", file=sys.stderr)
     except (FaultError, LookupError) as error:  # drgn's own, of what the dump or its debug information lacks
         print(f"karst: {' '.join(str(error).split())}", file=sys.stderr)
+    except Exception as error:  # drgn raises that itself for what it does not support
+        print(f"karst: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
     return _NOT_ANSWERED
 
 

@@ -133,7 +133,11 @@ def process_id(prog: Program) -> int:
 def vmcoreinfo(prog: Program) -> dict[str, str]:
     """The lines of the kernel's VMCOREINFO note, "NUMBER(sme_mask)" and so on."""
     try:
-        text = prog["VMCOREINFO"].string_().decode("utf-8", "replace")
-    except (KeyError, LookupError, drgn.FaultError):
-        return {}
-    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+        text = prog["VMCOREINFO"].string_()
+    except (LookupError, drgn.FaultError):  # drgn 0.0.22 keeps it to itself: the kernel's own copy
+        try:
+            text = prog.read(int(prog["vmcoreinfo_data"]), int(prog["vmcoreinfo_size"]))
+        except (LookupError, drgn.FaultError) as error:
+            raise KarstError(ErrorCode.FORMAT, "the kernel's VMCOREINFO can't be read, without which its page tables"
+                                               f" can't be told: {error}") from None
+    return dict(line.split("=", 1) for line in text.decode("utf-8", "replace").splitlines() if "=" in line)

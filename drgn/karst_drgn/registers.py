@@ -60,7 +60,7 @@ def _words_of_processor(task: Object) -> Optional[list[int]]:
         words = [int(known[name]) for name in ("r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax",
                                                "rcx", "rdx", "rsi", "rdi")]
         words += [0, int(known["rip"]), int(known["cs"]), int(known["rflags"]), int(known["rsp"]), int(known["ss"])]
-    except (FaultError, KeyError, LookupError, ValueError, IndexError):
+    except Exception:  # drgn raises that for code of the kernel that it can't unwind: the thread was in the kernel
         return None
     return words if words[17] == _USER_CS else None
 

@@ -20,6 +20,7 @@ from guest import Truth, booted, make_initramfs  # noqa: E402
 KERNELS = BUILD / "kernel"
 QEMU = KERNELS / "qemu" / "qemu"
 BUSYBOX = KERNELS / "busybox" / "bin" / "busybox"
+FIVE_LEVELS = "bookworm"  # the guest that has page tables of five levels
 SUITES = os.environ.get("KARST_KERNELS", "bullseye bookworm trixie sid").split()
 
 
@@ -50,7 +51,8 @@ def dump(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     programs = [TESTS / "ledger", TESTS / "kernel" / "pages"]
     make_initramfs(kernel, BUSYBOX, programs, folder / "initramfs")
     vmcore = folder / "vmcore"
-    with booted(QEMU, kernel, folder / "initramfs", folder) as guest:
+    cpu = "max" if request.param == FIVE_LEVELS else "Haswell-v4"
+    with booted(QEMU, kernel, folder / "initramfs", folder, cpu=cpu) as guest:
         guest.dump(vmcore)
         truth = guest.truth
     yield Dump(request.param, truth, vmcore, (kernel / "vmlinux").resolve())

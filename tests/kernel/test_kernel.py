@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Dump
+from conftest import FIVE_LEVELS, Dump
 from elf_core import Core
 from karst_command import ROOT, TESTS, Target
 from karst_drgn import SCRIPT, DrgnTarget, drgn, run_script
@@ -280,6 +280,27 @@ def test_core_holds_each_page(dump: Dump, cores: dict[str, Path]) -> None:
     assert core.word(regions["hugezero"][0] + PAGE) == 0
     assert core.word(regions["holes"][0] + PAGE) == 0 and core.word(regions["zero"][0] + 50 * PAGE) == 0
     assert core.path.stat().st_blocks * 512 < 1.2 * dump.truth.kilobytes("pages/smaps_rollup", "Rss") * 1024
+
+
+def test_registers_of_running_threads(dump: Dump, directory: Path) -> None:
+    """Of those that a processor ran when the dump was taken: they are not on their kernel stacks."""
+    pids = list(dump.truth.values("spinning").values())
+    text = run_script(dump.program, f"""
+from karst_drgn import programs, task_of, task_vmas
+from karst_drgn.registers import user_registers
+for pid in {pids}:
+    task = task_of(prog, pid)
+    place, vmas = user_registers(task), task_vmas(task.mm)
+    inside = [vma for vma in vmas if vma.start <= place.program_counter < vma.end]
+    stack = [vma for vma in vmas if vma.start <= place.stack_pointer < vma.end]
+    print(int(task.on_cpu), inside[0].name, inside[0].flags & 4, stack[0].name)
+print(programs.vmcoreinfo(prog)["NUMBER(pgtable_l5_enabled)"])
+""", directory)
+    *lines, levels = text.splitlines()
+    rows = [line.split(maxsplit=1) for line in lines]
+    assert len(rows) == 4 and all(row[1] == "/bin/busybox 4 [stack]" for row in rows), text
+    assert "1" in [row[0] for row in rows], text
+    assert levels == ("1" if dump.suite == FIVE_LEVELS else "0")
 
 
 # ---- what a dump lacks --------------------------------------------------------------------------------
