@@ -13,7 +13,8 @@ from drgn import Program, ProgramFlags
 from karst_engine import ErrorCode, KarstError
 
 _CORE_KEY = "karst core"
-_ET_CORE, _PT_LOAD, _PN_XNUM = 4, 1, 0xFFFF
+_ET_CORE, _PT_LOAD, _PT_NOTE, _PN_XNUM = 4, 1, 4, 0xFFFF
+_NOTES_MAX = 64 << 20
 # Where a kernel's memory is; [vsyscall], of which processes' cores may have a page, lies behind.
 _KERNEL_START, _VSYSCALL = 1 << 63, 0xFFFFFFFFFF600000
 _KDUMP_MAGIC = b"KDUMP   "
@@ -49,8 +50,9 @@ def need_userspace(prog: Program) -> None:
     _refuse_bare_vmcore(prog)
 
 
-def load_segments(path: str) -> list[tuple[int, int, int, int]]:
-    """Of an ELF core's memory: virtual and physical address, bytes in the file, bytes in memory."""
+def _segments(path: str) -> list[tuple[int, ...]]:
+    """The program headers of an ELF core: kind, flags, offset, virtual and physical address, bytes in the file, bytes in
+    memory, alignment."""
     found = []
     with open(path, "rb") as file:
         header = file.read(64)
@@ -63,9 +65,34 @@ def load_segments(path: str) -> list[tuple[int, int, int, int]]:
             count, = struct.unpack("<I", file.read(4))
         for index in range(count):
             file.seek(offset + index * size)
-            kind, _, _, virtual, physical, in_file, in_memory, _ = struct.unpack("<IIQQQQQQ", file.read(56))
-            if kind == _PT_LOAD:
-                found.append((virtual, physical, in_file, in_memory))
+            data = file.read(56)
+            if len(data) < 56:
+                break
+            found.append(struct.unpack("<IIQQQQQQ", data))
+    return found
+
+
+def load_segments(path: str) -> list[tuple[int, int, int, int]]:
+    """Of an ELF core's memory: virtual and physical address, bytes in the file, bytes in memory."""
+    return [(one[3], one[4], one[5], one[6]) for one in _segments(path) if one[0] == _PT_LOAD]
+
+
+def notes(path: str, name: bytes, kind: int) -> list[bytes]:
+    """What an ELF core's notes of one name and kind hold, in order."""
+    found = []
+    for segment in _segments(path):
+        if segment[0] != _PT_NOTE or segment[5] > _NOTES_MAX:
+            continue
+        with open(path, "rb") as file:
+            file.seek(segment[2])
+            data = file.read(segment[5])
+        place = 0
+        while place + 12 <= len(data):
+            name_size, size, note_kind = struct.unpack_from("<III", data, place)
+            begin = place + 12 + (name_size + 3 & -4)
+            if note_kind == kind and data[place + 12:place + 12 + name_size].rstrip(b"\0") == name:
+                found.append(data[begin:begin + size])
+            place = begin + (size + 3 & -4)
     return found
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
-from drgn import FaultError, Object
+from drgn import FaultError, Object, Program
+from drgn.helpers.linux.sched import task_cpu
 from karst_engine import Thread
 
-from karst_drgn import tasks
+from karst_drgn import programs, tasks
+
+_CACHE_KEY = "karst processors"
+_NT_PRSTATUS = 1
 
 # struct pt_regs, in its order, which is the order of the kernel's user_regs_struct up to ss.
 NAMES = ("r15", "r14", "r13", "r12", "bp", "bx", "r11", "r10", "r9", "r8", "ax", "cx", "dx", "si", "di", "orig_ax", "ip",
@@ -53,16 +58,27 @@ def _words_on_stack(task: Object) -> Optional[list[int]]:
     return None
 
 
-def _words_of_processor(task: Object) -> Optional[list[int]]:
-    """What the processor had when the dump was taken, if it ran the thread, and in its program."""
-    try:
-        known = task.prog_.stack_trace(task)[0].registers()
-        words = [int(known[name]) for name in ("r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax",
-                                               "rcx", "rdx", "rsi", "rdi")]
-        words += [0, int(known["rip"]), int(known["cs"]), int(known["rflags"]), int(known["rsp"]), int(known["ss"])]
-    except Exception:  # drgn raises that for code of the kernel that it can't unwind: the thread was in the kernel
+def _processors(prog: Program) -> list[tuple[int, ...]]:
+    """The registers of each processor when the dump was taken, by its number: struct elf_prstatus of its notes."""
+    if _CACHE_KEY not in prog.cache:
+        path = None if programs.is_live(prog) else programs.core_path(prog)
+        notes = programs.notes(path, b"CORE", _NT_PRSTATUS) if path else []
+        prog.cache[_CACHE_KEY] = [struct.unpack_from("<21Q", note, 112) for note in notes if len(note) >= 112 + 8 * 27]
+    return prog.cache[_CACHE_KEY]
+
+
+def _words_of_running(task: Object) -> Optional[list[int]]:
+    """Of a thread that a processor ran: the processor's registers if it was in the program, else what it entered the
+    kernel with; None where the dump has no processor's."""
+    processors, number = _processors(task.prog_), int(task_cpu(task))
+    if number >= len(processors):
         return None
-    return words if words[17] == _USER_CS else None
+    words = list(processors[number])
+    if (words[17], words[20]) != (_USER_CS, _USER_SS):
+        return _words_on_stack(task)
+    if any(vma.start <= words[16] < vma.end and vma.flags & tasks.VM_EXEC for vma in tasks.task_vmas(task.mm)):
+        return words
+    return None  # of another thread: the dump's notes are not in the order of the processors
 
 
 def _runs(task: Object) -> bool:
@@ -79,7 +95,7 @@ def user_registers(task: Object) -> Optional[UserRegisters]:
 
     :param task: ``struct task_struct *``
     """
-    words = (_words_of_processor(task) if _runs(task) else None) or _words_on_stack(task)
+    words = _words_of_running(task) if _runs(task) else _words_on_stack(task)
     if words is None:
         return None
     thread = task.thread
