@@ -1,9 +1,15 @@
 # Speed, sanitizers, damaged cores, fuzzing, lint: what proves more than `make test` has time for.
-.PHONY: asan bench bench-slabs bench-preload bench-detour test-attach test-mutated fuzz lint
+.PHONY: asan bench bench-heap bench-slabs bench-preload bench-detour test-attach test-mutated fuzz lint
 
 # ---- speed: BLOCKS=300000 for a quick look -------------------------------------------------------
 BLOCKS ?= 12000000
 ROUNDS ?= 5
+
+# All of it, one after the other; bench-kernel, which wants QEMU and kernels, is for who asks.
+bench:
+	@status=0; for part in heap slabs python preload detour; do \
+	    $(MAKE) --no-print-directory bench-$$part || status=1; \
+	done; exit $$status
 
 $(BUILD)/bench/make_core: $(addprefix $(BUILD)/tests/bench/,make_core.o dump_core.o)
 	@mkdir -p $(@D)
@@ -17,7 +23,7 @@ $(BUILD)/bench/count_blocks: $(BUILD)/tests/bench/count_blocks.o $(BUILD)/libkar
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBRARIES) -lm
 
-bench: $(BUILD)/karst $(addprefix $(BUILD)/bench/,make_core bare_loop count_blocks)
+bench-heap: $(BUILD)/karst $(addprefix $(BUILD)/bench/,make_core bare_loop count_blocks)
 	$(PYTHON) tests/bench/bench.py --karst $(BUILD)/karst --tools $(BUILD)/bench --directory $(BUILD)/bench \
 	    --blocks $(BLOCKS) --rounds $(ROUNDS)
 

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """What karst costs, held against a bare loop over the same chunk headers in the same core file.
 
-Run by `make bench`. Commands alternate, so that a busy machine hits all of them alike; figures are CPU
+Run by `make bench-heap`. Commands alternate, so that a busy machine hits all of them alike; figures are CPU
 seconds (user and system), the least and the median of the rounds.
 """
 from __future__ import annotations

@@ -1,4 +1,4 @@
-/* Makes the heap that `make bench` measures with, and its core.
+/* Makes the heap that `make bench-heap` measures with, and its core.
  *
  *   make_core --blocks N --core FILE --layout FILE   build the heap, dump the core, say where the heaps are
  *   make_core --blocks N --live                      build the heap and stay; measure the longest pause
