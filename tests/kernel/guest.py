@@ -19,6 +19,9 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 BOOT_SECONDS = 300.0
+# Its first processor has to be idle, in the kernel, when it is dumped: a program's page tables lack the kernel's
+# addresses, and QEMU takes those of the dump from them. The init script sleeps soon after its last word.
+SETTLE_SECONDS = 3.0
 # Which module needs which comes first.
 MODULES = ("qemu_fw_cfg", "brd")
 LOADER = "/lib64/ld-linux-x86-64.so.2"
@@ -155,6 +158,7 @@ class Guest:
 
     def dump(self, file: Path) -> None:
         """All of its memory as an ELF file whose segments have virtual addresses too."""
+        time.sleep(SETTLE_SECONDS)
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(300)
             connection.connect(os.fspath(self.folder / "qmp"))
