@@ -326,6 +326,7 @@ struct walk {
     uint64_t end;
     bool main_arena;
     bool top_damaged;
+    bool in_flux;  /* a thread was at work in the arena */
     size_t cached; /* the next entry of the cached set */
 };
 
@@ -333,7 +334,10 @@ typedef bool chunk_fn(void *context, const struct glibc_chunk *chunk);
 
 static void walk_open(struct walk *walk, struct glibc_heap *glibc, const struct karst_extent *extent) {
     const struct glibc_arena *arena = &glibc->arenas[extent->arena];
-    *walk = (struct walk){.glibc = glibc, .extent = extent, .end = extent->end};
+    *walk = (struct walk){.glibc = glibc,
+                          .extent = extent,
+                          .end = extent->end,
+                          .in_flux = arena->in_flux || glibc->heap.in_flux};
     karst_window_open(&walk->window, glibc->heap.target, WALK_WINDOW);
     walk->main_arena = extent->arena == 0;
     walk->top_damaged = arena->top_damaged;
@@ -398,6 +402,12 @@ static bool begins_chain(struct walk *walk, uint64_t address, uint64_t word) {
     return true;
 }
 
+/* Does the free chunk before at begin, by the size that stands there, at bad? Where a thread was at work in
+ * the arena it may have been split or merged just now: then further back will do. */
+static bool reaches_back(const struct walk *walk, uint64_t at, uint64_t bad, uint64_t size) {
+    return size == at - bad || (walk->in_flux && size > at - bad && size <= at - walk->extent->start);
+}
+
 /* The first place at or behind from where the chain of chunks goes on, walk->end if there is none. bad is
  * the chunk whose header is no good. */
 static uint64_t resync(struct walk *walk, uint64_t bad, uint64_t from) {
@@ -412,7 +422,7 @@ static uint64_t resync(struct walk *walk, uint64_t bad, uint64_t from) {
         if (!sane(walk, at, word)) {
             continue;
         }
-        if (!(word & GLIBC_PREV_INUSE) && glibc_word(bytes) != at - bad) {
+        if (!(word & GLIBC_PREV_INUSE) && !reaches_back(walk, at, bad, glibc_word(bytes))) {
             continue;
         }
         if (begins_chain(walk, at, word)) {
