@@ -34,7 +34,7 @@ KINDS = ("", DAMAGED, PYTHON, MARKED, JEMALLOC)
 SESSIONS: dict[str, list[str]] = {
     "block": ["block {message}", "block {text}+100 --dump 32"],
     "blocks": ["blocks --limit 8", "blocks --state free --sort size --limit 3", "blocks --bin tcache --limit 5",
-               "blocks --state live --limit 2 --json"],
+               "blocks --state live --limit 2 --json", "marked: blocks --state live --limit 3"],
     "bins": ["bins", "bins 'thread 1'"],
     "check": ["check", "damaged: check", "damaged: check --json"],
     "history": ["marked: history --last 6", "marked: history {label}", "marked: history --size 2000 --last 3"],

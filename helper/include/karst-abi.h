@@ -217,8 +217,9 @@ enum karst_event_kind {
     KARST_EVENT_CLOCK,    /* the clock's ticks; second word: number of the group, from 1 */
     KARST_EVENT_ALLOCATE, /* a block was handed out; address 0: the request failed. Recorded after the call */
     KARST_EVENT_FREE,     /* about to be freed. Recorded before the call */
-    KARST_EVENT_MOVE,     /* about to be handed to realloc; size: what is asked for now. Before the call; the
-                             thread's     next event for realloc tells what came of it */
+    KARST_EVENT_MOVE,     /* about to be handed to realloc; size: the new size that the program asks for.
+                             Recorded before the call. What came of it is in the thread's next
+                             KARST_EVENT_MOVED or KARST_EVENT_RELEASED */
     KARST_EVENT_MOVED, /* what realloc gave: a new place or the old one, 0: it failed, the old block lives on
                         */
     KARST_EVENT_RELEASED, /* realloc(block, 0) freed it: the end of a move */

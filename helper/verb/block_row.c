@@ -25,13 +25,33 @@ json_t *karst_block_json(struct karst_call *call, const struct karst_block *bloc
 }
 
 struct karst_table *karst_block_table(struct karst_call *call) {
-    static const struct karst_column columns[] = {{"address", KARST_LEFT},       {"size", KARST_RIGHT},
-                                                  {"usable", KARST_SPARE_RIGHT}, {"state", KARST_LEFT},
-                                                  {"arena", KARST_SPARE_LEFT},   {"bin", KARST_FLEXIBLE}};
-    return karst_table_open(&call->writer, columns, sizeof columns / sizeof *columns);
+    static const struct karst_column columns[] = {
+        {"address", KARST_LEFT}, {"size", KARST_RIGHT},       {"usable", KARST_SPARE_RIGHT},
+        {"state", KARST_LEFT},   {"arena", KARST_SPARE_LEFT}, {"bin", KARST_FLEXIBLE},
+        {"asked", KARST_RIGHT},  {"site", KARST_FLEXIBLE},
+    };
+    size_t count = sizeof columns / sizeof *columns;
+    return karst_table_open(&call->writer, columns,
+                            karst_marker_has_marks(call->session) ? count : count - 2);
 }
 
-void karst_block_row(struct karst_call *call, struct karst_table *table, const struct karst_block *block) {
+static void add_asked(struct karst_call *call, struct karst_table *table, struct karst_site_names *names,
+                      const struct karst_block *block) {
+    struct karst_mark_of mark;
+    if (!karst_marker_asked(call->session, block, &mark)) {
+        karst_table_empty(table);
+        karst_table_empty(table);
+        return;
+    }
+    const struct karst_site_name *name = karst_site_names_get(names, mark.site);
+    call->writer.out_of_memory |= !name;
+    karst_table_size(table, mark.size);
+    karst_table_text(table, mark.whole ? KARST_STYLE_PLAIN : KARST_STYLE_BAD, "%s%s", name ? name->text : "",
+                     mark.whole ? "" : ", written beyond its end");
+}
+
+void karst_block_row(struct karst_call *call, struct karst_table *table, struct karst_site_names *names,
+                     const struct karst_block *block) {
     const struct karst_heap *heap = call->session->heaps[block->heap];
     karst_table_address(table, block->address);
     karst_table_size(table, block->size);
@@ -41,12 +61,15 @@ void karst_block_row(struct karst_call *call, struct karst_table *table, const s
                      karst_arena_text(call->session, block->heap, block->arena).text);
     karst_table_text(table, KARST_STYLE_PLAIN, "%s",
                      block->bin < heap->bin_count ? heap->bins[block->bin].name : "");
+    if (karst_marker_has_marks(call->session)) {
+        add_asked(call, table, names, block);
+    }
 }
 
 /* ---- lines --------------------------------------------------------------------------------------- */
 
 /* The ends of a heap's lines: ',"allocator":"glibc","arena":' for each arena with its name, and the last
- * one for none; '"...'"}\n' for each bin. */
+ * one for none; '"..."' for each bin, with the line's end unless what marks say follows. */
 struct karst_line_names {
     struct line_end {
         char *text;
@@ -73,7 +96,7 @@ static bool make_end(struct line_end *end, const char *before, const char *name,
     return true;
 }
 
-static bool make_names(struct karst_line_names *names, const struct karst_heap *heap) {
+static bool make_names(struct karst_line_names *names, const struct karst_heap *heap, const char *last) {
     struct line_end allocator = {0};
     names->arenas = calloc(heap->arena_count + 1, sizeof *names->arenas);
     names->bins = calloc(heap->bin_count + 1, sizeof *names->bins);
@@ -91,20 +114,22 @@ static bool make_names(struct karst_line_names *names, const struct karst_heap *
         made = make_end(&names->arenas[i], allocator.text, name, ",\"bin\":");
     }
     for (size_t i = 0; made && i <= heap->bin_count; i++) {
-        made = make_end(&names->bins[i], "", i < heap->bin_count ? heap->bins[i].name : NULL, "}\n");
+        made = make_end(&names->bins[i], "", i < heap->bin_count ? heap->bins[i].name : NULL, last);
     }
     free(allocator.text);
     return made;
 }
 
-bool karst_block_lines_open(struct karst_block_lines *lines, const struct karst *session) {
+bool karst_block_lines_open(struct karst_block_lines *lines, struct karst *session) {
+    lines->session = lines->sites.session = session;
+    lines->marked = karst_marker_has_marks(session);
     lines->heaps = calloc(session->heap_count + 1, sizeof *lines->heaps);
     if (!lines->heaps) {
         return false;
     }
     lines->heap_count = session->heap_count;
     for (size_t i = 0; i < session->heap_count; i++) {
-        if (!make_names(&lines->heaps[i], session->heaps[i])) {
+        if (!make_names(&lines->heaps[i], session->heaps[i], lines->marked ? "" : "}\n")) {
             return false;
         }
     }
@@ -124,6 +149,7 @@ void karst_block_lines_close(struct karst_block_lines *lines) {
         free(names->bins);
     }
     free(lines->heaps);
+    karst_site_names_close(&lines->sites);
     *lines = (struct karst_block_lines){0};
 }
 
@@ -152,7 +178,33 @@ static char *put_decimal(char *at, uint64_t value) {
     return at;
 }
 
-void karst_block_line(const struct karst_block_lines *lines, struct karst_writer *writer,
+static void write_asked(struct karst_block_lines *lines, struct karst_writer *writer,
+                        const struct karst_block *block) {
+    struct karst_mark_of mark;
+    const struct karst_site_name *name = NULL;
+    char text[80];
+    char *at = stpcpy(text, ",\"requested\":");
+    if (karst_marker_asked(lines->session, block, &mark)) {
+        name = karst_site_names_get(&lines->sites, mark.site);
+        writer->out_of_memory |= !name;
+    }
+    if (!name) {
+        static const char none[] = "null,\"site\":null,\"sequence\":null}\n";
+        karst_write(writer, KARST_STYLE_PLAIN, text, (size_t)(at - text));
+        karst_write(writer, KARST_STYLE_PLAIN, none, sizeof none - 1);
+        return;
+    }
+    at = put_decimal(at, mark.size);
+    at = stpcpy(at, ",\"site\":");
+    karst_write(writer, KARST_STYLE_PLAIN, text, (size_t)(at - text));
+    karst_write(writer, KARST_STYLE_PLAIN, name->quoted, strlen(name->quoted));
+    at = stpcpy(text, ",\"sequence\":");
+    at = put_decimal(at, mark.sequence);
+    at = stpcpy(at, "}\n");
+    karst_write(writer, KARST_STYLE_PLAIN, text, (size_t)(at - text));
+}
+
+void karst_block_line(struct karst_block_lines *lines, struct karst_writer *writer,
                       const struct karst_block *block) {
     const struct karst_line_names *names = &lines->heaps[block->heap];
     const struct line_end *arena =
@@ -171,4 +223,7 @@ void karst_block_line(const struct karst_block_lines *lines, struct karst_writer
     karst_write(writer, KARST_STYLE_PLAIN, line, (size_t)(at - line));
     karst_write(writer, KARST_STYLE_PLAIN, arena->text, arena->size);
     karst_write(writer, KARST_STYLE_PLAIN, bin->text, bin->size);
+    if (lines->marked) {
+        write_asked(lines, writer, block);
+    }
 }

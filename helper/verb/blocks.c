@@ -65,7 +65,8 @@ struct listing {
     struct karst_table *table; /* text */
     json_t *list;              /* JSON, bounded */
     struct karst_block_lines lines;
-    bool as_lines; /* JSON, unbounded */
+    struct karst_site_names sites; /* text */
+    bool as_lines;                 /* JSON, unbounded */
 };
 
 static bool arena_passes(void *context, const struct karst_heap *heap, uint32_t arena) {
@@ -85,7 +86,7 @@ static void show(struct listing *listing, const struct karst_block *block) {
     } else if (listing->list) {
         karst_json_append(&call->writer, listing->list, karst_block_json(call, block));
     } else {
-        karst_block_row(call, listing->table, block);
+        karst_block_row(call, listing->table, &listing->sites, block);
         if (listing->shown % FLUSH_ROWS == FLUSH_ROWS - 1) {
             karst_table_flush(listing->table);
         }
@@ -229,7 +230,7 @@ static bool run(struct karst_call *call) {
     if (!check_options(call)) {
         return false;
     }
-    struct listing listing = {.call = call};
+    struct listing listing = {.call = call, .sites = {.session = call->session}};
     bool done = open_listing(&listing) || karst_fail_memory(call->error);
     done = done && karst_filter_walk(&listing.filter, call->error);
     if (done) {
@@ -239,6 +240,7 @@ static bool run(struct karst_call *call) {
     json_decref(listing.list);
     karst_largest_close(&listing.largest);
     karst_block_lines_close(&listing.lines);
+    karst_site_names_close(&listing.sites);
     karst_filter_close(&listing.filter);
     return done;
 }
@@ -247,22 +249,22 @@ const struct karst_verb karst_verb_blocks = {
     .name = "blocks",
     .group = KARST_GROUP_BLOCKS,
     .summary = "blocks, filtered by state, size, arena, bin or address",
-    .help = "One row for each block, in the order of their addresses: the address that the program holds (or "
-            "held), the bytes it takes with its header, the bytes the program may use, and for a block that "
-            "was freed the bin it is in. Without --all only the first are shown, but all that match are "
-            "counted.\n"
-            "\n"
-            "--json --all writes one object a line, {\"address\", \"size\", \"usable\", \"state\", "
-            "\"allocator\", \"arena\", \"bin\"}, for millions of blocks; --json alone one object with a "
-            "bounded list.",
+    .help =
+        "One row for each block, in the order of their addresses: the address that the program holds (or "
+        "held), the bytes it takes with its header, the bytes the program may use, and for a block that "
+        "was freed the bin it is in. Without --all only the first are shown, but all that match are "
+        "counted. In a program started with `karst run --mark` rows of live blocks also say what was asked "
+        "for and where.\n"
+        "\n"
+        "--json --all writes one object a line, {\"address\", \"size\", \"usable\", \"state\", "
+        "\"allocator\", \"arena\", \"bin\"}, for millions of blocks; --json alone one object with a "
+        "bounded list.",
     .json = "{\"blocks\": [...], \"shown\", \"skipped\", \"matched\", \"matched_bytes\", \"target\"}; with "
             "--all one "
             "block a line and nothing else. A block: {\"address\", \"size\", \"usable\", \"state\", "
             "\"allocator\", \"arena\", \"bin\"}; arena and bin are null where it has none. In a program "
-            "started with "
-            "`karst run --mark` a block of the bounded list also has \"requested\" (bytes asked for), "
-            "\"site\" and "
-            "\"sequence\", null where it is not marked.",
+            "started with `karst run --mark` a block also has \"requested\" (bytes asked for), "
+            "\"site\" and \"sequence\" (it rises with time), null where it is not live or not marked.",
     .options = options,
     .needs = KARST_NEEDS_BINS,
     .run = run,

@@ -3,6 +3,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "call_site.h"
 #include "flight.h"
 #include "marker_report.h"
 #include "recorded.h"
@@ -180,18 +181,6 @@ static void add_row(struct karst_call *call, struct karst_table *table, const st
     call->last_address = event->address ? event->address : event->old;
 }
 
-static void write_stack(struct karst_call *call, uint64_t site) {
-    uint64_t frames[KARST_SITE_FRAMES];
-    size_t depth = karst_marker_frames(karst_session_marker(call->session), call->session, site, frames);
-    for (size_t i = 0; i < depth; i++) {
-        char text[400];
-        karst_site_text(call->session, frames[i], text, sizeof text);
-        karst_print(&call->writer, "    ");
-        karst_print_address(&call->writer, frames[i]);
-        karst_print(&call->writer, " %s\n", text);
-    }
-}
-
 static void write_losses(struct karst_call *call, const struct karst_flight *flight) {
     struct karst_writer *writer = &call->writer;
     for (size_t i = 0; i < flight->ring_count; i++) {
@@ -222,7 +211,7 @@ static void write_text(struct karst_call *call, const struct karst_flight *fligh
         add_row(call, table, flight, event);
         if (call->options[OPTION_STACKS].given) {
             karst_table_flush(table);
-            write_stack(call, event->site);
+            karst_site_write_stack(call, event->site);
         } else if (i % 1000 == 999) {
             karst_table_flush(table);
         }
@@ -243,18 +232,7 @@ static json_t *event_json(struct karst_call *call, const struct karst_flight *fl
     bool gives = event->kind == KARST_FLIGHT_FREE || event->kind == KARST_FLIGHT_MOVE;
     bool sized = event->kind != KARST_FLIGHT_FREE && event->kind != KARST_FLIGHT_RELEASED;
     uint64_t block = gives ? event->address : event->old, gave = gives ? 0 : event->address;
-    json_t *one = karst_json_object(writer), *stack = karst_json_array(writer);
-    uint64_t frames[KARST_SITE_FRAMES];
-    size_t depth =
-        karst_marker_frames(karst_session_marker(call->session), call->session, event->site, frames);
-    for (size_t i = 0; i < depth; i++) {
-        char text[400];
-        json_t *frame = karst_json_object(writer);
-        karst_site_text(call->session, frames[i], text, sizeof text);
-        karst_json_set_address(writer, frame, "address", frames[i]);
-        karst_json_set_text(writer, frame, "text", text);
-        karst_json_append(writer, stack, frame);
-    }
+    json_t *one = karst_json_object(writer);
     karst_json_set_number(writer, one, "number", number);
     karst_json_set_number(writer, one, "time_ns", karst_flight_time(flight, event));
     karst_json_set_number(writer, one, "thread", (uint64_t)flight->rings[event->ring].header.thread);
@@ -262,7 +240,7 @@ static json_t *event_json(struct karst_call *call, const struct karst_flight *fl
     karst_json_set(writer, one, "size", sized ? json_integer((json_int_t)event->size) : json_null());
     karst_json_set(writer, one, "block", block ? karst_json_address(block) : json_null());
     karst_json_set(writer, one, "gave", gave ? karst_json_address(gave) : json_null());
-    karst_json_set(writer, one, "stack", stack);
+    karst_json_set(writer, one, "stack", karst_site_stack_json(call, event->site));
     return one;
 }
 

@@ -152,19 +152,28 @@ bool karst_marker_describe(struct karst *session, const struct karst_block *bloc
     return done;
 }
 
+bool karst_marker_has_marks(struct karst *session) {
+    return marks_of(session) != NULL;
+}
+
+bool karst_marker_asked(struct karst *session, const struct karst_block *block, struct karst_mark_of *mark) {
+    struct karst_marker *marker = marks_of(session);
+    if (!marker || block->state != KARST_STATE_LIVE) {
+        return false;
+    }
+    *mark = karst_marker_mark(marker, block->address);
+    return mark->state == KARST_MARK_LIVE && mark->readable;
+}
+
 void karst_marker_set_json(struct karst_call *call, const struct karst_block *block, json_t *object) {
-    struct karst_marker *marker = marks_of(call->session);
-    if (!marker) {
+    struct karst_mark_of mark;
+    char site[400];
+    if (!karst_marker_has_marks(call->session)) {
         return;
     }
-    struct karst_mark_of mark = {.state = KARST_MARK_NONE};
-    if (block->state == KARST_STATE_LIVE) {
-        mark = karst_marker_mark(marker, block->address);
-    }
-    bool known = mark.state == KARST_MARK_LIVE && mark.readable;
-    char site[400];
+    bool known = karst_marker_asked(call->session, block, &mark);
     if (known) {
-        karst_site_summary(marker, call->session, mark.site, site, sizeof site);
+        karst_site_summary(marks_of(call->session), call->session, mark.site, site, sizeof site);
     }
     karst_json_set_known(&call->writer, object, "requested", known ? mark.size : UINT64_MAX);
     karst_json_set_text(&call->writer, object, "site", known ? site : NULL);

@@ -13,7 +13,11 @@ bool karst_marker_describe(struct karst *session, const struct karst_block *bloc
 /* `block`: a fact of what the flight recorder kept of an address, if anything; in history.c. */
 bool karst_history_describe(struct karst *session, uint64_t address, struct karst_facts *facts,
                             struct karst_error *error);
-/* `blocks`: adds "requested" and "site" to a block's object if there are marks. */
+/* Blocks are marked in the program. */
+bool karst_marker_has_marks(struct karst *session);
+/* What was asked for a block, where and when, if it is live and marked; else false. */
+bool karst_marker_asked(struct karst *session, const struct karst_block *block, struct karst_mark_of *mark);
+/* `blocks`: adds "requested", "site" and "sequence" to a block's object if there are marks. */
 void karst_marker_set_json(struct karst_call *call, const struct karst_block *block, json_t *object);
 /* `check`: blocks that were written beyond their end. */
 bool karst_marker_check(struct karst *session, struct karst_findings *findings, struct karst_error *error);

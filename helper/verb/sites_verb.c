@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "call_site.h"
 #include "sites.h"
 #include "trap_spec.h"
 #include "verb.h"
@@ -53,21 +54,12 @@ static size_t count_shown(const struct karst_call *call, const struct karst_site
     return limit < sites->count ? (size_t)limit : sites->count;
 }
 
-static void write_stack(struct karst_call *call, const struct karst_marker *marker,
-                        const struct karst_site *item) {
-    uint64_t frames[KARST_SITE_FRAMES];
-    size_t depth = karst_marker_frames(marker, call->session, item->site, frames);
+static void write_stack(struct karst_call *call, const struct karst_site *item) {
     struct karst_writer *writer = &call->writer;
     karst_print(writer, "%s in %s block%s from %s\n", karst_size_text(writer, item->bytes).text,
                 karst_count_text(item->blocks).text, karst_plural(item->blocks),
                 karst_function_name(item->function));
-    for (size_t i = 0; i < depth; i++) {
-        char text[400];
-        karst_site_text(call->session, frames[i], text, sizeof text);
-        karst_print(writer, "    ");
-        karst_print_address(writer, frames[i]);
-        karst_print(writer, " %s\n", text);
-    }
+    karst_site_write_stack(call, item->site);
 }
 
 static void write_table(struct karst_call *call, const struct karst_marker *marker,
@@ -97,7 +89,7 @@ static void write_text(struct karst_call *call, const struct karst_marker *marke
     uint64_t damaged = 0;
     if (call->options[OPTION_STACKS].given) {
         for (size_t i = 0; i < shown; i++) {
-            write_stack(call, marker, &sites->items[i]);
+            write_stack(call, &sites->items[i]);
         }
     } else {
         write_table(call, marker, sites, shown);
@@ -115,25 +107,14 @@ static void write_text(struct karst_call *call, const struct karst_marker *marke
     }
 }
 
-static void write_json(struct karst_call *call, const struct karst_marker *marker,
-                       const struct karst_sites *sites) {
+static void write_json(struct karst_call *call, const struct karst_sites *sites) {
     struct karst_writer *writer = &call->writer;
     json_t *root = karst_json_object(writer), *list = karst_json_array(writer);
     size_t shown = count_shown(call, sites);
     for (size_t i = 0; i < shown; i++) {
         const struct karst_site *item = &sites->items[i];
-        json_t *one = karst_json_object(writer), *stack = karst_json_array(writer);
-        uint64_t frames[KARST_SITE_FRAMES];
-        size_t depth = karst_marker_frames(marker, call->session, item->site, frames);
-        for (size_t k = 0; k < depth; k++) {
-            char text[400];
-            json_t *frame = karst_json_object(writer);
-            karst_site_text(call->session, frames[k], text, sizeof text);
-            karst_json_set_address(writer, frame, "address", frames[k]);
-            karst_json_set_text(writer, frame, "text", text);
-            karst_json_append(writer, stack, frame);
-        }
-        karst_json_set(writer, one, "stack", stack);
+        json_t *one = karst_json_object(writer);
+        karst_json_set(writer, one, "stack", karst_site_stack_json(call, item->site));
         karst_json_set_text(writer, one, "function", karst_function_name(item->function));
         karst_json_set_number(writer, one, "blocks", item->blocks);
         karst_json_set_number(writer, one, "bytes", item->bytes);
@@ -176,7 +157,7 @@ static bool run(struct karst_call *call) {
                                                : by_age);
         }
         if (call->json) {
-            write_json(call, marker, &sites);
+            write_json(call, &sites);
         } else {
             write_text(call, marker, &sites);
         }

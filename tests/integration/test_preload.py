@@ -312,6 +312,32 @@ def test_blocks_and_block_say_what_was_asked_for(directory: Path) -> None:
         assert facts["allocated"].startswith("by malloc at hand+")
 
 
+def test_lists_of_blocks_say_what_was_asked_for(directory: Path) -> None:
+    """Each live block of a list against its page, as text and as lines; and nothing of it where there are no marks."""
+    with running("--mark", program=(CALLS, "hand", "1", "2000"), directory=directory) as program:
+        target = Target.process(program.pid)
+        lines = [json.loads(line) for line in target.run("blocks", "--all", "--json").stdout.splitlines()]
+        table = target.run("blocks", "--all", "--bytes").stdout.splitlines()
+        rows = {row.split()[0]: row for row in table[1:-1]}
+        assert table[0].split()[-2:] == ["asked", "site"] and len(rows) == len(lines)
+        assert lines == target.json("blocks", "--limit", "100000")["blocks"]
+        asked = [block for block in lines if block["requested"] is not None]
+        assert len(asked) >= 30 and all(block["state"] == "live" for block in asked)
+        for block in asked:
+            assert block["requested"] + 32 <= block["usable"] and block["sequence"]
+            assert re.search(rf" {block['requested']:,}  {re.escape(block['site'])}$", rows[block["address"]])
+        for block in asked[:3]:
+            facts = {fact["name"]: fact["text"] for fact in target.json("block", block["address"])["facts"]}
+            assert facts["asked for"] == f"{block['requested']} bytes" and f" at {block['site']}, " in facts["allocated"]
+        for block in lines:
+            if block["requested"] is None:
+                assert block["site"] is None and block["sequence"] is None
+    with running(program=(CALLS, "hand", "1", "2000"), directory=directory) as program:
+        target = Target.process(program.pid)
+        assert "site" not in target.run("blocks").stdout.splitlines()[0]
+        assert not {"requested", "site"} & set(json.loads(target.run("blocks", "--all", "--json").stdout.splitlines()[0]))
+
+
 def test_check_finds_what_was_written_beyond_the_end(directory: Path) -> None:
     source = directory / "beyond.c"
     source.write_text("#include <stdio.h>\n#include <stdlib.h>\n#include <unistd.h>\n"
