@@ -120,38 +120,29 @@ static bool fires_before(const struct karst_trap *trap, const struct call *call)
 
 /* ---- firing ---------------------------------------------------------------------------------------- */
 
+/* On aarch64 brk leaves the program counter where it is; debuggers know its number 0xf000 as theirs and step
+ * over. */
 #if defined(__x86_64__)
-__asm__(".text\n"
-        ".globl karst_trap_stop\n"
-        ".type karst_trap_stop, @function\n"
-        ".balign 16\n"
-        "karst_trap_stop:\n"
-        ".cfi_startproc\n"
-        "    int3\n"
-        "    ret\n"
-        ".cfi_endproc\n"
-        ".size karst_trap_stop, . - karst_trap_stop\n"
-        ".globl karst_trap_stop_end\n"
-        ".hidden karst_trap_stop_end\n"
-        "karst_trap_stop_end:\n");
+#define TRAP_INSTRUCTION "int3"
 #elif defined(__aarch64__)
-/* brk leaves the program counter where it is; debuggers know its number 0xf000 as theirs and step over. */
-__asm__(".text\n"
-        ".globl karst_trap_stop\n"
-        ".type karst_trap_stop, @function\n"
-        ".balign 16\n"
-        "karst_trap_stop:\n"
-        ".cfi_startproc\n"
-        "    brk #0xf000\n"
-        "    ret\n"
-        ".cfi_endproc\n"
-        ".size karst_trap_stop, . - karst_trap_stop\n"
-        ".globl karst_trap_stop_end\n"
-        ".hidden karst_trap_stop_end\n"
-        "karst_trap_stop_end:\n");
+#define TRAP_INSTRUCTION "brk #0xf000"
 #else
 #error "no trap instruction for this machine"
 #endif
+
+__asm__(".text\n"
+        ".globl karst_trap_stop\n"
+        ".type karst_trap_stop, @function\n"
+        ".balign 16\n"
+        "karst_trap_stop:\n"
+        ".cfi_startproc\n"
+        "    " TRAP_INSTRUCTION "\n"
+        "    ret\n"
+        ".cfi_endproc\n"
+        ".size karst_trap_stop, . - karst_trap_stop\n"
+        ".globl karst_trap_stop_end\n"
+        ".hidden karst_trap_stop_end\n"
+        "karst_trap_stop_end:\n");
 
 static void send_signal(int number) {
     long pid = system_call(SYS_getpid, 0, 0, 0, 0, 0, 0);
