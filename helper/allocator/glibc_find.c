@@ -4,10 +4,9 @@
  * mp_: by symbol, else beside main_arena by its defaults and sums. What the arenas consist of is found in
  * glibc_extents.c, the threads' caches in glibc_bins.c. */
 #include "glibc.h"
+#include "inside.h"
 
-#include <elf.h>
 #include <inttypes.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -507,66 +506,16 @@ static bool read_arenas(struct glibc_heap *glibc) {
 /* ---- threads inside
  * ------------------------------------------------------------------------------------------ */
 
-/* A thread that waits in a system call which malloc does not make is not inside, whatever old return
- * addresses still stand on its stack. */
-static bool waits_elsewhere(struct karst_target *target, const struct karst_thread *thread) {
-    /* mmap, mprotect, munmap, brk, mremap, madvise, prctl, futex, getrandom; write, when it complains. */
-    static const uint16_t own[] = {1, 9, 10, 11, 12, 20, 25, 28, 157, 202, 318};
-    const unsigned orig_rax = 15;
-    uint8_t instruction[2];
-    if (target->machine != EM_X86_64 || thread->register_count <= orig_rax ||
-        thread->registers[orig_rax] > 1023 ||
-        !karst_target_read_all(target, thread->program_counter - 2, instruction, 2) ||
-        instruction[0] != 0x0f || instruction[1] != 0x05) {
-        return false;
-    }
-    for (size_t i = 0; i < sizeof own / sizeof *own; i++) {
-        if (thread->registers[orig_rax] == own[i]) {
-            return false;
-        }
-    }
-    return true;
-}
-
 bool glibc_thread_inside(struct glibc_heap *glibc, const struct karst_thread *thread) {
-    static const char *const functions[] = {"malloc",      "free",           "calloc",        "realloc",
-                                            "memalign",    "posix_memalign", "aligned_alloc", "malloc_trim",
-                                            "malloc_info", "mallinfo2"};
-    struct karst_target *target = glibc->heap.target;
-    uint64_t words[256];
-    if (waits_elsewhere(target, thread)) {
-        return false;
-    }
-    size_t bytes =
-        thread->stack_pointer ? karst_target_read(target, thread->stack_pointer, words, sizeof words) : 0;
-    for (size_t f = 0; f < sizeof functions / sizeof *functions; f++) {
-        struct karst_symbol symbol;
-        if (!karst_module_symbol(target, glibc->module, functions[f], &symbol) || symbol.size == 0) {
-            continue;
-        }
-        if (thread->program_counter - symbol.address < symbol.size) {
-            return true;
-        }
-        /* Called from there: a return address into it on top of the stack. */
-        for (size_t i = 0; i < bytes / 8; i++) {
-            if (words[i] - symbol.address - 1 < symbol.size) {
-                return true;
-            }
-        }
-    }
-    return false;
+    static const char *const functions[] = {
+        "malloc",        "free",        "calloc",      "realloc",   "memalign", "posix_memalign",
+        "aligned_alloc", "malloc_trim", "malloc_info", "mallinfo2", NULL};
+    return karst_thread_inside(glibc->heap.target, glibc->module, thread, functions, false);
 }
 
-/* Did the program die inside malloc, by malloc's own abort or a fault? What it was at work on is damaged, not
- * half done. A core's first thread is the one that died; the signal stands at all of them. */
 static bool died_inside(struct glibc_heap *glibc) {
     const struct karst_target *target = glibc->heap.target;
-    if (target->kind != KARST_TARGET_CORE || target->thread_count == 0) {
-        return false;
-    }
-    int32_t signal = target->threads[0].signal;
-    return (signal == SIGABRT || signal == SIGSEGV || signal == SIGBUS) &&
-           glibc_thread_inside(glibc, &target->threads[0]);
+    return karst_died_of_signal(target) && glibc_thread_inside(glibc, &target->threads[0]);
 }
 
 /* Which threads are inside, and so which caches may be half changed. *inside: how many, the one that died

@@ -1,5 +1,6 @@
 /* jemalloc: what its parts share. jemalloc_layout.c has the layouts of its versions as data, jemalloc_find.c
- * finds the roots of 5.x, jemalloc_chunks.c the chunks of 3.x and 4.x, jemalloc_tcache.c the threads' caches;
+ * finds the roots of 5.x, jemalloc_find_chunks.c the chunks of 3.x and 4.x, which jemalloc_chunks.c reads as
+ * jemalloc_extents.c does 5.x's extents, jemalloc_tcache.c the threads' caches;
  * jemalloc.c walks, jemalloc_check.c checks. Facts: docs/allocators/jemalloc.md.
  *
  * All versions come down to page runs (struct jemalloc_run): what 5.x calls extents and slabs, 3.x and 4.x
@@ -60,6 +61,9 @@ struct jemalloc_layout {
 
 extern const struct jemalloc_layout jemalloc_layouts[];
 extern const size_t jemalloc_layout_count;
+extern const struct jemalloc_layout
+    jemalloc_chunk_layouts[]; /* 3.x and 4.x: where chunks are the default size */
+extern const size_t jemalloc_chunk_layout_count;
 
 /* Bytes of a region or block of size class index; UINT64_MAX: there is no such class. All versions, 4 classes
  * a doubling and 16-byte quantum. */
@@ -143,7 +147,13 @@ struct jemalloc_pages {
     uint8_t scratch[512];
 };
 
-struct jemalloc_chunk; /* jemalloc_chunks.c */
+/* 3.x, 4.x */
+struct jemalloc_chunk {
+    uint64_t address, size;
+    uint64_t arena_address;
+    uint32_t arena;
+    bool huge;
+};
 
 struct jemalloc_heap {
     struct karst_heap heap;
@@ -227,14 +237,17 @@ bool jemalloc_walk_extents(struct jemalloc_heap *jemalloc, uint64_t start, uint6
 
 /* ---- 3.x, 4.x --------------------------------------------------------------------------------------- */
 
-bool jemalloc_find_chunks(struct karst *session, struct karst_error *error);
 bool jemalloc_walk_chunks(struct jemalloc_heap *jemalloc, uint64_t start, uint64_t end,
                           jemalloc_run_fn *visit, void *context);
 bool jemalloc_chunk_run_of(struct jemalloc_heap *jemalloc, uint64_t address, struct jemalloc_run *run);
+/* How many of a chunk's first runs have headers that agree with its map: what tells layouts apart. 0: its map
+ * makes no sense by the layout in use. */
+unsigned jemalloc_chunk_fit(struct jemalloc_heap *jemalloc, const struct jemalloc_chunk *chunk);
 
 /* ---- finding, over files; each false: out of memory ------------------------------------------------- */
 
 bool jemalloc_find(struct karst *session, struct karst_error *error);
+bool jemalloc_find_chunks(struct karst *session, struct karst_error *error);
 struct jemalloc_heap *jemalloc_open(struct karst *session, struct karst_module *module);
 void jemalloc_close(struct karst_heap *heap);
 /* The arenas' rows up to index count - 1. */

@@ -5,22 +5,21 @@
  * own places in the tree. The version is the one that the library names, if what was found agrees; else the
  * row of the table that fits best. The arenas are found by what they are: each knows its number and the
  * memory it came from. */
+#include "inside.h"
 #include "jemalloc.h"
 
 #include <inttypes.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define PAGE              4096u
-#define LEAF_ENTRIES_48   (1u << 18) /* RTREE_NSB 36, in two levels */
-#define NODE_ENTRIES_57   (1u << 15) /* RTREE_NSB 45, in three */
-#define ELEMENTS_TRIED    64u
-#define EXTENTS_SCORED    4096u
-#define BASE_BLOCKS_MAX   65536u
-#define RETURNS_LOOKED_AT 32u
-#define ALL_ADDRESSES     (1ull << 47)
+#define PAGE            4096u
+#define LEAF_ENTRIES_48 (1u << 18) /* RTREE_NSB 36, in two levels */
+#define NODE_ENTRIES_57 (1u << 15) /* RTREE_NSB 45, in three */
+#define ELEMENTS_TRIED  64u
+#define EXTENTS_SCORED  4096u
+#define BASE_BLOCKS_MAX 65536u
+#define ALL_ADDRESSES   (1ull << 47)
 
 /* ---- the root --------------------------------------------------------------------------------------- */
 
@@ -534,40 +533,13 @@ static bool choose_layout(struct jemalloc_heap *jemalloc, const struct root *roo
 /* ---- threads inside --------------------------------------------------------------------------------- */
 
 static bool thread_inside(struct jemalloc_heap *jemalloc, const struct karst_thread *thread) {
-    static const char *const functions[] = {"malloc",   "free",     "calloc",         "realloc",
-                                            "memalign", "mallocx",  "posix_memalign", "aligned_alloc",
-                                            "rallocx",  "sdallocx", "dallocx",        "mallctl"};
-    struct karst_target *target = jemalloc->heap.target;
-    uint64_t words[256];
-    size_t bytes =
-        thread->stack_pointer ? karst_target_read(target, thread->stack_pointer, words, sizeof words) : 0;
+    static const char *const functions[] = {
+        "malloc",        "free",    "calloc",   "realloc", "memalign", "mallocx", "posix_memalign",
+        "aligned_alloc", "rallocx", "sdallocx", "dallocx", "mallctl",  NULL};
     const struct karst_module *module = jemalloc->module;
     /* Its functions call one another: anywhere in a library of that name is inside. */
     bool library = module && strstr(base_name(module->path), "jemalloc");
-    if (library && thread->program_counter - module->start < module->end - module->start) {
-        return true;
-    }
-    /* It called somebody (madvise, memset): a return address into it on top of the stack. */
-    for (size_t i = 0; library && i < bytes / 8 && i < RETURNS_LOOKED_AT; i++) {
-        if (words[i] - module->start < module->end - module->start) {
-            return true;
-        }
-    }
-    for (size_t f = 0; module && f < sizeof functions / sizeof *functions; f++) {
-        struct karst_symbol symbol;
-        if (!karst_module_symbol(target, jemalloc->module, functions[f], &symbol) || symbol.size == 0) {
-            continue;
-        }
-        if (thread->program_counter - symbol.address < symbol.size) {
-            return true;
-        }
-        for (size_t i = 0; i < bytes / 8; i++) {
-            if (words[i] - symbol.address - 1 < symbol.size) {
-                return true;
-            }
-        }
-    }
-    return false;
+    return karst_thread_inside(jemalloc->heap.target, jemalloc->module, thread, functions, library);
 }
 
 static bool note_flux(struct jemalloc_heap *jemalloc) {
@@ -575,8 +547,7 @@ static bool note_flux(struct jemalloc_heap *jemalloc) {
     bool running = !target->stopped && target->kind == KARST_TARGET_PROCESS;
     for (size_t i = 0; i < target->thread_count; i++) {
         const struct karst_thread *thread = &target->threads[i];
-        bool died = i == 0 && target->kind == KARST_TARGET_CORE &&
-                    (thread->signal == SIGABRT || thread->signal == SIGSEGV || thread->signal == SIGBUS);
+        bool died = i == 0 && karst_died_of_signal(target);
         if (!thread_inside(jemalloc, thread)) {
             continue;
         }

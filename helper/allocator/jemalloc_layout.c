@@ -2,7 +2,8 @@
  * and 5.2.1: extent_structs.h, arena_structs_b.h, base_structs.h, tcache_structs.h, rtree.h; 5.3.0 and 5.3.1:
  * edata.h, arena_structs.h, base.h, tcache_structs.h, cache_bin.h, rtree.h), and the debug info of builds of
  * them with default options, with --enable-prof, and with --with-lg-vaddr=57. Profiling moves nothing that is
- * used here. */
+ * used here. Of 3.x and 4.x: arena.h, extent.h and tcache.h of 3.5.1, 3.6.0, 4.0.4, 4.2.1, 4.4.0 and 4.5.0.
+ */
 #include "jemalloc.h"
 
 #define NONE16 (JEMALLOC_NOT_THERE & 0xffff)
@@ -60,6 +61,46 @@ const struct jemalloc_layout jemalloc_layouts[] = {
 };
 /* clang-format on */
 const size_t jemalloc_layout_count = sizeof jemalloc_layouts / sizeof *jemalloc_layouts;
+
+/* ---- 3.x, 4.x ---------------------------------------------------------------------------------------- */
+
+#define SHAPE_4(name, misc_offset_of_run, tcaches, huge_list, huge_next, self, below, bins)                  \
+    {                                                                                                        \
+        .version = (name), .major = 4, .arena_tcaches = (tcaches), .ring_to_tcache = NONE16,                 \
+        .own_stack = NONE16, .mutex_locked = NONE16, .tcache_bins = (bins), .tcache_large = NONE16,          \
+        .tcache_bin_size = 32, .tcache_classes = 41, .stack_below = (below), .arena_index = 0,               \
+        .lg_chunk = 21, .map = (self), .map_entry = 8, .map_bits = 0, .flag_dirty = 0x10, .class_shift = 5,  \
+        .pages_shift = 13, .misc = 96, .misc_run = (misc_offset_of_run), .chunk_self = 8,                    \
+        .chunk_is_arenas = (self) >= 120 ? 34 : 26, .arena_huge = (huge_list), .huge_link = (huge_next)      \
+    }
+
+const struct jemalloc_layout jemalloc_chunk_layouts[] = {
+    {.version = "3.6.0",
+     .major = 3,
+     .arena_tcaches = 120,
+     .ring_to_tcache = NONE16,
+     .own_stack = NONE16,
+     .mutex_locked = NONE16,
+     .tcache_bins = 40,
+     .tcache_large = NONE16,
+     .tcache_bin_size = 32,
+     .tcache_classes = 36,
+     .lg_chunk = 22,
+     .map = 48,
+     .map_entry = 24,
+     .map_bits = 16,
+     .flag_dirty = 8,
+     .class_shift = 4,
+     .pages_shift = 12,
+     .arena_bins = 288,
+     .arena_bin_size = 152},
+    SHAPE_4("4.5.0", 24, 224, 2088, 80, 120, true, 40),
+    SHAPE_4("4.2.1", 24, 224, 2080, 72, 104, true, 40),
+    SHAPE_4("4.0.4", 16, 168, 464, 72, 104, false, 32),
+};
+const size_t jemalloc_chunk_layout_count = sizeof jemalloc_chunk_layouts / sizeof *jemalloc_chunk_layouts;
+
+/* ---- size classes ------------------------------------------------------------------------------------ */
 
 /* src/sc.c: 8, then multiples of 16 up to 128, then four to each doubling. */
 uint64_t jemalloc_class_size(uint32_t index) {

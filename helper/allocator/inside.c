@@ -1,0 +1,75 @@
+#include "inside.h"
+
+#include <elf.h>
+#include <signal.h>
+
+#define WORDS_LOOKED_AT   256u /* of the stack's top, for a return address into a function */
+#define RETURNS_LOOKED_AT 32u  /* the same, into any function of a library that is an allocator's */
+
+/* A thread that waits in a system call which malloc does not make is not inside, whatever old return
+ * addresses still stand on its stack. */
+static bool waits_elsewhere(struct karst_target *target, const struct karst_thread *thread) {
+    /* mmap, mprotect, munmap, brk, sched_yield, mremap, madvise, prctl, futex, getrandom; write, when it
+     * complains. */
+    static const uint16_t own[] = {1, 9, 10, 11, 12, 20, 24, 25, 28, 157, 202, 318};
+    const unsigned orig_rax = 15;
+    uint8_t instruction[2];
+    if (target->machine != EM_X86_64 || thread->register_count <= orig_rax ||
+        thread->registers[orig_rax] > 1023 ||
+        !karst_target_read_all(target, thread->program_counter - 2, instruction, 2) ||
+        instruction[0] != 0x0f || instruction[1] != 0x05) {
+        return false;
+    }
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++) {
+        if (thread->registers[orig_rax] == own[i]) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool in_module(const struct karst_module *module, const struct karst_thread *thread,
+                      const uint64_t *words, size_t count) {
+    bool inside = thread->program_counter - module->start < module->end - module->start;
+    for (size_t i = 0; i < count && i < RETURNS_LOOKED_AT; i++) {
+        inside = inside || words[i] - module->start < module->end - module->start;
+    }
+    return inside;
+}
+
+static bool in_function(const struct karst_symbol *function, const struct karst_thread *thread,
+                        const uint64_t *words, size_t count) {
+    bool inside = thread->program_counter - function->address < function->size;
+    for (size_t i = 0; i < count; i++) {
+        inside = inside || words[i] - function->address - 1 < function->size;
+    }
+    return inside;
+}
+
+bool karst_thread_inside(struct karst_target *target, struct karst_module *module,
+                         const struct karst_thread *thread, const char *const *functions, bool whole) {
+    uint64_t words[WORDS_LOOKED_AT];
+    if (!module || waits_elsewhere(target, thread)) {
+        return false;
+    }
+    size_t count = thread->stack_pointer
+                       ? karst_target_read(target, thread->stack_pointer, words, sizeof words) / sizeof *words
+                       : 0;
+    if (whole && in_module(module, thread, words, count)) {
+        return true;
+    }
+    for (; *functions; functions++) {
+        struct karst_symbol symbol;
+        if (karst_module_symbol(target, module, *functions, &symbol) && symbol.size != 0 &&
+            in_function(&symbol, thread, words, count)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+bool karst_died_of_signal(const struct karst_target *target) {
+    return target->kind == KARST_TARGET_CORE && target->thread_count != 0 &&
+           (target->threads[0].signal == SIGABRT || target->threads[0].signal == SIGSEGV ||
+            target->threads[0].signal == SIGBUS);
+}
