@@ -92,6 +92,7 @@ static void read_pages(int64_t task, struct karst_rss *rss) {
     size_t size;
     char *statm = process_file(task, "statm", &size);
     if (statm) {
+        rss->mapped = pages_at(statm, 0);
         rss->resident[KARST_RSS_STATM] = pages_at(statm, 1);
     }
     free(statm);
@@ -142,6 +143,7 @@ bool karst_rss_read(int64_t pid, bool with_forked, struct karst_rss *rss, struct
                               .parent = status.parent,
                               .has_memory = status.has_memory,
                               .resident = {UINT64_MAX, UINT64_MAX, UINT64_MAX, UINT64_MAX},
+                              .mapped = UINT64_MAX,
                               .anonymous = UINT64_MAX,
                               .file = UINT64_MAX,
                               .shmem = UINT64_MAX,

@@ -20,6 +20,7 @@ struct karst_rss {
     char name[64];
     bool has_memory; /* false: a kernel thread, or it has ended */
     uint64_t resident[KARST_RSS_SOURCES];
+    uint64_t mapped; /* VSS: all that it has mapped, whether there are pages or not (statm's first field) */
     /* status: the kernel's counters by kind, what is swapped out, the highest VmRSS so far */
     uint64_t anonymous, file, shmem, swap, peak;
     /* smaps_rollup: mapped by this process alone, or by several; PSS shares each page out among them */

@@ -4,11 +4,12 @@
 #include <string.h>
 
 #include "cpython_census.h"
+#include "pools_pages.h"
 #include "pymalloc.h"
 #include "verb.h"
 #include "verbs.h"
 
-enum { OPTION_CLASSES, OPTION_BLOCKS, OPTION_SORT, OPTION_LIMIT, OPTION_ALL };
+enum { OPTION_CLASSES, OPTION_BLOCKS, OPTION_PAGES, OPTION_SORT, OPTION_LIMIT, OPTION_ALL };
 
 #define DEFAULT_LIMIT 20
 /* An arena with less of it live than this is pinned by what is live. */
@@ -20,6 +21,11 @@ static const struct karst_verb_option options[] = {
                         NULL},
     [OPTION_BLOCKS] = {"blocks", 0, KARST_VALUE_ADDRESS, "ADDR",
                        "the live blocks of the arena that holds ADDR, and what they are", NULL},
+    [OPTION_PAGES] =
+        {"pages", 0, KARST_VALUE_FLAG, NULL,
+         "which pages of all heaps a fork still shares, which are the process's own, and what is "
+         "on them",
+         NULL},
     [OPTION_SORT] = {"sort", 0, KARST_VALUE_TEXT, "KEY",
                      "the least that is live first (what pins an arena), or by address", "live|address"},
     [OPTION_LIMIT] = {"limit", 'n', KARST_VALUE_COUNT, "N", "show N rows (20)", NULL},
@@ -542,6 +548,9 @@ static bool say_none(struct karst_call *call) {
 }
 
 static bool run(struct karst_call *call) {
+    if (call->options[OPTION_PAGES].given) {
+        return karst_pools_write_pages(call, limit_of(call));
+    }
     json_t *heaps = call->json ? karst_json_array(&call->writer) : NULL;
     size_t count_met = 0;
     for (size_t i = 0; i < call->session->heap_count; i++) {
@@ -589,20 +598,32 @@ const struct karst_verb karst_verb_pools = {
         "`free` are free pools, `own` the resident bytes that no other process has: after a fork, what the "
         "child "
         "copied. Counting references writes to the pages of objects that are only looked at, so that shared "
-        "arenas become a process's own little by little.",
-    .json = "{\"heaps\": [...], \"target\"}. Each of heaps: {\"name\", \"version\", \"arena_size\", "
-            "\"pool_size\", \"total\": "
-            "{\"pools\", \"free_pools\", \"live_blocks\", \"live_bytes\", \"unused_bytes\" (in pools of a "
-            "class), "
-            "\"resident_bytes\", \"own_bytes\" (null: can't be told)}, \"pinned\": {\"arenas\", \"blocks\", "
-            "\"bytes\"}} and "
-            "{\"arenas\": [as total, and \"address\", \"live\": [{\"type\" (null: no object), \"blocks\", "
-            "\"bytes\"}]], "
-            "\"shown\", \"matched\"}; with --classes {\"classes\": [{\"size\", \"pools\", \"live\", "
-            "\"free\", \"unused_bytes\", "
-            "\"lost_bytes\"}]}; with --blocks {\"arena\", \"blocks\": [{\"address\", \"size\", \"object\", "
-            "\"type\", "
-            "\"text\"}], \"shown\", \"matched\"}.",
+        "arenas become a process's own little by little. --pages goes through all heaps, malloc's too, and "
+        "sorts the "
+        "process's own pages by what is on them: headers that a collection writes to, counts of references, "
+        "or "
+        "neither.",
+    .json =
+        "{\"heaps\": [...], \"target\"}. Each of heaps: {\"name\", \"version\", \"arena_size\", "
+        "\"pool_size\", \"total\": "
+        "{\"pools\", \"free_pools\", \"live_blocks\", \"live_bytes\", \"unused_bytes\" (in pools of a "
+        "class), "
+        "\"resident_bytes\", \"own_bytes\" (null: can't be told)}, \"pinned\": {\"arenas\", \"blocks\", "
+        "\"bytes\"}} and "
+        "{\"arenas\": [as total, and \"address\", \"live\": [{\"type\" (null: no object), \"blocks\", "
+        "\"bytes\"}]], "
+        "\"shown\", \"matched\"}; with --classes {\"classes\": [{\"size\", \"pools\", \"live\", "
+        "\"free\", \"unused_bytes\", "
+        "\"lost_bytes\"}]}; with --blocks {\"arena\", \"blocks\": [{\"address\", \"size\", \"object\", "
+        "\"type\", "
+        "\"text\"}], \"shown\", \"matched\"}. With --pages {\"runtimes\", \"target\"}; each of runtimes: "
+        "{\"version\", \"total\": {\"resident_bytes\", \"shared_bytes\", \"own_bytes\", \"own\": "
+        "{\"collector\", "
+        "\"counts\", \"writes\"}, \"shared\": {same}}, \"groups\": [as total, and \"memory\", "
+        "\"extents\"], "
+        "\"extents\": [as total, and \"address\", \"size\", \"allocator\", \"kind\", \"text\" (of a block "
+        "with a mapping "
+        "of its own, or null)], \"shown\", \"matched\"}.",
     .options = options,
     .needs = KARST_NEEDS_TARGET,
     .run = run,

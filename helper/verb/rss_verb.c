@@ -76,6 +76,7 @@ static void write_figures(struct karst_writer *writer, const struct karst_rss *r
         {"shared clean", rss->shared_clean, "mapped by others too"},
         {"shared dirty", rss->shared_dirty, "mapped by others too, and written to"},
         {"PSS", rss->pss, "private, and its part of what is shared"},
+        {"mapped (VSS)", rss->mapped, "address space, with what has no page and takes no memory"},
         {"anonymous", rss->anonymous, "heaps, stacks, data written to (RssAnon)"},
         {"file", rss->file, "of mapped files (RssFile)"},
         {"shared memory", rss->shmem, "shmem, tmpfs, memfd (RssShmem)"},
@@ -280,6 +281,7 @@ static void write_member(struct karst_table *table, const struct tree_process *p
                          const struct karst_rss *rss, const struct karst_rss_trial *trial) {
     unsigned indent = process->depth < 20 ? 2 * process->depth : 40;
     karst_table_text(table, KARST_STYLE_PLAIN, "%" PRId64, process->pid);
+    karst_table_known_size(table, rss->mapped);
     karst_table_known_size(table, best_resident(rss, trial));
     karst_table_known_size(table, rss->pss);
     karst_table_known_size(table, karst_rss_private(rss));
@@ -292,6 +294,7 @@ static void write_member(struct karst_table *table, const struct tree_process *p
 static void write_totals(struct karst_table *table, const struct tree_totals *totals) {
     karst_table_text(table, KARST_STYLE_PLAIN, "in all");
     karst_table_text(table, KARST_STYLE_DIM, "-");
+    karst_table_text(table, KARST_STYLE_DIM, "-");
     karst_table_size(table, totals->pss);
     karst_table_size(table, totals->private_bytes);
     karst_table_text(table, KARST_STYLE_DIM, "-");
@@ -303,12 +306,12 @@ static void write_totals(struct karst_table *table, const struct tree_totals *to
 
 static void write_tree(struct karst_call *call, const struct tree *tree,
                        const struct karst_rss_trial *trial) {
-    static const struct karst_column columns[] = {{"pid", KARST_RIGHT},    {"RSS", KARST_RIGHT},
-                                                  {"PSS", KARST_RIGHT},    {"private (USS)", KARST_RIGHT},
-                                                  {"shared", KARST_RIGHT}, {"forked", KARST_RIGHT},
-                                                  {"swap", KARST_RIGHT},   {"process", KARST_FLEXIBLE}};
+    static const struct karst_column columns[] = {
+        {"pid", KARST_RIGHT},    {"VSS", KARST_RIGHT},  {"RSS", KARST_RIGHT},
+        {"PSS", KARST_RIGHT},    {"USS", KARST_RIGHT},  {"shared", KARST_RIGHT},
+        {"forked", KARST_RIGHT}, {"swap", KARST_RIGHT}, {"process", KARST_FLEXIBLE}};
     struct karst_writer *writer = &call->writer;
-    struct karst_table *table = karst_table_open(writer, columns, 8);
+    struct karst_table *table = karst_table_open(writer, columns, sizeof columns / sizeof *columns);
     struct tree_totals totals = {0};
     for (size_t i = 0; i < tree->member_count; i++) {
         struct karst_rss rss;
@@ -322,7 +325,8 @@ static void write_tree(struct karst_call *call, const struct tree *tree,
     karst_table_close(table);
     karst_print_wrapped(
         writer, 0, 0,
-        "forked: anonymous memory that a fork shares as nobody has written to it since; part of shared. The "
+        "VSS: all that is mapped, page or no page; USS: private, what its end would free; forked: anonymous "
+        "memory that a fork shares as nobody has written to it since; part of shared. The "
         "sum of PSS counts each page once (but for what processes outside of the tree map too), a sum of RSS "
         "would count shared pages once for each process.");
     if (totals.unread) {
@@ -339,6 +343,7 @@ static json_t *process_json(struct karst_writer *writer, const struct karst_rss 
     karst_json_set(writer, one, "pid", json_integer(rss->pid));
     karst_json_set(writer, one, "parent", json_integer(rss->parent));
     karst_json_set_text(writer, one, "name", rss->name);
+    karst_json_set_known(writer, one, "vss_bytes", rss->mapped);
     karst_json_set_known(writer, one, "rss_bytes", best_resident(rss, trial));
     karst_json_set_known(writer, one, "pss_bytes", rss->pss);
     karst_json_set_known(writer, one, "uss_bytes", karst_rss_private(rss));
@@ -499,13 +504,16 @@ const struct karst_verb karst_verb_rss = {
         "it on a few pages of its own.\n"
         "\n"
         "Then what the memory is: private or shared, clean or dirty, of files or anonymous, swapped out. RSS "
-        "counts a shared page in full for each process, PSS shares it out, USS (private) leaves it out.\n"
+        "counts a shared page in full for each process, PSS shares it out, USS (private) leaves it out. VSS "
+        "is "
+        "what is mapped, resident or not.\n"
         "\n"
         "With --tree, a row for each process that descends from this one. Only the process itself is stopped "
         "while it is read. No heap is walked; where a process may not be read, what /proc shows to all is "
         "told.",
     .json =
-        "{\"pid\", \"parent\", \"name\", \"rss_bytes\" (the best figure there is), \"pss_bytes\", "
+        "{\"pid\", \"parent\", \"name\", \"vss_bytes\", \"rss_bytes\" (the best figure there is), "
+        "\"pss_bytes\", "
         "\"uss_bytes\", "
         "\"private_clean_bytes\", \"private_dirty_bytes\", \"shared_clean_bytes\", \"shared_dirty_bytes\", "
         "\"forked_bytes\" (only in tree), \"anonymous_bytes\", \"file_bytes\", \"shmem_bytes\", "

@@ -94,7 +94,7 @@ def test_forked_workers(directory: Path) -> None:
         assert reader["uss_bytes"] - idle["uss_bytes"] > cache * 0.8
         assert clearer["uss_bytes"] > idle["uss_bytes"]
         for row in tree.values():
-            assert row["uss_bytes"] <= row["pss_bytes"] <= row["rss_bytes"]
+            assert row["uss_bytes"] <= row["pss_bytes"] <= row["rss_bytes"] <= row["vss_bytes"]
         total = sum(row["pss_bytes"] for row in tree.values())
         assert total < sum(row["rss_bytes"] for row in tree.values())
 

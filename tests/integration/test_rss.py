@@ -67,6 +67,7 @@ def test_figures_are_those_of_proc(family: Program) -> None:
     assert source(answer, "status")["bytes"] == status["VmRSS"]
     statm = Path(f"/proc/{family.pid}/statm").read_text().split()
     assert source(answer, "statm")["bytes"] == int(statm[1]) * PAGE
+    assert answer["vss_bytes"] == int(statm[0]) * PAGE == status["VmSize"]
     stat = Path(f"/proc/{family.pid}/stat").read_text().rpartition(")")[2].split()
     assert source(answer, "stat")["bytes"] == int(stat[24 - 3]) * PAGE
     for row in answer["sources"]:
@@ -135,8 +136,24 @@ def test_tree(family: Program) -> None:
     assert rows[0]["forked_bytes"] >= text and rows[1]["forked_bytes"] >= text
     for row in rows:
         assert row["private_dirty_bytes"] == rollup(row["pid"])["Private_Dirty"]
+        assert row["vss_bytes"] == rollup(row["pid"], "status")["VmSize"] >= row["rss_bytes"]
         assert row["forked_bytes"] <= row["shared_clean_bytes"] + row["shared_dirty_bytes"]
         assert row["uss_bytes"] < text / 2
+
+
+def test_tree_is_a_table_of_each(family: Program) -> None:
+    """VSS, RSS, PSS and USS of each process are also in the text, with the bytes of the JSON."""
+    target = Target.process(family.pid)
+    rows = {row["pid"]: row for row in target.json("rss", "--tree")["tree"]}
+    lines = [line.split() for line in target.run("rss", "--tree", "--bytes").stdout.splitlines()]
+    assert lines[0][:5] == ["pid", "VSS", "RSS", "PSS", "USS"], lines[0]
+    shown = {int(line[0]): [int(word.replace(",", "")) for word in line[1:5]]
+             for line in lines if line[0].isdigit()}
+    assert set(shown) == set(rows)
+    for pid, figures in shown.items():
+        vss, _, pss, uss = figures
+        assert (vss, uss) == (rows[pid]["vss_bytes"], rows[pid]["uss_bytes"])
+        assert uss <= pss <= vss
 
 
 def test_tree_adds_up_shared_memory_once(family: Program) -> None:
