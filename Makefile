@@ -19,7 +19,7 @@ ENGINE_SOURCES := $(wildcard helper/target/*.c helper/allocator/*.c helper/runti
 ENGINE_SOURCES += helper/preload/trap_spec.c
 ENGINE_OBJECTS := $(ENGINE_SOURCES:%.c=$(BUILD)/%.o)
 CLI_OBJECTS    := $(patsubst %.c,$(BUILD)/%.o,$(wildcard helper/cli/*.c))
-C_FILES        := $(shell git ls-files -co --exclude-standard -- '*.c' '*.h')
+C_FILES        := $(shell git ls-files -co --exclude-standard -- '*.c' '*.h' '*.cc')
 
 .PHONY: all clean format
 all: $(BUILD)/karst $(BUILD)/libkarst.so $(BUILD)/libkarst.a $(BUILD)/libkarst-preload.so
@@ -104,7 +104,7 @@ clean:
 	rm -rf $(BUILD)
 
 format:
-	clang-format -i $(C_FILES)
+	@clang-format -i $(C_FILES)
 
 include tests/tools.mk
 

@@ -137,6 +137,7 @@ fuzz: $(BUILD)/fuzz/corpus/.made
 LINT_PACKAGES := clang clang-format clang-tidy cppcheck mypy pyflakes3
 SCRIPT_PLACES  = $(wildcard gdb drgn helper/python docs tests .ci)
 
+# clang-tidy is for C, and not for docs/demo, whose programs do what it warns of.
 lint:
 	@.ci/deps $(LINT_PACKAGES)
 	@clang-format --dry-run -Werror $(C_FILES)
@@ -150,6 +151,10 @@ lint:
 	@for script in $(wildcard helper/python/*.py tests/bench/*.py tests/fuzz/*.py docs/*.py); do \
 	    MYPYPATH=helper/python mypy --python-version 3.9 --ignore-missing-imports --no-error-summary \
 	        --cache-dir=$(BUILD)/mypy $$script || exit 1; \
+	done
+	@for plugin in gdb drgn; do \
+	    (cd $$plugin && MYPYPATH=.:../helper/python mypy --python-version 3.9 --ignore-missing-imports \
+	        --no-error-summary --cache-dir=$(abspath $(BUILD))/mypy -p karst_$$plugin) || exit 1; \
 	done
 
 # ---- how fast a task's heap is read out of a vmcore; the guest is that of `make test-kernel` -----------------------

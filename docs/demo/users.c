@@ -1,5 +1,5 @@
-/* What marks catch at the call: `users twice` frees a user a second time, `users long` has a name that is one byte
- * too long, `users middle` frees a pointer into a user. */
+/* What marks catch at the call: `users twice` frees a user a second time, `users long` has a name that is one
+ * byte too long, `users middle` frees a pointer into a user. */
 #include <stdlib.h>
 #include <string.h>
 

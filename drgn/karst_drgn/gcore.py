@@ -41,7 +41,7 @@ class Written(NamedTuple):
 class _Segment(NamedTuple):
     """Part of a mapping that is in the core whole, or not at all."""
 
-    index: int
+    mapping: int  # its number
     start: int
     end: int
     saved: bool
@@ -74,7 +74,7 @@ def _segments(memory: TaskMemory, vmas: Sequence[Vma]) -> list[_Segment]:
             found.append(_Segment(index, vma.start, vma.end, False))
             continue
         for start, end, saved in _spans(memory, vma, runs):
-            if found and found[-1].index == index and found[-1].saved == saved:
+            if found and found[-1].mapping == index and found[-1].saved == saved:
                 found[-1] = found[-1]._replace(end=end)
             else:
                 found.append(_Segment(index, start, end, saved))
@@ -167,7 +167,7 @@ def _headers(notes: bytes, segments: Sequence[_Segment], vmas: Sequence[Vma]) ->
     for segment in segments:
         size = segment.end - segment.start
         places.append(place)
-        text.append(_SEGMENT.pack(_PT_LOAD, _flags(vmas[segment.index]), place, segment.start, 0,
+        text.append(_SEGMENT.pack(_PT_LOAD, _flags(vmas[segment.mapping]), place, segment.start, 0,
                                   size if segment.saved else 0, size, PAGE))
         place += size if segment.saved else 0
     if many:
@@ -180,7 +180,7 @@ def _write_memory(file: int, memory: TaskMemory, segment: _Segment, place: int, 
     written = 0
     if memory.is_vdso(segment.start):
         return os.pwrite(file, memory.read(segment.start, segment.end - segment.start), place)
-    for run in memory.page_map(segment.index).between(segment.start, segment.end):
+    for run in memory.page_map(segment.mapping).between(segment.start, segment.end):
         if not is_resident(run):
             continue
         for start in range(run.start, run.end, _PIECE):

@@ -178,16 +178,6 @@ class TaskMemory:
             return b""
         return self._physical.read(run.physical + offset, size)
 
-    def _read_by_drgn(self, start: int, end: int) -> bytes:
-        """All of it, if drgn can and may: it does not see pages without access, and reads as zeros what a dump left
-        out."""
-        if _linux_helper_read_vm is None or self._physical.has_holes:
-            return b""
-        try:
-            return _linux_helper_read_vm(self._prog, self._pgd, start, end - start)
-        except FaultError:
-            return b""
-
     def resident(self, start: int, end: int) -> int:
         """Bytes in pages that are in memory."""
         total = 0

@@ -54,7 +54,7 @@ def _function_names(trap: Conditions) -> list[str]:
 def _calls_other(live: Live, name: str, names: Sequence[str]) -> bool:
     """Whether an operator of C++ only hands on to malloc or free, which are trapped too."""
     below = {"new": "malloc", "new[]": "malloc", "delete": "free", "delete[]": "free"}.get(name)
-    if below not in names:
+    if below is None or below not in names:
         return False
     operator, function = live.definitions(ARGUMENTS[name].symbols[0]), live.definitions(below)
     return bool(operator and function) and operator[0].module is not function[0].module
@@ -260,7 +260,7 @@ class Detours:
 
     def _plan_counters(self, space: _Space, wanted: Sequence[Entry], skips: dict[int, int]) -> dict[int, int]:
         """Counters by trap. Traps that have none any more but are wanted keep theirs."""
-        counters = {}
+        counters: dict[int, int] = {}
         for entry in wanted:
             for condition in entry.conditions:
                 key = condition.key

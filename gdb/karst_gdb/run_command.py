@@ -117,6 +117,14 @@ def _by_environment(variables: dict[str, str]) -> Iterator[None]:
             gdb.execute(f"set environment {name} = {value}" if value else f"unset environment {name}", to_string=True)
 
 
+def _parts(argument: str) -> tuple[str, bool, str]:
+    """karst's options, whether there is a `--`, and what is behind it."""
+    separator = re.search(r"(?:^|\s)--(?:\s+|$)", argument)
+    if separator is None:
+        return argument, False, ""
+    return argument[:separator.start()], True, argument[separator.end():]
+
+
 class Run(gdb.Command):
     """Start the program with karst's preload library in it.
 
@@ -137,7 +145,7 @@ library and karst's variables: not GDB, nor the shell that GDB starts it by.
 
     def invoke(self, argument: str, from_tty: bool) -> None:
         self.dont_repeat()
-        head, separator, arguments = re.match(r"(.*?)(?:(?:^|\s)(--)(?:\s+(.*))?)?$", argument, re.DOTALL).groups()
+        head, separator, arguments = _parts(argument)
         try:
             options = _parser().parse_args(shlex.split(head))
         except ValueError as error:
@@ -145,7 +153,7 @@ library and karst's variables: not GDB, nor the shell that GDB starts it by.
         _check_program()
         variables = _variables(options)
         if separator:
-            gdb.execute(f"set args {arguments or ''}")
+            gdb.execute(f"set args {arguments}")
         way = _by_wrapper if gdb.parameter("startup-with-shell") else _by_environment
         with way(variables):
             gdb.execute("run", from_tty)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import gdb
@@ -105,7 +106,7 @@ class Process:
             _delete(self.points.pop(address))
         for address, number in wanted.items():
             if address not in self.points:
-                self.points[address] = stops.StopPoint(address, lambda number=number: self._wants(number))
+                self.points[address] = stops.StopPoint(address, partial(self._wants, number))
 
     def _wants(self, number: int) -> bool:
         """A thread met a trap's conditions: whether GDB stops."""

@@ -314,7 +314,7 @@ static bool is_dressed(struct pymalloc_heap *pymalloc) {
                 if (!pymalloc_is_free(&pool, k)) {
                     seen++;
                     dressed += (cpython_word(block + 8) | 0xff) == UINT64_C(0xfdfdfdfdfdfdfdff) &&
-                               memchr("rmo", block[8], 3);
+                               (block[8] == 'r' || block[8] == 'm' || block[8] == 'o');
                 }
             }
         }

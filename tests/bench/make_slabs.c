@@ -1,5 +1,5 @@
-/* Makes the heap of small regions that `make bench-slabs` measures jemalloc's reader with, and its core: run it
- * with jemalloc preloaded.
+/* Makes the heap of small regions that `make bench-slabs` measures jemalloc's reader with, and its core: run
+ * it with jemalloc preloaded.
  *
  *   make_slabs N CORE      N live regions of 8 to 256 bytes, and a quarter as many freed again
  */

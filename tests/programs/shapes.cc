@@ -1,6 +1,6 @@
 // Objects with and without a vtable, for the typed values of the GDB plugin.
-#include <cstdio>
 #include <csignal>
+#include <cstdio>
 #include <memory>
 #include <string>
 #include <vector>
@@ -15,14 +15,18 @@ struct Shape {
 template <class T> struct Circle : Shape {
     T radius = 3;
     std::string name = "ring";
-    int area() const override { return 28; }
+    int area() const override {
+        return 28;
+    }
 };
 
 struct Box : Shape {
     int width = 4, height = 5;
-    int area() const override { return width * height; }
+    int area() const override {
+        return width * height;
+    }
 };
-}  // namespace geometry
+} // namespace geometry
 
 struct Plain {
     int number;
