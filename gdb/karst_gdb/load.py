@@ -63,6 +63,6 @@ def register() -> None:
         return
     if _is_taken("karst"):
         raise gdb.GdbError("karst: GDB has a command `karst` already; the plugin is not loaded")
-    settings.register()
+    settings.register(session.drop_all, engine_path, load_engine_again)
     _registered = True
     load_engine(str(settings.get("engine-path") or ""))

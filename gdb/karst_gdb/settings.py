@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gdb
@@ -26,13 +27,6 @@ class _Setting(gdb.Parameter):
 
     def get_show_string(self, value: str) -> str:
         return self.shown.format(value)
-
-
-def _begin_anew() -> str:
-    """What was learned under another setting is dropped."""
-    from karst_gdb import session  # which needs the settings itself
-    session.drop_all()
-    return ""
 
 
 class Count(_Setting):
@@ -62,29 +56,35 @@ auto: where GDB's `set style enabled` is on and the text goes to a terminal."""
     shown = 'karst styles its text: "{}".'
 
 
-class Symbols(_Setting):
+class _Anew(_Setting):
+    """What was learned under another setting is dropped."""
+
+    def __init__(self, name: str, kind: int, default: object, begin_anew: Callable[[], None]) -> None:
+        self._begin_anew = begin_anew
+        super().__init__(name, kind, default)
+
+    def get_set_string(self) -> str:
+        self._begin_anew()
+        return ""
+
+
+class Symbols(_Anew):
     """Whether karst may use symbols and debug information.
 Off, it finds every heap by its structure, as on a system without symbols."""
 
     set_doc = "Set whether karst may use symbols and debug information."
     show_doc = "Show whether karst may use symbols and debug information."
 
-    def get_set_string(self) -> str:
-        return _begin_anew()
-
     def get_show_string(self, value: str) -> str:
         return f"karst {'uses symbols and debug information' if self.value else 'uses no symbols'}."
 
 
-class Direct(_Setting):
+class Direct(_Anew):
     """Whether karst itself reads a process behind gdbserver that runs on this machine.
 Off, or where it runs elsewhere, its memory is read through GDB, which takes much longer."""
 
     set_doc = "Set whether karst itself reads a process behind gdbserver that runs on this machine."
     show_doc = "Show whether karst itself reads a process behind gdbserver that runs on this machine."
-
-    def get_set_string(self) -> str:
-        return _begin_anew()
 
     def get_show_string(self, value: str) -> str:
         return f"karst reads a process behind gdbserver {'itself, if it runs here' if self.value else 'through GDB'}."
@@ -96,13 +96,15 @@ class EnginePath(_Setting):
     set_doc = "Set the path of karst's engine, libkarst.so."
     show_doc = "Show the path of karst's engine, libkarst.so."
 
+    def __init__(self, name: str, kind: int, loaded: Callable[[], str], load: Callable[[], None]) -> None:
+        self._loaded, self._load = loaded, load
+        super().__init__(name, kind, "")
+
     def get_show_string(self, value: str) -> str:
-        from karst_gdb import load
-        return f"karst's engine is {load.engine_path() or 'not loaded'}."
+        return f"karst's engine is {self._loaded() or 'not loaded'}."
 
     def get_set_string(self) -> str:
-        from karst_gdb import load
-        load.load_engine_again()
+        self._load()
         return ""
 
 
@@ -127,14 +129,16 @@ class _ShowPrefix(gdb.Command):
 all_settings: dict[str, gdb.Parameter] = {}
 
 
-def register() -> None:
+def register(begin_anew: Callable[[], None], loaded_engine: Callable[[], str], load_engine: Callable[[], None]) -> None:
+    """begin_anew: drops what was learned so far; loaded_engine: the path of the engine, "" if none is loaded;
+    load_engine: tries again, from the path that was set."""
     _Prefix("set karst")
     _ShowPrefix()
     all_settings["count"] = Count("count", gdb.PARAM_ZINTEGER, 20)
     all_settings["color"] = Colour("color", gdb.PARAM_ENUM, "auto", ["auto", "on", "off"])
-    all_settings["symbols"] = Symbols("symbols", gdb.PARAM_BOOLEAN, True)
-    all_settings["direct"] = Direct("direct", gdb.PARAM_BOOLEAN, True)
-    all_settings["engine-path"] = EnginePath("engine-path", gdb.PARAM_OPTIONAL_FILENAME, "")
+    all_settings["symbols"] = Symbols("symbols", gdb.PARAM_BOOLEAN, True, begin_anew)
+    all_settings["direct"] = Direct("direct", gdb.PARAM_BOOLEAN, True, begin_anew)
+    all_settings["engine-path"] = EnginePath("engine-path", gdb.PARAM_OPTIONAL_FILENAME, loaded_engine, load_engine)
 
 
 def get(name: str) -> Any:
