@@ -208,7 +208,7 @@ def test_missing_engine_is_one_line() -> None:
 
 def test_other_version_is_refused() -> None:
     done = in_fresh_python(
-        f"engine.API_VERSION = 99\ntry: engine.load({str(BUILD / 'libkarst.so')!r})\n"
+        f"import karst_library; karst_library.API_VERSION = 99\ntry: engine.load({str(BUILD / 'libkarst.so')!r})\n"
         "except engine.EngineMissing as error: print(error)"
     )
     assert "99 is needed" in done.stdout, done.stderr
