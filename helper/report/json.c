@@ -69,6 +69,11 @@ void karst_json_set_address(struct karst_writer *writer, json_t *object, const c
     karst_json_set(writer, object, key, karst_json_address(address));
 }
 
+void karst_json_set_known_address(struct karst_writer *writer, json_t *object, const char *key,
+                                  uint64_t address) {
+    karst_json_set(writer, object, key, address ? karst_json_address(address) : json_null());
+}
+
 void karst_json_set_number(struct karst_writer *writer, json_t *object, const char *key, uint64_t number) {
     karst_json_set(writer, object, key, json_number(number));
 }

@@ -100,6 +100,9 @@ json_t *karst_json_array(struct karst_writer *writer);
 void karst_json_set(struct karst_writer *writer, json_t *object, const char *key, json_t *value);
 void karst_json_append(struct karst_writer *writer, json_t *array, json_t *value);
 void karst_json_set_address(struct karst_writer *writer, json_t *object, const char *key, uint64_t address);
+/* null for 0: there is none. */
+void karst_json_set_known_address(struct karst_writer *writer, json_t *object, const char *key,
+                                  uint64_t address);
 /* Sizes and counts are integers. */
 void karst_json_set_number(struct karst_writer *writer, json_t *object, const char *key, uint64_t number);
 /* null for UINT64_MAX: what can't be told. */

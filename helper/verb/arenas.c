@@ -75,7 +75,7 @@ static json_t *arena_json(struct karst_call *call, uint16_t heap_index, uint32_t
     karst_json_set_text(writer, one, "name", arena ? arena->name : "mapped");
     karst_json_set_text(writer, one, "allocator", heap->name);
     karst_json_set(writer, one, "index", arena ? json_integer(index) : json_null());
-    karst_json_set(writer, one, "address", arena ? karst_json_address(arena->address) : json_null());
+    karst_json_set_known_address(writer, one, "address", arena ? arena->address : 0);
     if (arena) {
         karst_json_set_number(writer, one, "threads", arena->attached_threads);
         karst_json_set_flag(writer, one, "locked", arena->locked);

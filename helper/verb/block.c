@@ -6,6 +6,7 @@
 
 #include "block_row.h"
 #include "content.h"
+#include "facts_report.h"
 #include "marker_report.h"
 #include "nested.h"
 #include "place.h"
@@ -289,20 +290,6 @@ static void write_text(struct karst_call *call, const struct report *report) {
 
 /* ---- JSON ------------------------------------------------------------------------------------------ */
 
-static json_t *facts_json(struct karst_writer *writer, const struct karst_facts *facts) {
-    json_t *list = karst_json_array(writer);
-    for (size_t i = 0; i < facts->count; i++) {
-        const struct karst_fact *fact = &facts->items[i];
-        json_t *one = karst_json_object(writer);
-        karst_json_set_text(writer, one, "name", fact->name);
-        karst_json_set(writer, one, "address",
-                       fact->address ? karst_json_address(fact->address) : json_null());
-        karst_json_set_text(writer, one, "text", fact->text);
-        karst_json_append(writer, list, one);
-    }
-    return list;
-}
-
 static json_t *bytes_json(const struct report *report) {
     char *hex = malloc(2 * report->byte_count + 1);
     if (!hex) {
@@ -339,7 +326,7 @@ static void write_json(struct karst_call *call, const struct report *report) {
     karst_json_set(writer, root, "within",
                    place->has_outer ? karst_block_json(call, &place->outer) : json_null());
     karst_json_set(writer, root, "extent", extent);
-    karst_json_set(writer, root, "facts", facts_json(writer, &report->facts));
+    karst_json_set(writer, root, "facts", karst_facts_json(writer, &report->facts));
     karst_json_set_text(writer, root, "explanation", *report->explanation ? report->explanation : NULL);
     karst_json_set_text(writer, root, "content", *report->content ? report->content : NULL);
     karst_json_set(writer, root, "bytes", bytes_json(report));

@@ -237,9 +237,13 @@ static json_t *event_json(struct karst_call *call, const struct karst_flight *fl
     karst_json_set_number(writer, one, "time_ns", karst_flight_time(flight, event));
     karst_json_set_number(writer, one, "thread", (uint64_t)flight->rings[event->ring].header.thread);
     karst_json_set_text(writer, one, "event", event_name(event));
-    karst_json_set(writer, one, "size", sized ? json_integer((json_int_t)event->size) : json_null());
-    karst_json_set(writer, one, "block", block ? karst_json_address(block) : json_null());
-    karst_json_set(writer, one, "gave", gave ? karst_json_address(gave) : json_null());
+    if (sized) {
+        karst_json_set_number(writer, one, "size", event->size);
+    } else {
+        karst_json_set(writer, one, "size", json_null());
+    }
+    karst_json_set_known_address(writer, one, "block", block);
+    karst_json_set_known_address(writer, one, "gave", gave);
     karst_json_set(writer, one, "stack", karst_site_stack_json(call, event->site));
     return one;
 }

@@ -350,8 +350,7 @@ static json_t *biggest_json(struct karst_call *call, const struct karst_holes *h
         karst_json_set_number(writer, one, "free_bytes", hole->free_bytes);
         karst_json_set_number(writer, one, "cached_bytes", hole->cached_bytes);
         karst_json_set_number(writer, one, "usable_bytes", hole->usable);
-        karst_json_set(writer, one, "usable_address",
-                       hole->usable ? karst_json_address(hole->usable_start) : json_null());
+        karst_json_set_known_address(writer, one, "usable_address", hole->usable ? hole->usable_start : 0);
         karst_json_set_known(writer, one, "resident_bytes", kept->resident_bytes);
         karst_json_set_address(writer, one, "before", kept->before.address);
         karst_json_set_address(writer, one, "after", kept->after.address);

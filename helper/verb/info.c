@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "content.h"
+#include "facts_report.h"
 #include "marker_report.h"
 #include "verb.h"
 #include "verbs.h"
@@ -73,20 +74,6 @@ static void write_heap(struct karst_writer *writer, const struct karst_heap *hea
     }
 }
 
-static json_t *facts_json(struct karst_writer *writer, const struct karst_facts *facts) {
-    json_t *list = karst_json_array(writer);
-    for (size_t i = 0; i < facts->count; i++) {
-        const struct karst_fact *fact = &facts->items[i];
-        json_t *one = karst_json_object(writer);
-        karst_json_set_text(writer, one, "name", fact->name);
-        karst_json_set(writer, one, "address",
-                       fact->address ? karst_json_address(fact->address) : json_null());
-        karst_json_set_text(writer, one, "text", fact->text);
-        karst_json_append(writer, list, one);
-    }
-    return list;
-}
-
 static json_t *heap_json(struct karst_writer *writer, const struct karst_heap *heap) {
     json_t *root = karst_json_object(writer);
     karst_json_set_text(writer, root, "name", heap->name);
@@ -96,7 +83,7 @@ static json_t *heap_json(struct karst_writer *writer, const struct karst_heap *h
     karst_json_set_number(writer, root, "bins", heap->bin_count);
     karst_json_set_number(writer, root, "extents", heap->extent_count);
     karst_json_set_flag(writer, root, "in_flux", heap->in_flux);
-    karst_json_set(writer, root, "facts", facts_json(writer, &heap->facts));
+    karst_json_set(writer, root, "facts", karst_facts_json(writer, &heap->facts));
     return root;
 }
 
@@ -129,7 +116,7 @@ static json_t *answer_json(struct karst_call *call, const struct karst_facts *ru
     }
     karst_json_set(writer, root, "allocators", heaps);
     karst_json_set(writer, root, "marker", karst_marker_json(call));
-    karst_json_set(writer, root, "runtimes", facts_json(writer, runtimes));
+    karst_json_set(writer, root, "runtimes", karst_facts_json(writer, runtimes));
     karst_json_set(writer, root, "modules", modules_json(writer, session->target));
     return root;
 }

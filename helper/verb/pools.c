@@ -453,7 +453,7 @@ static bool take_block(void *context, const struct karst_block *block) {
         json_t *one = karst_json_object(writer);
         karst_json_set_address(writer, one, "address", block->address);
         karst_json_set_number(writer, one, "size", block->size);
-        karst_json_set(writer, one, "object", is_object ? karst_json_address(object.address) : json_null());
+        karst_json_set_known_address(writer, one, "object", is_object ? object.address : 0);
         karst_json_set_text(writer, one, "type", is_object ? object.type->name : NULL);
         karst_json_set_text(writer, one, "text", text);
         karst_json_append(writer, list->list, one);

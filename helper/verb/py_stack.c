@@ -40,7 +40,7 @@ static bool write_local(void *context, const struct cpython_local *local) {
         json_t *one = karst_json_object(writer);
         karst_json_set_text(writer, one, "name", local->name);
         karst_json_set_text(writer, one, "type", type ? type->name : NULL);
-        karst_json_set(writer, one, "address", local->value ? karst_json_address(local->value) : json_null());
+        karst_json_set_known_address(writer, one, "address", local->value);
         karst_json_set_text(writer, one, "value", *value ? value : NULL);
         karst_json_append(writer, listing->locals, one);
         return !writer->closed;

@@ -163,7 +163,7 @@ static json_t *ref_json(struct karst_call *call, const struct karst_refs *refs, 
     json_t *one = karst_json_object(writer);
     karst_json_set_text(writer, one, "kind", karst_ref_kind_name(ref->kind));
     karst_json_set_flag(writer, one, "stale", is_stale(ref->kind));
-    karst_json_set(writer, one, "address", ref->address ? karst_json_address(ref->address) : json_null());
+    karst_json_set_known_address(writer, one, "address", ref->address);
     karst_json_set_address(writer, one, "value", ref->value);
     karst_json_set_flag(writer, one, "exact", ref->value == base);
     karst_json_set(writer, one, "into", json_integer((json_int_t)(ref->value - base)));

@@ -16,8 +16,7 @@ static json_t *largest_json(struct karst_writer *writer, const struct karst_hole
     karst_json_set_address(writer, one, "address", hole->start);
     karst_json_set_number(writer, one, "size", hole->end - hole->start);
     karst_json_set_number(writer, one, "usable_bytes", hole->usable);
-    karst_json_set(writer, one, "usable_address",
-                   hole->usable ? karst_json_address(hole->usable_start) : json_null());
+    karst_json_set_known_address(writer, one, "usable_address", hole->usable ? hole->usable_start : 0);
     karst_json_set_number(writer, one, "free_bytes", hole->free_bytes);
     karst_json_set_number(writer, one, "cached_bytes", hole->cached_bytes);
     return one;

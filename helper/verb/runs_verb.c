@@ -131,9 +131,8 @@ static json_t *run_json(struct listing *listing, const struct karst_page_run *ru
     karst_json_set_number(writer, one, "size", run->size);
     karst_json_set_text(writer, one, "kind", run->kind);
     karst_json_set_number(writer, one, "region_size", run->region_size);
-    karst_json_set(writer, one, "first_region",
-                   run->regions ? karst_json_address(run->first_region) : json_null());
-    karst_json_set(writer, one, "header", run->header ? karst_json_address(run->header) : json_null());
+    karst_json_set_known_address(writer, one, "first_region", run->regions ? run->first_region : 0);
+    karst_json_set_known_address(writer, one, "header", run->header);
     karst_json_set_number(writer, one, "regions", run->regions);
     karst_json_set_number(writer, one, "live", run->live);
     karst_json_set_number(writer, one, "cached", run->cached);
