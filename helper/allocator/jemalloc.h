@@ -28,13 +28,20 @@ struct jemalloc_layout {
     uint32_t rtree_root; /* in struct rtree_s */
     /* e_bits of extent_t, edata_t: where fields begin */
     uint8_t state_shift, state_bits, szind_shift, nfree_shift, shard_shift;
-    uint16_t lru_link; /* of unused extents, in their ring */
+    uint16_t extent_address, extent_size, extent_bitmap; /* in extent_t, edata_t; e_bits is at its start */
+    uint16_t lru_link;                                   /* of unused extents, in their ring */
+    uint16_t heap_link; /* of slabs, in their bin's heap: previous, next, leftmost child */
+    uint16_t full_link; /* of slabs, in the ring of full ones */
     /* arena_t */
+    uint32_t arena_threads; /* how many are attached; behind it, how many for the allocator's own use */
     uint32_t arena_internal, arena_tcaches, arena_index, arena_base;
     uint32_t arena_lru[3], arena_npages[3], arena_mutex[3]; /* of the dirty, muzzy and retained extents */
     /* base_t; the blocks are struct base_block_s {size, next, ...} */
     uint16_t base_blocks, base_allocated, base_mapped;
     uint16_t mutex_locked; /* in malloc_mutex_t: a byte; JEMALLOC_NOT_THERE & 0xffff: none */
+    /* bin_t: its mutex is its first member; 5.2: the arena has pointers to each class's, else the bins */
+    uint16_t bin_slabcur, bin_nonfull, bin_full;
+    bool bins_apart;
     /* the ring of tcaches of an arena: the element's first word is its next */
     uint16_t ring_link;  /* in what the arena's tcache list points to */
     uint16_t ring_arena; /* in the same, a pointer to the arena */
@@ -46,14 +53,15 @@ struct jemalloc_layout {
     uint16_t tcache_bins; /* in tcache_t, of small classes */
     uint16_t tcache_large; /* in tcache_t, of large ones; those of 5.3 follow the small ones */
     uint16_t tcache_bin_size;
-    uint16_t tcache_classes; /* how many bins it has room for */
+    uint16_t tcache_bin_stack, tcache_bin_count; /* 5.3: the stack's head, and the low bits of its end */
+    uint16_t tcache_classes;                     /* how many bins it has room for */
     /* 3.x, 4.x: chunks */
     uint8_t lg_chunk;
     uint16_t map, map_entry, map_bits;            /* of the page map: in the chunk, of an entry, in it */
     uint8_t flag_dirty, class_shift, pages_shift; /* in an entry's bits; used is 1, large 2 */
     uint16_t misc, misc_run;              /* 4.x: bytes a page behind the map; in them, the run's header */
     uint16_t chunk_self, chunk_is_arenas; /* 4.x: in the chunk, its address, and a flag; 0: none */
-    uint32_t arena_bins, arena_bin_size;  /* 3.x: what a run's header leads to */
+    uint32_t arena_bins, arena_bin_size;  /* bin_t, arena_bin_t; 3.x: what a run's header leads to */
     uint32_t arena_huge, huge_link;       /* 4.x: list of huge blocks */
     bool stack_below;                     /* before 5.0: the pointer to the stack is its end, not its start */
     bool stack_by_head;                   /* 5.3: the bin has the stack's head and the low bits of its end */
@@ -64,6 +72,10 @@ extern const size_t jemalloc_layout_count;
 extern const struct jemalloc_layout
     jemalloc_chunk_layouts[]; /* 3.x and 4.x: where chunks are the default size */
 extern const size_t jemalloc_chunk_layout_count;
+
+/* Overwrites what the module's debug info tells; the number of members it told. 5.x. */
+unsigned jemalloc_layout_from_debug_info(struct karst_target *target, struct karst_module *module,
+                                         struct jemalloc_layout *layout);
 
 /* Bytes of a region or block of size class index; UINT64_MAX: there is no such class. All versions, 4 classes
  * a doubling and 16-byte quantum. */

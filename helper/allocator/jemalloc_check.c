@@ -1,52 +1,29 @@
 /* jemalloc: what is damaged.
  *
- * First the runs, in address order: each against its own header and bitmap, against the tree or page map that
- * leads to it, and against its neighbours. Then what the threads' caches hold, against the runs. Then (5.x)
- * the lists of unused extents. A run is named by its address and class, a cache by its thread. */
+ * First (5.x) the bins, in jemalloc_check_bins.c. Then the runs, in address order: each against its own
+ * header and bitmap, against the tree or page map that leads to it, and against its neighbours. Then what the
+ * threads' caches hold, against the runs. Then (5.x) the lists of unused extents. A run is named by its
+ * address and class, a cache by its thread. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "jemalloc.h"
+#include "jemalloc_check.h"
 
 #define PAGE       4096u
 #define SLOW_LOOKS 1000u /* items of caches that lead where no page leads: each costs a walk */
 #define ALL        (1ull << 47)
 
-struct unused {
-    uint64_t extents, pages;
-};
-
-struct check {
-    struct jemalloc_heap *jemalloc;
-    struct karst_findings *findings;
-    struct karst_error *error;
-    bool interrupted;
-    unsigned slow_looks;
-    struct unused *unused;      /* of each arena: dirty, muzzy, retained */
-    struct jemalloc_run before; /* the run met last, if has_before */
-    bool has_before;
-};
-
-#define REPORT(check, code, address, size, ...)                                                              \
-    karst_findings_add((check)->findings, KARST_FINDING_##code, torn(check), (check)->jemalloc->heap.index,  \
-                       address, size, __VA_ARGS__)
-
-/* What a thread stopped in the middle of malloc could explain is only suspect. */
-static enum karst_severity torn(const struct check *check) {
+enum karst_severity jemalloc_torn(const struct jemalloc_checking *check) {
     return check->jemalloc->inside ? KARST_SEVERITY_SUSPECT : KARST_SEVERITY_CORRUPT;
 }
 
 /* ---- naming ----------------------------------------------------------------------------------------- */
 
-struct name {
-    char text[160];
-};
-
-/* "the 224-byte run at 0x7f... (72 regions)" */
-static struct name name_run(const struct check *check, const struct jemalloc_run *run) {
-    struct name name;
+struct jemalloc_name jemalloc_name_run(const struct jemalloc_checking *check,
+                                       const struct jemalloc_run *run) {
+    struct jemalloc_name name;
     const char *kind = jemalloc_run_kind_name(check->jemalloc, run->kind);
     if (run->kind == JEMALLOC_SLAB) {
         snprintf(name.text, sizeof name.text,
@@ -62,17 +39,17 @@ static struct name name_run(const struct check *check, const struct jemalloc_run
     return name;
 }
 
-static struct name name_place(struct check *check, uint64_t address) {
+static struct jemalloc_name name_place(struct jemalloc_checking *check, uint64_t address) {
     struct jemalloc_run run;
-    struct name name;
+    struct jemalloc_name name;
     if (jemalloc_run_of(check->jemalloc, address, &run)) {
-        return name_run(check, &run);
+        return jemalloc_name_run(check, &run);
     }
     snprintf(name.text, sizeof name.text, "memory of no run");
     return name;
 }
 
-static const char *bin_name(const struct check *check, uint32_t bin) {
+static const char *bin_name(const struct jemalloc_checking *check, uint32_t bin) {
     return bin < check->jemalloc->heap.bin_count ? check->jemalloc->heap.bins[bin].name : "a cache";
 }
 
@@ -94,24 +71,24 @@ static bool would_be_region(const struct jemalloc_run *run, uint64_t address, ui
 
 /* Bits for regions that are not there: in the group of the last one, for those behind it are not initialised.
  */
-static void check_beyond(struct check *check, const struct jemalloc_run *run) {
+static void check_beyond(struct jemalloc_checking *check, const struct jemalloc_run *run) {
     uint32_t end = (run->regions + 63) / 64 * 64;
     for (uint32_t region = run->regions; region < end; region++) {
         if (!jemalloc_is_free(run, region)) {
             continue;
         }
         uint64_t address = region_at(run, region);
-        struct name other = name_place(check, address);
+        struct jemalloc_name other = name_place(check, address);
         REPORT(check, RUN_OVERLAP, address, run->region_size,
                "region %" PRIu32 " of %s is free in its bitmap, %" PRIu32
                " past its last: the next malloc(%" PRIu64 ") may hand out 0x%" PRIx64
                ", in %s\tbitmap word %" PRIu32 " 0x%" PRIx64 ", header at 0x%" PRIx64,
-               region, name_run(check, run).text, region - run->regions + 1, run->region_size, address,
-               other.text, region / 64, run->bitmap[region / 64], run->header);
+               region, jemalloc_name_run(check, run).text, region - run->regions + 1, run->region_size,
+               address, other.text, region / 64, run->bitmap[region / 64], run->header);
     }
 }
 
-static void check_count(struct check *check, const struct jemalloc_run *run) {
+static void check_count(struct jemalloc_checking *check, const struct jemalloc_run *run) {
     uint32_t bits = jemalloc_count_free(run);
     if (bits == run->nfree) {
         return;
@@ -130,37 +107,38 @@ static void check_count(struct check *check, const struct jemalloc_run *run) {
     REPORT(check, BAD_COUNT, run->address, run->size,
            "%s: nfree says %" PRIu32 " free, its bitmap %" PRIu32 ": %s\tnfree %" PRIu32
            ", bitmap 0x%016" PRIx64 "..., header at 0x%" PRIx64,
-           name_run(check, run).text, run->nfree, bits, cause, run->nfree, run->bitmap[0], run->header);
+           jemalloc_name_run(check, run).text, run->nfree, bits, cause, run->nfree, run->bitmap[0],
+           run->header);
 }
 
 /* Every page of a slab leads to it. */
-static void check_slab_pages(struct check *check, const struct jemalloc_run *run) {
+static void check_slab_pages(struct jemalloc_checking *check, const struct jemalloc_run *run) {
     for (uint64_t page = run->address; page < run->address + run->size; page += PAGE) {
         struct jemalloc_element element;
         if (!jemalloc_element_of(check->jemalloc, page, &element)) {
             REPORT(check, BAD_LINK, page, PAGE,
                    "page of %s that the radix tree has nothing for\textent at 0x%" PRIx64,
-                   name_run(check, run).text, run->header);
+                   jemalloc_name_run(check, run).text, run->header);
         } else if (element.extent != run->header) {
             struct jemalloc_run other;
             jemalloc_read_extent(check->jemalloc, &element, &other);
             REPORT(check, RUN_OVERLAP, page, PAGE,
                    "page of %s that the radix tree has for %s\telement 0x%" PRIx64 " leads to 0x%" PRIx64
                    ", not 0x%" PRIx64,
-                   name_run(check, run).text, name_run(check, &other).text, element.address, element.extent,
-                   run->header);
+                   jemalloc_name_run(check, run).text, jemalloc_name_run(check, &other).text, element.address,
+                   element.extent, run->header);
         } else if (element.szind != run->class_ || !element.slab) {
             REPORT(check, WRONG_BIN, page, PAGE,
                    "page of %s, class %" PRIu32
                    " by its extent, that the radix tree has as %s of class %" PRIu32 "\telement 0x%" PRIx64,
-                   name_run(check, run).text, run->class_, element.slab ? "a slab" : "no slab", element.szind,
-                   element.address);
+                   jemalloc_name_run(check, run).text, run->class_, element.slab ? "a slab" : "no slab",
+                   element.szind, element.address);
         }
     }
 }
 
 /* Inside a large or unused extent no other begins. */
-static void check_inside(struct check *check, const struct jemalloc_run *run) {
+static void check_inside(struct jemalloc_checking *check, const struct jemalloc_run *run) {
     uint64_t from = run->address + PAGE, end = run->address + run->size;
     struct jemalloc_element element;
     struct jemalloc_run other;
@@ -170,7 +148,7 @@ static void check_inside(struct check *check, const struct jemalloc_run *run) {
             other.address != element.page) {
             continue;
         }
-        struct name first = name_run(check, run), second = name_run(check, &other);
+        struct jemalloc_name first = jemalloc_name_run(check, run), second = jemalloc_name_run(check, &other);
         REPORT(check, RUN_OVERLAP, other.address, other.size,
                "%s begins inside %s: both claim 0x%" PRIx64 " and on\textents at 0x%" PRIx64
                " and 0x%" PRIx64,
@@ -179,13 +157,13 @@ static void check_inside(struct check *check, const struct jemalloc_run *run) {
     }
 }
 
-static void check_large(struct check *check, const struct jemalloc_run *run) {
+static void check_large(struct jemalloc_checking *check, const struct jemalloc_run *run) {
     struct jemalloc_heap *jemalloc = check->jemalloc;
     if (run->map_class != run->class_) {
         REPORT(check, WRONG_BIN, run->block, run->usable,
                "%s: class %" PRIu32 " by its extent, %" PRIu32 " by the radix tree\textent at 0x%" PRIx64
                ", element 0x%" PRIx64,
-               name_run(check, run).text, run->class_, run->map_class, run->header, run->element);
+               jemalloc_name_run(check, run).text, run->class_, run->map_class, run->header, run->element);
     }
     uint64_t pages = run->size - (jemalloc->large_pad ? PAGE : 0);
     uint32_t class_ = run->class_ < JEMALLOC_SMALL_BINS ? JEMALLOC_SMALL_BINS : run->class_;
@@ -195,7 +173,7 @@ static void check_large(struct check *check, const struct jemalloc_run *run) {
     if (!fits) {
         REPORT(check, BAD_SIZE, run->block, run->usable,
                "%s: %" PRIu64 " bytes of pages are no size of its class %" PRIu32 "\textent at 0x%" PRIx64,
-               name_run(check, run).text, run->size, run->class_, run->header);
+               jemalloc_name_run(check, run).text, run->size, run->class_, run->header);
     }
 }
 
@@ -214,7 +192,7 @@ static bool in_own_memory(const struct jemalloc_heap *jemalloc, uint64_t address
 }
 
 /* 5.x: what leads to the run, and what is said of it beside its own header. */
-static void check_extent(struct check *check, const struct jemalloc_run *run) {
+static void check_extent(struct jemalloc_checking *check, const struct jemalloc_run *run) {
     struct jemalloc_heap *jemalloc = check->jemalloc;
     if (jemalloc->arenas_at && !in_own_memory(jemalloc, run->header)) {
         REPORT(check, BAD_LINK, run->address, run->size,
@@ -226,10 +204,11 @@ static void check_extent(struct check *check, const struct jemalloc_run *run) {
     if (jemalloc->arenas_at && jemalloc->arenas[run->arena].address == 0) {
         REPORT(check, BAD_LINK, run->address, run->size,
                "%s belongs to arena %" PRIu32 " by its extent, and there is none\textent at 0x%" PRIx64,
-               name_run(check, run).text, run->arena, run->header);
+               jemalloc_name_run(check, run).text, run->arena, run->header);
     }
     if (run->kind == JEMALLOC_SLAB) {
         check_slab_pages(check, run);
+        jemalloc_check_listed(check, run);
     } else {
         check_inside(check, run);
     }
@@ -237,7 +216,7 @@ static void check_extent(struct check *check, const struct jemalloc_run *run) {
         check_large(check, run);
     }
     if (run->kind >= JEMALLOC_DIRTY && run->kind <= JEMALLOC_RETAINED) {
-        struct unused *unused = &check->unused[3 * (size_t)run->arena + run->kind - JEMALLOC_DIRTY];
+        struct jemalloc_unused *unused = &check->unused[3 * (size_t)run->arena + run->kind - JEMALLOC_DIRTY];
         unused->extents++;
         unused->pages += run->size / PAGE;
     }
@@ -245,7 +224,7 @@ static void check_extent(struct check *check, const struct jemalloc_run *run) {
 
 /* 3.x, 4.x: the run's header stands in front of its regions (3.x), where a write past the end of the run
  * before lands, or in the chunk's header. */
-static void check_header(struct check *check, const struct jemalloc_run *run) {
+static void check_header(struct jemalloc_checking *check, const struct jemalloc_run *run) {
     uint64_t region;
     if (!(run->problems & JEMALLOC_BAD_HEADER)) {
         return;
@@ -256,20 +235,20 @@ static void check_header(struct check *check, const struct jemalloc_run *run) {
                "the header of %s is overwritten, just where region %" PRIu64 " of %s would be, %" PRIu64
                " past its last: that run was used past its end\tbin 0x%" PRIx64 ", nextind %" PRIu32
                ", nfree %" PRIu32,
-               name_run(check, run).text, region, name_run(check, &check->before).text,
+               jemalloc_name_run(check, run).text, region, jemalloc_name_run(check, &check->before).text,
                region - check->before.regions + 1, run->bin_pointer, run->next_region, run->nfree);
         return;
     }
     REPORT(check, OVERFLOW, run->address, run->first_region - run->address,
            "the header of %s is overwritten, most likely past the end of %s\tbin 0x%" PRIx64
            ", nextind %" PRIu32 ", nfree %" PRIu32,
-           name_run(check, run).text,
-           check->has_before ? name_run(check, &check->before).text : "what is before it", run->bin_pointer,
-           run->next_region, run->nfree);
+           jemalloc_name_run(check, run).text,
+           check->has_before ? jemalloc_name_run(check, &check->before).text : "what is before it",
+           run->bin_pointer, run->next_region, run->nfree);
 }
 
 static bool check_run(void *context, const struct jemalloc_run *run) {
-    struct check *check = context;
+    struct jemalloc_checking *check = context;
     struct jemalloc_heap *jemalloc = check->jemalloc;
     if (!karst_session_progress(jemalloc->heap.session, run->size, check->error)) {
         check->interrupted = true;
@@ -306,7 +285,7 @@ static bool check_run(void *context, const struct jemalloc_run *run) {
 
 /* ---- the threads' caches ---------------------------------------------------------------------------- */
 
-static void check_item_class(struct check *check, const struct jemalloc_cached *item,
+static void check_item_class(struct jemalloc_checking *check, const struct jemalloc_cached *item,
                              const struct jemalloc_run *run, bool is_start) {
     const struct karst_bin *bin = &check->jemalloc->heap.bins[item->bin];
     struct jemalloc_run before;
@@ -315,18 +294,18 @@ static void check_item_class(struct check *check, const struct jemalloc_cached *
     if (jemalloc_run_of(check->jemalloc, run->address - 1, &before) &&
         would_be_region(&before, item->address, &region)) {
         snprintf(more, sizeof more, "; it would be region %" PRIu64 " of %s, %" PRIu64 " past its last",
-                 region, name_run(check, &before).text, region - before.regions + 1);
+                 region, jemalloc_name_run(check, &before).text, region - before.regions + 1);
     }
     REPORT(check, WRONG_BIN, item->address, bin->smallest,
            "%s holds 0x%" PRIx64
            ", which %s of %s%s: freed with a wrong size, or never a block of that class\toffset 0x%" PRIx64
            " in that run, page map class %" PRIu32 " of %" PRIu64 " bytes",
            bin->name, item->address, is_start ? "is a region" : "is no region's start",
-           name_run(check, run).text, more, item->address - run->address, run->map_class,
+           jemalloc_name_run(check, run).text, more, item->address - run->address, run->map_class,
            jemalloc_class_size(run->map_class));
 }
 
-static void check_small_item(struct check *check, const struct jemalloc_cached *item,
+static void check_small_item(struct jemalloc_checking *check, const struct jemalloc_cached *item,
                              const struct jemalloc_run *run) {
     const struct karst_bin *bin = &check->jemalloc->heap.bins[item->bin];
     bool is_start;
@@ -338,18 +317,18 @@ static void check_small_item(struct check *check, const struct jemalloc_cached *
                "%s holds 0x%" PRIx64 ", which is %s of %s: the address freed was not the one that malloc "
                "returned\toffset 0x%" PRIx64 " in the run",
                bin->name, item->address, region == JEMALLOC_NOT_THERE ? "in no region" : "inside a region",
-               name_run(check, run).text, item->address - run->address);
+               jemalloc_name_run(check, run).text, item->address - run->address);
     } else if (jemalloc_is_free(run, region)) {
         REPORT(check, DOUBLE_FREE, item->address, run->region_size,
                "%s holds 0x%" PRIx64 ", region %" PRIu32
                " of %s, which is free in its bitmap too: freed twice, the "
                "first time past or out of a cache\tbitmap word %" PRIu32 " 0x%" PRIx64,
-               bin->name, item->address, region, name_run(check, run).text, region / 64,
+               bin->name, item->address, region, jemalloc_name_run(check, run).text, region / 64,
                run->bitmap[region / 64]);
     }
 }
 
-static void check_large_item(struct check *check, const struct jemalloc_cached *item,
+static void check_large_item(struct jemalloc_checking *check, const struct jemalloc_cached *item,
                              const struct jemalloc_run *run) {
     const struct karst_bin *bin = &check->jemalloc->heap.bins[item->bin];
     uint64_t size = run->class_ < JEMALLOC_CLASSES ? jemalloc_class_size(run->class_) : run->usable;
@@ -359,11 +338,11 @@ static void check_large_item(struct check *check, const struct jemalloc_cached *
         REPORT(check, MISALIGNED, item->address, bin->smallest,
                "%s holds 0x%" PRIx64 ", which is inside %s: the address freed was not the one that malloc "
                "returned\toffset 0x%" PRIx64 " in its pages",
-               bin->name, item->address, name_run(check, run).text, item->address - run->address);
+               bin->name, item->address, jemalloc_name_run(check, run).text, item->address - run->address);
     }
 }
 
-static void check_item(struct check *check, const struct jemalloc_cached *item) {
+static void check_item(struct jemalloc_checking *check, const struct jemalloc_cached *item) {
     struct jemalloc_run run;
     struct jemalloc_element element;
     struct jemalloc_heap *jemalloc = check->jemalloc;
@@ -389,11 +368,11 @@ static void check_item(struct check *check, const struct jemalloc_cached *item) 
         REPORT(check, DOUBLE_FREE, item->address, 0,
                "%s holds 0x%" PRIx64 ", which is in %s: freed twice, and its pages were given back in "
                "between\theader at 0x%" PRIx64,
-               bin_name(check, item->bin), item->address, name_run(check, &run).text, run.header);
+               bin_name(check, item->bin), item->address, jemalloc_name_run(check, &run).text, run.header);
     }
 }
 
-static void check_caches(struct check *check) {
+static void check_caches(struct jemalloc_checking *check) {
     const struct jemalloc_heap *jemalloc = check->jemalloc;
     const struct jemalloc_cached *before = NULL;
     for (size_t i = 0; i < jemalloc->cached_count; i++) {
@@ -437,7 +416,7 @@ struct list {
 };
 
 /* One extent of a list; false: the list can't be followed further. */
-static bool check_listed(struct check *check, struct list *list, uint64_t extent, uint64_t from) {
+static bool check_listed(struct jemalloc_checking *check, struct list *list, uint64_t extent, uint64_t from) {
     static const char *const names[] = {"dirty", "muzzy", "retained"};
     struct jemalloc_heap *jemalloc = check->jemalloc;
     struct jemalloc_element element = {.extent = extent, .szind = JEMALLOC_CLASSES};
@@ -454,23 +433,23 @@ static bool check_listed(struct check *check, struct list *list, uint64_t extent
         REPORT(check, BAD_LINK, run.address, run.size,
                "%s (arena %" PRIu32 ") is in the list of %s extents of arena %" PRIu32
                ": in two lists, or in use and still listed\textent at 0x%" PRIx64,
-               name_run(check, &run).text, run.arena, names[list->state], list->arena, extent);
+               jemalloc_name_run(check, &run).text, run.arena, names[list->state], list->arena, extent);
     } else if (!jemalloc_element_of(jemalloc, run.address, &here) || here.extent != extent) {
         REPORT(check, BAD_LINK, run.address, run.size,
                "%s is in the list of %s extents of arena %" PRIu32
                ", and the radix tree has another there\textent at 0x%" PRIx64,
-               name_run(check, &run).text, names[list->state], list->arena, extent);
+               jemalloc_name_run(check, &run).text, names[list->state], list->arena, extent);
     }
     list->extents++;
     list->pages += run.size / PAGE;
     return true;
 }
 
-static void check_list(struct check *check, uint32_t arena, unsigned state) {
+static void check_list(struct jemalloc_checking *check, uint32_t arena, unsigned state) {
     static const char *const names[] = {"dirty", "muzzy", "retained"};
     struct jemalloc_heap *jemalloc = check->jemalloc;
     uint64_t address = jemalloc->arenas[arena].address, first, npages;
-    const struct unused *found = &check->unused[3 * (size_t)arena + state];
+    const struct jemalloc_unused *found = &check->unused[3 * (size_t)arena + state];
     struct list list = {.arena = arena, .state = state};
     if (!jemalloc_read(jemalloc, address + jemalloc->layout.arena_lru[state], &first) ||
         !jemalloc_read(jemalloc, address + jemalloc->layout.arena_npages[state], &npages)) {
@@ -496,8 +475,8 @@ static void check_list(struct check *check, uint32_t arena, unsigned state) {
         return;
     }
     if (list.pages != npages || list.pages != found->pages) {
-        karst_findings_add(check->findings, KARST_FINDING_BAD_COUNT, torn(check), jemalloc->heap.index,
-                           address, 0,
+        karst_findings_add(check->findings, KARST_FINDING_BAD_COUNT, jemalloc_torn(check),
+                           jemalloc->heap.index, address, 0,
                            "arena %" PRIu32 ": %" PRIu64 " %s pages in its list, %" PRIu64
                            " by its own count, %" PRIu64 " in the radix tree\tcount at 0x%" PRIx64,
                            arena, list.pages, names[state], npages, found->pages,
@@ -508,12 +487,18 @@ static void check_list(struct check *check, uint32_t arena, unsigned state) {
 /* ---- the whole -------------------------------------------------------------------------------------- */
 
 bool jemalloc_check(struct karst_heap *heap, struct karst_findings *findings, struct karst_error *error) {
-    struct check check = {.jemalloc = (struct jemalloc_heap *)heap, .findings = findings, .error = error};
+    struct jemalloc_checking check = {
+        .jemalloc = (struct jemalloc_heap *)heap, .findings = findings, .error = error};
     check.unused = calloc(3 * heap->arena_count + 3, sizeof *check.unused);
     if (!check.unused) {
         return karst_fail_memory(error);
     }
-    jemalloc_walk_runs(check.jemalloc, 0, ALL, check_run, &check);
+    if (check.jemalloc->layout.major >= 5) {
+        jemalloc_check_bins(&check);
+    }
+    if (!check.interrupted) {
+        jemalloc_walk_runs(check.jemalloc, 0, ALL, check_run, &check);
+    }
     if (!check.interrupted) {
         check_caches(&check);
     }
@@ -525,5 +510,6 @@ bool jemalloc_check(struct karst_heap *heap, struct karst_findings *findings, st
         }
     }
     free(check.unused);
-    return !check.interrupted;
+    karst_marks_close(&check.in_bins);
+    return !check.interrupted && (!check.out_of_memory || karst_fail_memory(error));
 }

@@ -5,12 +5,8 @@
 
 #include "jemalloc.h"
 
-#define PAGE         4096u
-#define EXTENT_SIZE  128u
-#define EXTENT_ADDR  8u
-#define EXTENT_PAGES 16u
-#define EXTENT_SLAB  64u
-#define ALL          (1ull << 47)
+#define PAGE 4096u
+#define ALL  (1ull << 47)
 
 enum { STATE_ACTIVE, STATE_DIRTY, STATE_MUZZY, STATE_RETAINED, STATE_TRANSITION, STATE_MERGING };
 
@@ -223,7 +219,7 @@ bool jemalloc_element_of(struct jemalloc_heap *jemalloc, uint64_t page, struct j
 
 /* ---- extents ---------------------------------------------------------------------------------------- */
 
-static bool read_slab(const uint8_t *extent, struct jemalloc_run *run) {
+static bool read_slab(const uint8_t *bitmap, struct jemalloc_run *run) {
     run->kind = JEMALLOC_SLAB;
     run->region_size = jemalloc_class_size(run->class_);
     if (run->class_ >= JEMALLOC_SMALL_BINS || run->size / run->region_size > JEMALLOC_REGIONS_MAX ||
@@ -232,7 +228,7 @@ static bool read_slab(const uint8_t *extent, struct jemalloc_run *run) {
     }
     run->first_region = run->address;
     run->regions = (uint32_t)(run->size / run->region_size);
-    memcpy(run->bitmap, extent + EXTENT_SLAB, sizeof run->bitmap);
+    memcpy(run->bitmap, bitmap, sizeof run->bitmap);
     return true;
 }
 
@@ -251,7 +247,9 @@ bool jemalloc_read_extent(struct jemalloc_heap *jemalloc, const struct jemalloc_
                           struct jemalloc_run *run) {
     const struct jemalloc_layout *layout = &jemalloc->layout;
     const uint8_t *extent =
-        element->extent % 64 == 0 ? jemalloc_at(jemalloc, element->extent, EXTENT_SIZE) : NULL;
+        element->extent % 64 == 0
+            ? jemalloc_at(jemalloc, element->extent, layout->extent_bitmap + sizeof run->bitmap)
+            : NULL;
     run->header = element->extent;
     run->element = element->address;
     run->address = element->page;
@@ -267,8 +265,8 @@ bool jemalloc_read_extent(struct jemalloc_heap *jemalloc, const struct jemalloc_
     if (!extent) {
         return false;
     }
-    uint64_t bits = jemalloc_word(extent), address = jemalloc_word(extent + EXTENT_ADDR);
-    uint64_t size = jemalloc_word(extent + EXTENT_PAGES) & ~(uint64_t)(PAGE - 1);
+    uint64_t bits = jemalloc_word(extent), address = jemalloc_word(extent + layout->extent_address);
+    uint64_t size = jemalloc_word(extent + layout->extent_size) & ~(uint64_t)(PAGE - 1);
     uint64_t start = address & ~(uint64_t)(PAGE - 1);
     if (size == 0 || start == 0 || start >= ALL || size > ALL - start) {
         return false;
@@ -285,7 +283,7 @@ bool jemalloc_read_extent(struct jemalloc_heap *jemalloc, const struct jemalloc_
     unsigned state = bits >> layout->state_shift & ((1u << layout->state_bits) - 1);
     switch (state) {
     case STATE_ACTIVE:
-        return bits >> 12 & 1 ? address == start && read_slab(extent, run)
+        return bits >> 12 & 1 ? address == start && read_slab(extent + layout->extent_bitmap, run)
                               : read_large(jemalloc, run, address);
     case STATE_DIRTY:
         run->kind = JEMALLOC_DIRTY;

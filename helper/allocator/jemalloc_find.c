@@ -429,11 +429,8 @@ static void read_arena(struct jemalloc_heap *jemalloc, uint64_t address, uint32_
     struct jemalloc_arena *arena = &jemalloc->arenas[index];
     struct karst_arena *row = &jemalloc->heap.arenas[index];
     arena->address = row->address = address;
-    const uint8_t *bytes = jemalloc_at(jemalloc, address, 8);
-    if (bytes) {
-        /* Those for the program's own use; [1] counts the allocator's internal use. */
-        row->attached_threads = jemalloc_half(bytes);
-    }
+    const uint8_t *threads = jemalloc_at(jemalloc, address + layout->arena_threads, 4);
+    row->attached_threads = threads ? jemalloc_half(threads) : 0;
     jemalloc_read(jemalloc, address + layout->arena_internal, &arena->internal);
     jemalloc_read(jemalloc, base + layout->base_allocated, &arena->base_allocated);
     jemalloc_read(jemalloc, base + layout->base_mapped, &arena->base_mapped);
@@ -491,43 +488,73 @@ static bool fits_version(const struct jemalloc_layout *layout, const char *versi
     return version && strncmp(layout->version, version, strcmp(layout->version, "5.2.1") == 0 ? 4 : 5) == 0;
 }
 
-/* Chooses the row that fits what was found best; one that is for the version that the library names, if it
- * fits as well as any. False: none does. */
-static bool choose_layout(struct jemalloc_heap *jemalloc, const struct root *root, const char *version,
-                          const char **how) {
-    unsigned best = 0;
-    const struct jemalloc_layout *chosen = NULL;
-    uint64_t chosen_arenas = 0;
-    for (size_t i = 0; i < jemalloc_layout_count; i++) {
-        unsigned arenas = 0;
-        if (jemalloc_layouts[i].lg_vaddr != root->lg_vaddr) {
-            continue;
-        }
-        jemalloc->layout = jemalloc_layouts[i];
-        unsigned score = score_extents(jemalloc);
-        if (score < 500) {
-            continue;
-        }
-        uint64_t table = search_arenas(jemalloc, &arenas);
-        score += (table ? 2000 : 0) + (fits_version(&jemalloc_layouts[i], version) ? 1000 : 0);
-        if (score > best) {
-            best = score;
-            chosen = &jemalloc_layouts[i];
-            chosen_arenas = table;
-        }
+struct choice {
+    struct jemalloc_layout layout;
+    unsigned score; /* 0: none yet */
+    unsigned told;  /* members that debug info told */
+    uint64_t arenas_at;
+    bool of_version;
+};
+
+/* Takes layout, if it fits what was found better than what was chosen before. */
+static void try_layout(struct jemalloc_heap *jemalloc, const struct jemalloc_layout *layout, unsigned told,
+                       const char *version, struct choice *choice) {
+    unsigned arenas = 0;
+    jemalloc->layout = *layout;
+    unsigned score = score_extents(jemalloc);
+    if (score < 500) {
+        return;
     }
-    if (!chosen) {
-        return false;
+    uint64_t table = search_arenas(jemalloc, &arenas);
+    bool of_version = fits_version(layout, version);
+    score += (table ? 2000 : 0) + (of_version ? 1000 : 0) + (told ? 500 : 0);
+    if (score > choice->score) {
+        *choice = (struct choice){*layout, score, told, table, of_version};
     }
-    jemalloc->layout = *chosen;
-    jemalloc->large_pad = has_large_pad(jemalloc);
-    jemalloc->arenas_at = chosen_arenas;
-    *how = !version                        ? "the row of the table that fits what was found"
-           : fits_version(chosen, version) ? "table, by the version the library names"
+}
+
+static bool explain_choice(struct jemalloc_heap *jemalloc, const struct choice *choice, const char *version,
+                           bool has_debug_info) {
+    const char *row = !version             ? "the row of the table that fits what was found"
+                      : choice->of_version ? "table, by the version the library names"
                                            : "the row that fits best: the version named is not in the table";
+    if (choice->told) {
+        return karst_facts_add(&jemalloc->heap.facts, "layout", 0,
+                               "debug info, %u members; bit fields: %s; %s", choice->told, row,
+                               choice->layout.configuration);
+    }
+    return karst_facts_add(&jemalloc->heap.facts, "layout", 0, "%s; %s%s", row, choice->layout.configuration,
+                           has_debug_info ? "; the debug info does not fit what was found" : "");
+}
+
+/* Chooses the layout that fits what was found best: of the rows of the table, as they are and with what debug
+ * info says. One that is for the version that the library names counts more, and so does debug info, if it
+ * fits as well as any. *choice: score 0: none does. False: out of memory. */
+static bool choose_layout(struct jemalloc_heap *jemalloc, const struct root *root, const char *version,
+                          struct choice *choice) {
+    bool has_debug_info = false;
+    *choice = (struct choice){.score = 0};
+    for (size_t i = 0; i < jemalloc_layout_count; i++) {
+        struct jemalloc_layout layout = jemalloc_layouts[i];
+        if (layout.lg_vaddr != root->lg_vaddr) {
+            continue;
+        }
+        try_layout(jemalloc, &layout, 0, version, choice);
+        unsigned told = jemalloc_layout_from_debug_info(jemalloc->heap.target, jemalloc->module, &layout);
+        if (told) {
+            has_debug_info = true;
+            try_layout(jemalloc, &layout, told, version, choice);
+        }
+    }
+    if (!choice->score) {
+        return true;
+    }
+    jemalloc->layout = choice->layout;
+    jemalloc->large_pad = has_large_pad(jemalloc);
+    jemalloc->arenas_at = choice->arenas_at;
     snprintf(jemalloc->heap.version, sizeof jemalloc->heap.version, "%.20s",
-             version ? version : chosen->version);
-    return true;
+             version ? version : choice->layout.version);
+    return explain_choice(jemalloc, choice, version, has_debug_info);
 }
 
 /* ---- threads inside --------------------------------------------------------------------------------- */
@@ -603,11 +630,9 @@ bool jemalloc_hand_over(struct karst *session, struct jemalloc_heap *jemalloc, s
     return true;
 }
 
-static bool add_facts(struct jemalloc_heap *jemalloc, const struct root *root, const char *how) {
+static bool add_facts(struct jemalloc_heap *jemalloc, const struct root *root) {
     struct karst_facts *facts = &jemalloc->heap.facts;
-    return karst_facts_add(facts, "library", 0, "%s", jemalloc->module->path) &&
-           karst_facts_add(facts, "layout", 0, "%s; %s", how, jemalloc->layout.configuration) &&
-           karst_facts_add(facts, "radix tree", root->address, "%s",
+    return karst_facts_add(facts, "radix tree", root->address, "%s",
                            root->by_symbol ? "by symbol" : "found by structure") &&
            (jemalloc->arenas_at
                 ? karst_facts_add(facts, "arenas", jemalloc->arenas_at, "found by structure")
@@ -619,7 +644,7 @@ static bool add_facts(struct jemalloc_heap *jemalloc, const struct root *root, c
 static bool add_root(struct karst *session, struct karst_module *module, const struct root *root,
                      struct karst_error *error) {
     char version[64];
-    const char *how = "";
+    struct choice choice;
     struct jemalloc_heap *jemalloc = jemalloc_open(session, module);
     if (!jemalloc) {
         return karst_fail_memory(error);
@@ -627,14 +652,19 @@ static bool add_root(struct karst *session, struct karst_module *module, const s
     jemalloc->rtree_root = root->address;
     jemalloc->large_pad = true;
     bool named = version_of(session->target, module, version, sizeof version);
-    if (!choose_layout(jemalloc, root, named ? version : NULL, &how)) {
+    if (!karst_facts_add(&jemalloc->heap.facts, "library", 0, "%s", module->path) ||
+        !choose_layout(jemalloc, root, named ? version : NULL, &choice)) {
+        jemalloc_close(&jemalloc->heap);
+        return karst_fail_memory(error);
+    }
+    if (!choice.score) {
         karst_target_remark(session->target,
                             "%s has a jemalloc of a version that is not known (known: 5.1 to 5.3): left out",
                             module->path);
         jemalloc_close(&jemalloc->heap);
         return true;
     }
-    if (!add_facts(jemalloc, root, how) || !read_arenas(jemalloc) || !jemalloc_make_extents(jemalloc) ||
+    if (!add_facts(jemalloc, root) || !read_arenas(jemalloc) || !jemalloc_make_extents(jemalloc) ||
         !jemalloc_make_bins(jemalloc) || !jemalloc_find_tcaches(jemalloc)) {
         jemalloc_close(&jemalloc->heap);
         return karst_fail_memory(error);

@@ -88,21 +88,16 @@ static bool stack_of(struct jemalloc_heap *jemalloc, const struct jemalloc_tcach
     if (!bin) {
         return false;
     }
+    *from = jemalloc_word(bin + layout->tcache_bin_stack);
     if (layout->stack_by_head) {
         uint16_t empty;
-        memcpy(&empty, bin + 20, sizeof empty); /* low_bits_empty */
-        *from = jemalloc_word(bin);
+        memcpy(&empty, bin + layout->tcache_bin_count, sizeof empty); /* low_bits_empty */
         *count = (uint16_t)(empty - *from) / 8u;
         return *from % 8 == 0 && empty % 8 == 0;
     }
-    if (layout->major == 5) {
-        *count = jemalloc_half(bin + 4);
-        *from = jemalloc_word(bin + 16) - 8ull * *count; /* avail, which the stack lies below */
-    } else {
-        *count = jemalloc_half(bin + 16);
-        *from = jemalloc_word(bin + 24);
-        *from -= layout->stack_below ? 8ull * *count : 0;
-    }
+    *count = jemalloc_half(bin + layout->tcache_bin_count);
+    *from -=
+        layout->major == 5 || layout->stack_below ? 8ull * *count : 0; /* avail is the stack's end there */
     return *count <= JEMALLOC_STACK_MAX;
 }
 
@@ -189,7 +184,7 @@ static bool add_stack(struct jemalloc_heap *jemalloc, const struct jemalloc_tcac
     /* Before 5.3: the first bin's stack begins where the memory does, and avail is its end. */
     struct jemalloc_run run;
     const uint8_t *bin = jemalloc_at(jemalloc, bin_at(jemalloc, tcache, 0), layout->tcache_bin_size);
-    uint64_t avail = bin ? jemalloc_word(bin + (layout->major == 5 ? 16 : 24)) : 0;
+    uint64_t avail = bin ? jemalloc_word(bin + layout->tcache_bin_stack) : 0;
     bool is_start;
     if (avail < 8 || !jemalloc_run_of(jemalloc, avail - 8, &run)) {
         return true;
@@ -209,7 +204,7 @@ static bool add_stack(struct jemalloc_heap *jemalloc, const struct jemalloc_tcac
 static uint32_t classes_of(struct jemalloc_heap *jemalloc, uint64_t address) {
     const struct jemalloc_layout *layout = &jemalloc->layout;
     uint64_t bins = address + layout->tcache_bins, stack;
-    if (layout->major >= 5 || !jemalloc_read(jemalloc, bins + 24, &stack)) {
+    if (layout->major >= 5 || !jemalloc_read(jemalloc, bins + layout->tcache_bin_stack, &stack)) {
         return layout->tcache_classes;
     }
     uint64_t count = (stack - (layout->stack_below ? 200 * 8 : 0) - bins) / layout->tcache_bin_size;

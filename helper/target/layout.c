@@ -110,6 +110,18 @@ static bool find_in_unit(Dwarf_Die *unit, const char *name, Dwarf_Die *found) {
     return false;
 }
 
+/* Where the type found last is, the next one often is, too: a large program has thousands of units. */
+static bool find_beside_last(const struct karst_symbols *symbols, Dwarf *dwarf, const char *name,
+                             Dwarf_Die *found) {
+    const struct karst_layout *last = symbols->layouts->first;
+    Dwarf_Die type, unit;
+    while (last && (!last->found || last->shared)) {
+        last = last->next;
+    }
+    return last && dwarf_offdie(dwarf, last->offset, &type) && dwarf_diecu(&type, &unit, NULL, NULL) &&
+           find_in_unit(&unit, name, found);
+}
+
 static bool find_in_units(Dwarf *dwarf, const char *name, Dwarf_Die *found) {
     Dwarf_CU *unit = NULL;
     Dwarf_Die die;
@@ -140,7 +152,8 @@ static bool find_type(struct karst_symbols *symbols, Dwarf *dwarf, const char *n
         Dwarf *holder = known->shared ? dwarf_getalt(dwarf) : dwarf;
         return known->found && dwarf_offdie(holder, known->offset, found) != NULL;
     }
-    bool shared = false, there = find_in_units(dwarf, name, found);
+    bool shared = false;
+    bool there = find_beside_last(symbols, dwarf, name, found) || find_in_units(dwarf, name, found);
     if (!there) {
         Dwarf *alternative = dwarf_getalt(dwarf);
         there = shared = alternative && find_in_units(alternative, name, found);
@@ -212,8 +225,14 @@ bool karst_module_member(struct karst_target *target, struct karst_module *modul
     }
     Dwarf *dwarf = open_dwarf(target, module);
     Dwarf_Die found;
-    if (dwarf && find_type(module->symbols, dwarf, type, &found) &&
-        find_member(&found, member, 0, offset, size)) {
+    bool there = dwarf && find_type(module->symbols, dwarf, type, &found);
+    Dwarf_Word whole;
+    if (there && !*member && dwarf_aggregate_size(&found, &whole) == 0) {
+        *offset = 0;
+        *size = whole;
+        return true;
+    }
+    if (there && find_member(&found, member, 0, offset, size)) {
         return true;
     }
     const struct karst_callbacks *callbacks = target->callbacks;

@@ -130,7 +130,7 @@ void karst_target_remark(struct karst_target *target, const char *format, ...)
  * thread_local_. */
 bool karst_module_symbol(struct karst_target *target, struct karst_module *module, const char *name,
                          struct karst_symbol *symbol);
-/* Byte offset and size of type.member by the module's DWARF. */
+/* Byte offset and size of type.member by the module's DWARF; member "": the size of type itself. */
 bool karst_module_member(struct karst_target *target, struct karst_module *module, const char *type,
                          const char *member, uint64_t *offset, uint64_t *size);
 /* The name and offset of the function or object that holds address: "malloc+0x15". false: unknown. */

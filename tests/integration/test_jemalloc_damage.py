@@ -26,6 +26,8 @@ pytestmark = [
 DAMAGE: list[tuple[str, str, set[str], list[str]]] = [
     ("nothing", "", set(), []),
     ("nothing", "tcache:false", set(), []),
+    ("nothing", "bin_shards:8-4096:4", set(), []),
+    ("own-arena", "", set(), []),
     ("double-free", "", {"double-free"}, ["cached twice", "both times in tcache 0xe0 thread"]),
     ("double-free", "tcache:false", {"bad-count"}, ["224-byte slab", "freed twice", "nfree says 2 free, its bitmap 0"]),
     ("flushed", "", {"double-free"}, ["tcache 0xe0 thread", "region 100 of", "free in its bitmap too"]),
@@ -200,3 +202,99 @@ def test_forged_tree_costs_no_more_than_is_mapped(healthy_heap: tuple[Target, Me
     memory.file.seek(root)
     memory.file.write(struct.pack("<Q", leaf) * entries)
     assert target.json("summary")["total"]["live"]["blocks"] > 0
+
+
+# ---- bins ------------------------------------------------------------------------------------------------
+
+# Of arena_t and bin_t, jemalloc 5.3.
+BINS, BIN_SIZE, CURRENT, NONFULL, FULL = 78952, 224, 192, 200, 216
+SIZES = [8, *range(16, 129, 16)] + [step * (1 << power) for power in range(5, 12) for step in (5, 6, 7, 8)]
+
+
+def bins_of(target: Target, arena: int = 0) -> list[int]:
+    """The address of each class's bin."""
+    row = next(row for row in target.json("arenas")["arenas"] if row["name"] == str(arena))
+    return [int(row["address"], 16) + BINS + BIN_SIZE * class_ for class_ in range(36)]
+
+
+def bin_with(target: Target, memory: Memory, *members: int) -> tuple[int, int]:
+    """A bin that has something in those places, and the size of its regions."""
+    for size, address in zip(SIZES, bins_of(target)):
+        if all(memory.read(address + member) for member in members):
+            return address, size
+    raise AssertionError("no such bin")
+
+
+def test_current_slab_is_of_another_class(healthy_heap: tuple[Target, Memory]) -> None:
+    target, memory = healthy_heap
+    first, size = bin_with(target, memory, CURRENT)
+    second = next(address for address in bins_of(target) if address != first and memory.read(address + CURRENT))
+    other = memory.read(second + CURRENT)
+    memory.write(first + CURRENT, other)
+    said = said_of(target, "wrong-bin")
+    assert f"the current slab of the {size}-byte bin of arena 0 has the " in said
+    assert f"extent at {other:#x}" in said
+
+
+def test_current_slab_is_none(healthy_heap: tuple[Target, Memory]) -> None:
+    target, memory = healthy_heap
+    address, size = bin_with(target, memory, CURRENT)
+    memory.write(address + CURRENT, 0x4141414141414141)
+    said = said_of(target, "bad-link")
+    assert f"the current slab of the {size}-byte bin of arena 0 leads to 0x4141414141414141, which is no extent" in said
+
+
+def test_slabs_are_lost(healthy_heap: tuple[Target, Memory]) -> None:
+    """The root of a bin's heap is cleared: nothing leads to the slabs that were in it."""
+    target, memory = healthy_heap
+    address, size = bin_with(target, memory, NONFULL)
+    extent = memory.read(address + NONFULL)
+    memory.write(address + NONFULL, 0)
+    said = said_of(target, "lost-free")
+    assert f"the {size}-byte slab at" in said and "its bin (arena 0) does not lead to it" in said
+    assert f"extent at {extent:#x}" in said
+
+
+def test_slab_is_in_its_bin_twice(healthy_heap: tuple[Target, Memory]) -> None:
+    target, memory = healthy_heap
+    address, size = bin_with(target, memory, CURRENT, NONFULL)
+    memory.write(address + CURRENT, memory.read(address + NONFULL))
+    said = said_of(target, "bad-link")
+    assert f"is in the {size}-byte bin of arena 0 twice: its current slab, and in its heap" in said
+
+
+def test_heap_of_slabs_goes_in_a_circle(healthy_heap: tuple[Target, Memory]) -> None:
+    target, memory = healthy_heap
+    address, size = bin_with(target, memory, NONFULL)
+    root = memory.read(address + NONFULL)
+    memory.write(root + 48, root)  # its next brother
+    said = said_of(target, "bad-link")
+    assert f"is in the {size}-byte bin of arena 0 twice: its heap of slabs with free regions goes in a circle" in said
+
+
+def test_shard_of_a_bin(directory: Path) -> None:
+    with damaged("nothing", "bin_shards:8-4096:4", directory) as (program, _):
+        target, memory = Target.process(program.pid), Memory(program.pid)
+        assert target.check() == (True, [])
+        first = bins_of(target)[0]
+        shards = [first + BIN_SIZE * (4 * SIZES.index(224) + shard) for shard in range(4)]
+        shard, address = next((i, address) for i, address in enumerate(shards) if memory.read(address + CURRENT))
+        memory.write(address + CURRENT, 0x4141414141414141)
+        said = said_of(target, "bad-link")
+        assert f"the current slab of the 224-byte bin of arena 0, shard {shard} leads to 0x4141414141414141" in said
+
+
+def test_list_of_full_slabs(directory: Path) -> None:
+    """In an arena of the program's own: a slab that is not full in the list, and one that is no extent's."""
+    with damaged("own-arena", "", directory) as (program, address):
+        target, memory = Target.process(program.pid), Memory(program.pid)
+        assert target.check() == (True, [])
+        arena = next(block.arena for block in target.blocks() if block.size == 224 and block.arena != "0")
+        bin_ = bins_of(target, int(arena or 0))[SIZES.index(224)]
+        current, full = memory.read(bin_ + CURRENT), memory.read(bin_ + FULL)
+        assert current and full
+        memory.write(full, memory.read(full) + (1 << NFREE_SHIFT))
+        assert "is in the list of full slabs of the 224-byte bin" in said_of(target, "bad-count")
+        memory.write(full, memory.read(full) - (1 << NFREE_SHIFT))
+        memory.write(bin_ + FULL, 0x4141414141414141)
+        assert "the list of full slabs of the 224-byte bin" in said_of(target, "bad-link")

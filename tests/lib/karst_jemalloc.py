@@ -47,6 +47,7 @@ HEAPS = {
     "whole-pages": preloaded("--seed=14", conf="cache_oblivious:false"),
     "profiled": preloaded("--seed=15", conf="prof:true,lg_prof_sample:12", others=PROFILING),
     "large-tcache": preloaded("--seed=16", conf="lg_tcache_max:20"),
+    "sharded-bins": preloaded("--threads=5", "--seed=19", conf="bin_shards:8-256:4|320-4096:2"),
     "forked": preloaded("--fork", "--threads=5", "--exited=1", "--seed=17"),
     # Not together with --foreign-sbrk: jemalloc 5.3's extents overlap then, which check finds.
     "break": preloaded("--seed=18", conf="dss:primary"),

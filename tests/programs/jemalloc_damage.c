@@ -11,6 +11,7 @@
 extern int mallctl(const char *name, void *old, size_t *old_size, void *fresh, size_t fresh_size)
     __attribute__((weak));
 extern void sdallocx(void *block, size_t size, int flags) __attribute__((weak));
+extern void *mallocx(size_t size, int flags) __attribute__((weak));
 
 #define REGIONS 600 /* of one size: several slabs full */
 
@@ -111,12 +112,25 @@ static void past_end(void) {
     flush_cache();
 }
 
+/* Nothing wrong: an arena that the program made, in which full slabs are listed. */
+static void own_arena(void) {
+    unsigned arena = 0;
+    size_t size = sizeof arena;
+    mallctl("arenas.create", &arena, &size, NULL, 0);
+    int flags = (int)(arena + 1) << 20 | 1 << 8; /* MALLOCX_ARENA(arena) | MALLOCX_TCACHE_NONE */
+    for (size_t i = 0; i < REGIONS; i++) {
+        blocks[i] = mallocx(224, flags);
+    }
+    sdallocx(blocks[100], 224, 1 << 8);
+    say("block", blocks[100]);
+}
+
 static const struct {
     const char *name;
     void (*function)(void);
 } kinds[] = {
     {"nothing", nothing},   {"double-free", double_free}, {"flushed", flushed},   {"threads", threads},
-    {"interior", interior}, {"wrong-size", wrong_size},   {"past-end", past_end},
+    {"interior", interior}, {"wrong-size", wrong_size},   {"past-end", past_end}, {"own-arena", own_arena},
 };
 
 int main(int argc, char **argv) {

@@ -68,8 +68,24 @@ struct functions {
     size_t (*usable)(void *);
 };
 
-static const struct functions own_functions = {malloc,         calloc,        realloc, memalign,
-                                               posix_memalign, aligned_alloc, free,    malloc_usable_size};
+#ifdef LEDGER_PREFIXED
+/* A jemalloc that was built with --with-jemalloc-prefix=je_ beside libc's malloc. */
+#define OWN(name) je_##name
+void *je_malloc(size_t);
+void *je_calloc(size_t, size_t);
+void *je_realloc(void *, size_t);
+void *je_memalign(size_t, size_t);
+int je_posix_memalign(void **, size_t, size_t);
+void *je_aligned_alloc(size_t, size_t);
+void je_free(void *);
+size_t je_malloc_usable_size(void *);
+#else
+#define OWN(name) name
+#endif
+
+static const struct functions own_functions = {
+    OWN(malloc),         OWN(calloc),        OWN(realloc), OWN(memalign),
+    OWN(posix_memalign), OWN(aligned_alloc), OWN(free),    OWN(malloc_usable_size)};
 
 struct slot {
     unsigned char *block; /* NULL: empty */
@@ -445,7 +461,7 @@ static void write_information(void) {
 }
 
 /* jemalloc's own totals, where it serves malloc; last of all, for nothing may move afterwards. */
-extern int mallctl(const char *name, void *old, size_t *old_size, void *fresh, size_t fresh_size)
+extern int OWN(mallctl)(const char *name, void *old, size_t *old_size, void *fresh, size_t fresh_size)
     __attribute__((weak));
 
 #define ALL_ARENAS "4096" /* MALLCTL_ARENAS_ALL */
@@ -454,14 +470,14 @@ static size_t jemalloc_says(const char *format, unsigned index) {
     char name[80];
     size_t value = 0, size = sizeof value;
     snprintf(name, sizeof name, format, index);
-    return mallctl(name, &value, &size, NULL, 0) == 0 ? value : (size_t)-1;
+    return OWN(mallctl)(name, &value, &size, NULL, 0) == 0 ? value : (size_t)-1;
 }
 
 static void write_jemalloc(void) {
     static const char *const names[] = {"allocated", "active", "metadata", "mapped", "retained"};
     uint64_t epoch = 1;
     size_t size = sizeof epoch;
-    if (mallctl == NULL || mallctl("epoch", &epoch, &size, &epoch, size) != 0) {
+    if (OWN(mallctl) == NULL || OWN(mallctl)("epoch", &epoch, &size, &epoch, size) != 0) {
         return;
     }
     ledger_file = open_file("mallctl");
@@ -472,7 +488,7 @@ static void write_jemalloc(void) {
     }
     unsigned bins = 0;
     size = sizeof bins;
-    for (unsigned bin = 0; mallctl("arenas.nbins", &bins, &size, NULL, 0) == 0 && bin < bins; bin++) {
+    for (unsigned bin = 0; OWN(mallctl)("arenas.nbins", &bins, &size, NULL, 0) == 0 && bin < bins; bin++) {
         ledger_write("bin-%zu %zu %zu\n", jemalloc_says("arenas.bin.%u.size", bin),
                      jemalloc_says("stats.arenas." ALL_ARENAS ".bins.%u.curslabs", bin),
                      jemalloc_says("stats.arenas." ALL_ARENAS ".bins.%u.curregs", bin));

@@ -1,0 +1,45 @@
+/* jemalloc: what the parts of its check share. jemalloc_check.c has runs and caches, jemalloc_check_bins.c
+ * the bins. */
+#ifndef KARST_ALLOCATOR_JEMALLOC_CHECK_H
+#define KARST_ALLOCATOR_JEMALLOC_CHECK_H
+
+#include "jemalloc.h"
+#include "marks.h"
+
+struct jemalloc_unused {
+    uint64_t extents, pages;
+};
+
+struct jemalloc_checking {
+    struct jemalloc_heap *jemalloc;
+    struct karst_findings *findings;
+    struct karst_error *error;
+    bool interrupted, out_of_memory;
+    unsigned slow_looks;
+    struct jemalloc_unused *unused; /* of each arena: dirty, muzzy, retained */
+    struct karst_marks in_bins;     /* 5.x: extents of the slabs that bins lead to, if bins_read */
+    bool bins_read;
+    struct jemalloc_run before; /* the run met last, if has_before */
+    bool has_before;
+};
+
+#define REPORT(check, code, address, size, ...)                                                              \
+    karst_findings_add((check)->findings, KARST_FINDING_##code, jemalloc_torn(check),                        \
+                       (check)->jemalloc->heap.index, address, size, __VA_ARGS__)
+
+/* What a thread stopped in the middle of malloc could explain is only suspect. */
+enum karst_severity jemalloc_torn(const struct jemalloc_checking *check);
+
+struct jemalloc_name {
+    char text[160];
+};
+
+/* "the 224-byte run at 0x7f... (72 regions)" */
+struct jemalloc_name jemalloc_name_run(const struct jemalloc_checking *check, const struct jemalloc_run *run);
+
+/* 5.x: each bin's current slab and its heap of others with free regions. To be called before the runs are
+ * looked at: a slab with free regions that no bin leads to is lost. */
+void jemalloc_check_bins(struct jemalloc_checking *check);
+void jemalloc_check_listed(struct jemalloc_checking *check, const struct jemalloc_run *run);
+
+#endif

@@ -1,0 +1,177 @@
+/* jemalloc 5.x: the layout by the library's own debug info, where it has some: what a build was configured or
+ * patched to be counts then, not what its version is known for. What no debug info tells stays as the row of
+ * the table has it: where the fields of e_bits begin, for those are macros. */
+#include "jemalloc.h"
+
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+
+#define EXTENT_READ_MAX 512u /* jemalloc_at() */
+
+/* A member's offset is the sum over "struct.member" steps; a step after '-' is taken off. Several rows may be
+ * for one field, of several versions: a version has one of them. */
+struct row {
+    uint16_t field, width; /* in struct jemalloc_layout */
+    const char *path;
+};
+
+#define ROW(field, path)                                                                                     \
+    { offsetof(struct jemalloc_layout, field), sizeof((struct jemalloc_layout *)NULL)->field, path }
+#define TSD            "cant_access_tsd_items_directly_use_a_getter_or_setter_"
+#define ECACHE(state)  "arena_s.pa_shard pa_shard_s.pac pac_s.ecache_" state " "
+#define EXTENTS(state) "arena_s.extents_" state " extents_s."
+
+static const struct row rows[] = {
+    ROW(rtree_root, "rtree_s.root"),
+    /* extent_s until 5.2, then edata_s */
+    ROW(extent_address, "extent_s.e_addr"),
+    ROW(extent_address, "edata_s.e_addr"),
+    ROW(extent_size, "extent_s.e_size_esn"),
+    ROW(extent_size, "edata_s.e_size_esn"),
+    ROW(extent_bitmap, "extent_s.e_slab_data"),
+    ROW(extent_bitmap, "edata_s.e_slab_data"),
+    ROW(lru_link, "extent_s.ql_link"),
+    ROW(lru_link, "edata_s.ql_link_inactive"),
+    ROW(heap_link, "extent_s.ph_link"),
+    ROW(heap_link, "edata_s.heap_link"),
+    ROW(full_link, "extent_s.ql_link"),
+    ROW(full_link, "edata_s.ql_link_active"),
+    ROW(arena_threads, "arena_s.nthreads"),
+    ROW(arena_internal, "arena_s.stats arena_stats_s.internal"),
+    ROW(arena_tcaches, "arena_s.tcache_ql"),
+    ROW(arena_index, "arena_s.ind"),
+    ROW(arena_base, "arena_s.base"),
+    ROW(arena_bins, "arena_s.bins"),
+    ROW(arena_lru[0], EXTENTS("dirty") "lru"),
+    ROW(arena_lru[1], EXTENTS("muzzy") "lru"),
+    ROW(arena_lru[2], EXTENTS("retained") "lru"),
+    ROW(arena_lru[0], ECACHE("dirty") "ecache_s.eset eset_s.lru"),
+    ROW(arena_lru[1], ECACHE("muzzy") "ecache_s.eset eset_s.lru"),
+    ROW(arena_lru[2], ECACHE("retained") "ecache_s.eset eset_s.lru"),
+    ROW(arena_npages[0], EXTENTS("dirty") "npages"),
+    ROW(arena_npages[1], EXTENTS("muzzy") "npages"),
+    ROW(arena_npages[2], EXTENTS("retained") "npages"),
+    ROW(arena_npages[0], ECACHE("dirty") "ecache_s.eset eset_s.npages"),
+    ROW(arena_npages[1], ECACHE("muzzy") "ecache_s.eset eset_s.npages"),
+    ROW(arena_npages[2], ECACHE("retained") "ecache_s.eset eset_s.npages"),
+    ROW(arena_mutex[0], EXTENTS("dirty") "mtx"),
+    ROW(arena_mutex[1], EXTENTS("muzzy") "mtx"),
+    ROW(arena_mutex[2], EXTENTS("retained") "mtx"),
+    ROW(arena_mutex[0], ECACHE("dirty") "ecache_s.mtx"),
+    ROW(arena_mutex[1], ECACHE("muzzy") "ecache_s.mtx"),
+    ROW(arena_mutex[2], ECACHE("retained") "ecache_s.mtx"),
+    ROW(mutex_locked, "malloc_mutex_s.locked"),
+    ROW(base_blocks, "base_s.blocks"),
+    ROW(base_allocated, "base_s.allocated"),
+    ROW(base_mapped, "base_s.mapped"),
+    ROW(bin_slabcur, "bin_s.slabcur"),
+    ROW(bin_nonfull, "bin_s.slabs_nonfull"),
+    ROW(bin_full, "bin_s.slabs_full"),
+    ROW(arena_bin_size, "bin_s."),
+    /* The struct with the ring of an arena's tcaches: tcache_s until 5.2, then tcache_slow_s */
+    ROW(ring_link, "tcache_s.link"),
+    ROW(ring_link, "tcache_slow_s.link"),
+    ROW(ring_arena, "tcache_s.arena"),
+    ROW(ring_arena, "tcache_slow_s.arena"),
+    ROW(ring_to_tcache, "tcache_slow_s.tcache"),
+    ROW(own_stack, "tcache_slow_s.dyn_alloc"),
+    ROW(own_data, "tsd_s." TSD "arenas_tdata -tsd_s." TSD "tcache"),
+    ROW(tcache_self, "tcache_s.cache_bin_array_descriptor cache_bin_array_descriptor_s.bins_small"),
+    ROW(tcache_bins, "tcache_s.bins_small"),
+    ROW(tcache_bins, "tcache_s.bins"),
+    ROW(tcache_large, "tcache_s.bins_large"),
+    ROW(tcache_bin_size, "cache_bin_s."),
+    ROW(tcache_bin_stack, "cache_bin_s.avail"),
+    ROW(tcache_bin_stack, "cache_bin_s.stack_head"),
+    ROW(tcache_bin_count, "cache_bin_s.ncached"),
+    ROW(tcache_bin_count, "cache_bin_s.low_bits_empty"),
+};
+
+/* One step, "struct.member"; "struct." is the struct's size. */
+static bool step_offset(struct karst_target *target, struct karst_module *module, const char *step,
+                        size_t length, int64_t *offset) {
+    char text[128];
+    uint64_t at, size;
+    if (length >= sizeof text) {
+        return false;
+    }
+    memcpy(text, step, length);
+    text[length] = '\0';
+    char *member = strchr(text, '.');
+    if (!member) {
+        return false;
+    }
+    *member++ = '\0';
+    if (!karst_module_member(target, module, text, member, &at, &size) || at > UINT32_MAX ||
+        size > UINT32_MAX) {
+        return false;
+    }
+    *offset = (int64_t)(*member ? at : size);
+    return true;
+}
+
+static bool path_offset(struct karst_target *target, struct karst_module *module, const char *path,
+                        int64_t *offset) {
+    *offset = 0;
+    while (*path) {
+        bool taken_off = *path == '-';
+        int64_t more;
+        path += taken_off;
+        size_t length = strcspn(path, " ");
+        if (!step_offset(target, module, path, length, &more)) {
+            return false;
+        }
+        *offset += taken_off ? -more : more;
+        path += length + (path[length] == ' ');
+    }
+    return true;
+}
+
+/* Does value fit the field? Those of 16 bits have no room for more than what the table's are, either. */
+static bool set_field(struct jemalloc_layout *layout, const struct row *row, int64_t value) {
+    uint8_t *field = (uint8_t *)layout + row->field;
+    if (row->field == offsetof(struct jemalloc_layout, own_data)) {
+        int16_t offset = (int16_t)value;
+        memcpy(field, &offset, sizeof offset);
+        return offset == value;
+    }
+    if (row->width == sizeof(uint16_t)) {
+        uint16_t offset = (uint16_t)value;
+        memcpy(field, &offset, sizeof offset);
+        return offset == value && offset != (JEMALLOC_NOT_THERE & 0xffff);
+    }
+    uint32_t offset = (uint32_t)value;
+    memcpy(field, &offset, sizeof offset);
+    return offset == value && offset != JEMALLOC_NOT_THERE;
+}
+
+/* Is what is read of structs inside what is read? */
+static bool is_sensible(const struct jemalloc_layout *layout) {
+    uint32_t extent = layout->extent_bitmap + 8u * JEMALLOC_BITMAP_WORDS;
+    return extent <= EXTENT_READ_MAX && layout->extent_address + 8u <= extent &&
+           layout->extent_size + 8u <= extent && layout->tcache_bin_size <= 64 &&
+           layout->tcache_bin_stack + 8u <= layout->tcache_bin_size &&
+           layout->tcache_bin_count + 4u <= layout->tcache_bin_size;
+}
+
+unsigned jemalloc_layout_from_debug_info(struct karst_target *target, struct karst_module *module,
+                                         struct jemalloc_layout *layout) {
+    unsigned told = 0;
+    uint64_t offset, size;
+    /* Without this one there is no debug info of a jemalloc, and no need to look for the others. */
+    if (!karst_module_member(target, module, "arena_s", "base", &offset, &size)) {
+        return 0;
+    }
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        int64_t value;
+        if (!path_offset(target, module, rows[i].path, &value)) {
+            continue;
+        }
+        if (!set_field(layout, &rows[i], value)) {
+            return 0;
+        }
+        told++;
+    }
+    return is_sensible(layout) ? told : 0;
+}
