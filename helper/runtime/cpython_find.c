@@ -174,11 +174,26 @@ static const struct cpython_layout *layout_at(struct cpython *python, const uint
     return NULL;
 }
 
+static bool is_cookie(const uint8_t *bytes) {
+    return memcmp(bytes, "xdebugpy", 8) == 0;
+}
+
+static bool find_cookie(void *context, const uint8_t *bytes, size_t size, uint64_t start) {
+    (void)context;
+    (void)start;
+    for (size_t i = 0; i + 8 <= size; i += 8) {
+        if (is_cookie(bytes + i)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static bool try_places(void *context, const uint8_t *bytes, size_t size, uint64_t start) {
     struct cpython *python = context;
     struct karst_module *module = python->module;
     for (size_t i = 0; i + 24 <= size; i += 8) {
-        if (memcmp(bytes + i, "xdebugpy", 8) == 0 && try_runtime(python, module, start + i, NULL)) {
+        if (is_cookie(bytes + i) && try_runtime(python, module, start + i, NULL)) {
             return true;
         }
         const struct cpython_layout *layout = layout_at(python, bytes + i, start + i);
@@ -205,6 +220,11 @@ bool cpython_each_piece(struct cpython *python, struct karst_module *module,
         }
         uint64_t at = mapping->start, end = mapping->end < module->end ? mapping->end : module->end;
         while (at < end && done < SEARCH_MAX && !found) {
+            uint64_t untouched = karst_target_untouched(target, at, end); /* zeros */
+            if (untouched) {
+                at += untouched;
+                continue;
+            }
             size_t wanted = end - at < PIECE ? (size_t)(end - at) : PIECE;
             size_t got = karst_target_read(target, at, buffer, wanted);
             found = got && visit(context, buffer, got, at);
@@ -301,6 +321,13 @@ static void note_unusable(const struct cpython *python, const struct karst_modul
     }
 }
 
+/* An interpreter that runs has written what sys.version is made of, since 3.13 it has a cookie: where there
+ * is neither, nothing is worth the many small reads of a search by structure. */
+static bool may_have_one(struct cpython *python, struct karst_module *module) {
+    return python->told_minor || is_named_python(module) ||
+           cpython_each_piece(python, module, find_cookie, python);
+}
+
 /* Looks in one module; true: python is filled. */
 static bool find_in(struct cpython *python, struct karst_module *module, struct cpython_set *set) {
     if (!is_named_python(module) && module != python->target->executable_module) {
@@ -309,6 +336,9 @@ static bool find_in(struct cpython *python, struct karst_module *module, struct 
     set->looked_in++;
     python->module = module;
     tell_version(python, module);
+    if (!may_have_one(python, module)) {
+        return false;
+    }
     bool by_symbol = find_by_symbol(python, module);
     if (!by_symbol && !cpython_each_piece(python, module, try_places, python)) {
         if (python->told_minor) {

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from karst_command import Target
+from karst_command import KARST, TESTS, Target
 from karst_programs import gcore, started
 from karst_python_stacks import assert_interpreters, assert_locals, assert_stacks, assert_stacks_alive_and_from_core
 from karst_pythons import Python, system_python
@@ -35,6 +35,18 @@ def test_no_python_says_so(directory: Path) -> None:
         done = Target.process(program.pid).run("py-stack")
     assert done.returncode == 2
     assert "no Python in process" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+def test_looking_for_python_reads_little(directory: Path) -> None:
+    """A process stands still meanwhile: where no interpreter can be, what looks like one is not followed."""
+    log = directory / "log"
+    with started([TESTS / "triples"], directory) as program:
+        done = subprocess.run(["strace", "-f", "-e", "trace=pread64,process_vm_readv", "-o", log, KARST, "-p",
+                               str(program.pid), "py-stack"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "no Python in process" in done.stderr
+    reads = [line for line in log.read_text().splitlines() if "pread64(" in line or "process_vm_readv(" in line]
+    assert 2 < len(reads) < 200, f"{len(reads)} reads for 20,000 places that look like an interpreter"
 
 
 def test_one_thread(directory: Path) -> None:
