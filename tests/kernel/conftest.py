@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from karst_command import BUILD, TESTS  # noqa: E402
 from karst_drgn import DrgnTarget  # noqa: E402
 
+import python_guest  # noqa: E402
 from guest import Truth, booted, make_initramfs  # noqa: E402
 
 KERNELS = BUILD / "kernel"
@@ -48,8 +49,8 @@ class Dump:
 def dump(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dump]:
     kernel = KERNELS / request.param
     folder = tmp_path_factory.mktemp(request.param)
-    programs = [TESTS / "ledger", TESTS / "kernel" / "pages"]
-    make_initramfs(kernel, BUSYBOX, programs, folder / "initramfs")
+    programs = [TESTS / "ledger", TESTS / "kernel" / "pages", python_guest.PYTHON]
+    make_initramfs(kernel, BUSYBOX, programs, folder / "initramfs", python_guest.files(), python_guest.libraries())
     vmcore = folder / "vmcore"
     cpu = "max" if request.param == FIVE_LEVELS else "Haswell-v4"
     with booted(QEMU, kernel, folder / "initramfs", folder, cpu=cpu) as guest:

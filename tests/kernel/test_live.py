@@ -28,7 +28,7 @@ ASKED = """
 import sys
 sys.path.append("/guest/karst/drgn")
 from karst_drgn import commands
-pids = dict(line.split() for line in open("/work/pids"))
+pids = dict(line.split() for line in open("/truth/pids"))
 for name in ("ledger", "pages"):
     for verb in ("rss", "residency --all"):
         print(f"=== live/{name}/{verb.split()[0]}")
@@ -41,11 +41,11 @@ print("=== live/end", flush=True)
 """
 
 AFTER = f"""
-{{ echo "ledger $ledger"; echo "pages $pages"; }} >/work/pids
+{{ echo "ledger $ledger"; echo "pages $pages"; }} >/truth/pids
 PYTHONHOME=/usr PYTHONDONTWRITEBYTECODE=1 /guest/{PYTHON.name} -c 'import sys; sys.argv[0] = "drgn"
 from drgn.internal.cli import main
-main()' -q -k --no-default-symbols -s /vmlinux /guest/asked.py >/work/asked 2>&1
-$b cat /work/asked
+main()' -q -k --no-default-symbols -s /vmlinux /guest/asked.py >/truth/asked 2>&1
+$b cat /truth/asked
 """
 
 
