@@ -14,7 +14,7 @@
 #define GROUP_RECORDS (GROUP / KARST_RECORD_BYTES)
 #define TICKS_MASK    ((UINT64_C(1) << 60) - 1)
 #define INDEX_BITS    40
-#define GROUP_EVENTS  (GROUP_RECORDS - 1)
+#define GROUP_EVENTS  (GROUP_RECORDS - 2) /* of a full one: it has a clock and an end too */
 
 /* ---- groups ----------------------------------------------------------------------------------------- */
 
@@ -182,7 +182,7 @@ static void pair_moves(struct karst_flight_ring *ring) {
 
 static bool take_ring(struct karst *session, const struct source *source, struct karst_flight_ring *ring,
                       uint32_t number, struct karst_error *error) {
-    uint64_t newest = 0, newest_number = 0, ticks = 0, kept = 0, spacing = 50;
+    uint64_t newest = 0, newest_number = 0, ticks = 0, kept = 0, spacing = 50, whole = 0;
     struct karst_error own = {0};
     if (!find_newest(session, source, &newest, &newest_number, &own)) {
         if (own.code && error) {
@@ -198,13 +198,13 @@ static bool take_ring(struct karst *session, const struct source *source, struct
         }
         kept++;
     }
-    ring->overwritten = (newest_number - kept) * GROUP_EVENTS;
     for (uint64_t i = kept; i-- > 0;) {
         uint64_t index = (newest + source->groups - i) % source->groups, next_ticks = UINT64_MAX;
         if (i > 0 && group_number(source, (index + 1) % source->groups, &next_ticks) == 0) {
             next_ticks = UINT64_MAX;
         }
         const uint8_t *group = group_at(source, index);
+        whole = ring->count; /* events of all groups but the newest */
         if (group && !take_group(ring, number, group, next_ticks, &spacing)) {
             return karst_fail_memory(error);
         }
@@ -212,6 +212,7 @@ static bool take_ring(struct karst *session, const struct source *source, struct
             return false;
         }
     }
+    ring->overwritten = (newest_number - kept) * (kept > 1 ? whole / (kept - 1) : GROUP_EVENTS);
     pair_moves(ring);
     return true;
 }

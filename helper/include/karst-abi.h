@@ -200,8 +200,8 @@ struct karst_footer {
 /* One ring for each thread: a header of KARST_RING_HEADER bytes, then groups of KARST_GROUP_BYTES. Rings
  * are private memory, or files of the recorder's directory (karst-PID-N.ring) that are the same byte for
  * byte. A group begins with a clock record; the records behind it are 16 bytes each, until the
- * group's end or the first one whose kind is 0. The group with the highest number is the newest; its
- * successor in the ring, if it is not 0, the oldest.
+ * group's end or the first one whose kind is 0: what is behind that is left of an older lap. The group with
+ * the highest number is the newest; its successor in the ring, if it is not 0, the oldest.
  *
  * Order: an event is not before the last clock record ahead of it in its ring. A thread that meets a place
  * (64 KiB, say) of memory which another thread's event was last about takes the clock first, so that of two

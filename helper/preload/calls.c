@@ -107,7 +107,7 @@ static void *move_marked(struct call *call, void *old) {
     }
     void *block = next.realloc(old, frees_now(call) ? 0 : marks_room(call->size));
     if (block && !frees_now(call)) {
-        marks_put(block, call->size, call->site, call->function, false);
+        marks_put(block, call->size, call->site, call->function);
     } else if (!block && marked && !frees_now(call)) {
         marks_restore(old);
     }

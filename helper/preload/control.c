@@ -266,7 +266,7 @@ static void in_child(void) {
     thread_state.thread = 0;
     karst_control.pid = (int32_t)system_call(SYS_getpid, 0, 0, 0, 0, 0, 0);
     karst_control.events = 0;
-    marks_thread.next = marks_thread.end; /* takes the thread's new id with the next piece */
+    marks_thread.next = 0; /* takes the thread's new id with the next piece */
     recorder_in_child();
 }
 

@@ -23,8 +23,18 @@ static GATED void *malloc_recorded(size_t size) {
     return ask_and_note(BY_MALLOC, KARST_MALLOC, size, 0, GATE_RECORD, CALLER, CALLER);
 }
 
-static GATED void *malloc_marked(size_t size) {
+static GATED void *malloc_marked_else(size_t size) {
     return ask_and_note(BY_MALLOC, KARST_MALLOC, size, 0, GATE_MARK, CALLER, CALLER);
+}
+
+static GATED void *malloc_marked(size_t size) {
+    if (UNLIKELY(size > MARKS_SHORT)) {
+        return malloc_marked_else(size);
+    }
+    void *block = next.malloc(marks_footer_offset(size) + KARST_FOOTER_BYTES);
+    return UNLIKELY(!block) || LIKELY(marks_put_fresh(block, size, CALLER, KARST_MALLOC))
+               ? block
+               : marks_put(block, size, CALLER, KARST_MALLOC);
 }
 
 static GATED void *malloc_noted(size_t size) {
@@ -32,21 +42,18 @@ static GATED void *malloc_noted(size_t size) {
 }
 
 static GATED void *malloc_gated(size_t size, uint32_t gate) {
-    switch (gate) {
-    case GATE_RECORD:
-        return malloc_recorded(size);
-    case GATE_MARK:
-        return malloc_marked(size);
-    case GATE_BOTH:
-        return malloc_noted(size);
-    default:
-        return only_other_sizes(KARST_MALLOC, gate, size) ? next.malloc(size) : malloc_slow(size);
+    if (only_other_sizes(KARST_MALLOC, gate, size)) {
+        return next.malloc(size);
     }
+    return gate == GATE_BOTH ? malloc_noted(size) : malloc_slow(size);
 }
 
 EXPORT void *malloc(size_t size) {
     uint32_t gate = gate_of(KARST_MALLOC);
-    return LIKELY(gate == KARST_GATE_READY) ? next.malloc(size) : malloc_gated(size, gate);
+    return LIKELY(gate == KARST_GATE_READY) ? next.malloc(size)
+           : gate == GATE_MARK              ? malloc_marked(size)
+           : gate == GATE_RECORD            ? malloc_recorded(size)
+                                            : malloc_gated(size, gate);
 }
 
 static COLD void *calloc_slow(size_t count, size_t each) {
@@ -134,16 +141,21 @@ static GATED void free_recorded(void *block) {
     }
 }
 
-static GATED void free_marked(void *block) {
-    if (!block) {
-        return;
+static GATED void free_marked_else(void *block) {
+    if (block && marks_release(block, CALLER)) {
+        next.free(block);
+    } else if (block) {
+        free_slow(block);
     }
+}
+
+static GATED void free_marked(void *block) {
     __builtin_prefetch((const char *)block - 16); /* the allocator's header, while the map is looked at */
     __builtin_prefetch((const char *)block + 48);
-    if (LIKELY(marks_release(block, CALLER))) {
+    if (LIKELY(marks_release_most(block, CALLER))) {
         next.free(block);
     } else {
-        free_slow(block);
+        free_marked_else(block);
     }
 }
 
@@ -158,11 +170,7 @@ static GATED void free_noted(void *block, uint32_t gate) {
 }
 
 static GATED void free_gated(void *block, uint32_t gate) {
-    if (gate == GATE_RECORD) {
-        free_recorded(block);
-    } else if (gate == GATE_MARK) {
-        free_marked(block);
-    } else if (only_notes(gate)) {
+    if (only_notes(gate)) {
         free_noted(block, gate);
     } else {
         free_slow(block);
@@ -173,6 +181,10 @@ EXPORT void free(void *block) {
     uint32_t gate = gate_of(KARST_FREE);
     if (LIKELY(gate == KARST_GATE_READY)) {
         next.free(block);
+    } else if (gate == GATE_MARK) {
+        free_marked(block);
+    } else if (gate == GATE_RECORD) {
+        free_recorded(block);
     } else {
         free_gated(block, gate);
     }

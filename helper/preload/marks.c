@@ -5,7 +5,7 @@
 #include "marks.h"
 
 _Thread_local struct marks_thread marks_thread;
-uint64_t marks_dealt = 1;
+uint64_t marks_dealt;
 
 /* How far back to look for the block around a pointer: where all blocks are marked, where some are not. */
 #define LOOK_BACK       (UINT64_C(16) * KARST_MAP_SPAN)
@@ -30,11 +30,13 @@ bool marks_open(void) {
     return true;
 }
 
-/* The leaf for an address, made if it is not there; NULL: no memory. */
-static uint8_t *make_leaf(uint64_t address) {
+/* ---- marking ----------------------------------------------------------------------------------------- */
+
+/* The leaf for a place, made if it is not there; NULL: no memory. */
+static uint8_t *make_leaf(uint64_t place) {
     uint64_t *directory = (uint64_t *)(uintptr_t)karst_control.map;
-    uint64_t *slot = &directory[address / KARST_MAP_SPAN % KARST_MAP_ENTRIES], none = 0;
-    uint8_t *leaf = marks_leaf(address);
+    uint64_t *slot = &directory[place / KARST_MAP_LEAF], none = 0;
+    uint8_t *leaf = marks_leaf(place);
     if (leaf) {
         return leaf;
     }
@@ -50,25 +52,93 @@ static uint8_t *make_leaf(uint64_t address) {
     return leaf;
 }
 
-void marks_put_slow(void *block, uint64_t size, uint64_t site, enum karst_function function, bool fresh) {
-    uint64_t address = (uint64_t)(uintptr_t)block;
-    struct marks_thread *thread = &marks_thread;
-    uint8_t *leaf = address & MARKS_NEVER || size > MARKS_SIZE_MASK ? NULL : make_leaf(address);
-    if (!leaf) {
-        return;
-    }
-    if (thread->next == thread->end ||
-        __atomic_load_n(&marks_dealt, __ATOMIC_RELAXED) - thread->next > MARKS_BEHIND) {
-        thread->next = __atomic_fetch_add(&marks_dealt, MARKS_PIECE, __ATOMIC_RELAXED);
-        thread->end = thread->next + MARKS_PIECE;
-        thread->thread_bits = (uint64_t)(uint32_t)thread_id() << KARST_FOOTER_SIZE_BITS;
-    }
-    marks_write(block, size, marks_footer_offset(size), site, function, fresh, leaf, thread->next++);
+/* The bytes of the last word before the footer that are not the program's. */
+static uint64_t gap_mask(uint64_t gap) {
+    return gap == 0 ? 0 : gap >= 8 ? UINT64_MAX : UINT64_MAX << (64 - 8 * gap);
 }
 
+static void fill_word(uint8_t *at, uint64_t mask) {
+    uint64_t word;
+    memcpy(&word, at, sizeof word);
+    word = (word & ~mask) | (MARKS_FILL & mask);
+    memcpy(at, &word, sizeof word);
+}
+
+static void fill_gap(uint8_t *block, uint64_t size, uint64_t offset) {
+    fill_word(block + offset - 8, gap_mask(offset - size));
+    if (size < 8) {
+        fill_word(block, gap_mask(8 - size));
+    }
+}
+
+static uint64_t next_number(struct marks_thread *thread) {
+    if (thread->next % MARKS_PIECE == 0 ||
+        __atomic_load_n(&marks_dealt, __ATOMIC_RELAXED) - thread->next > MARKS_BEHIND) {
+        thread->next = __atomic_fetch_add(&marks_dealt, MARKS_PIECE, __ATOMIC_RELAXED) + 1;
+        thread->thread_bits = (uint64_t)(uint32_t)thread_id() << KARST_FOOTER_SIZE_BITS;
+    }
+    return thread->next++;
+}
+
+void *marks_put(void *block, uint64_t size, uint64_t site, enum karst_function function) {
+    uint64_t place = marks_place((uint64_t)(uintptr_t)block), offset = marks_footer_offset(size);
+    uint8_t *leaf = place >= MARKS_PLACES || size > MARKS_SIZE_MASK ? NULL : make_leaf(place);
+    if (leaf) {
+        uint64_t number = next_number(&marks_thread);
+        fill_gap(block, size, offset);
+        marks_write(block, size, offset, site, function, number);
+        marks_set_entry(leaf + place % KARST_MAP_LEAF, offset, KARST_MARK_LIVE);
+    }
+    return block;
+}
+
+/* ---- taking back ------------------------------------------------------------------------------------- */
+
+const uint64_t marks_gaps[8] = {
+    0,
+    UINT64_MAX << 56,
+    UINT64_MAX << 48,
+    UINT64_MAX << 40,
+    UINT64_MAX << 32,
+    UINT64_MAX << 24,
+    UINT64_MAX << 16,
+    UINT64_MAX << 8,
+};
+
 static uint8_t *entry_at(uint64_t address) {
-    uint8_t *leaf = marks_leaf(address);
-    return leaf && !(address & MARKS_NEVER) ? marks_place_in(leaf, address) : NULL;
+    uint64_t place = marks_place(address);
+    uint8_t *leaf = place < MARKS_PLACES ? marks_leaf(place) : NULL;
+    return leaf ? leaf + place % KARST_MAP_LEAF : NULL;
+}
+
+static bool word_is_whole(const uint8_t *at, uint64_t mask) {
+    uint64_t word;
+    memcpy(&word, at, sizeof word);
+    return !((word ^ MARKS_FILL) & mask);
+}
+
+/* Nothing was written behind the block's end. */
+static bool is_whole(const uint8_t *block, const struct karst_footer *footer, uint64_t offset) {
+    uint64_t size = footer->size & MARKS_SIZE_MASK;
+    return footer->canary == (karst_control.canary ^ (uint64_t)(uintptr_t)block) &&
+           marks_footer_offset(size) == offset &&
+           word_is_whole(block + offset - 8, gap_mask(offset - size)) &&
+           (size >= 8 || word_is_whole(block, gap_mask(8 - size)));
+}
+
+bool marks_release(void *block, uint64_t site) {
+    uint64_t offset;
+    uint8_t *at = entry_at((uint64_t)(uintptr_t)block);
+    if (!at || marks_entry(at, &offset) != KARST_MARK_LIVE) {
+        return false;
+    }
+    struct karst_footer *footer = (struct karst_footer *)((uint8_t *)block + offset);
+    if (!is_whole(block, footer, offset)) {
+        return false;
+    }
+    footer->canary = KARST_FOOTER_FREED | site;
+    marks_set_entry(at, offset, KARST_MARK_FREED);
+    return true;
 }
 
 bool marks_size(const void *block, size_t *size) {
@@ -122,7 +192,7 @@ static uint64_t block_around(uint64_t address, struct karst_footer *footer) {
     uint64_t last = address > back ? address - back : 0;
     uint64_t at = address & ~(uint64_t)(KARST_MAP_GRAIN - 1);
     for (at -= at == address ? KARST_MAP_GRAIN : 0; at > last; at -= KARST_MAP_GRAIN) {
-        if (!marks_leaf(at)) {
+        if (!marks_leaf(marks_place(at))) {
             at &= ~(KARST_MAP_SPAN - 1); /* none begins in its span */
             continue;
         }

@@ -35,7 +35,10 @@ static uint64_t first_ticks, first_nanoseconds; /* the clocks at the process's f
 
 uint16_t recorder_tags[RECORDER_TAGS];
 
-/* Not before what is read ahead of it, and not after anything behind it was begun. */
+#define TICKS_MASK ((UINT64_C(1) << 60) - 1)
+
+/* Not before what is read ahead of it, and not after anything behind it was begun: for a thread that follows
+ * another one. Waits for all memory that was asked for. */
 static uint64_t ticks_now(void) {
     uint64_t ticks = 0;
 #if defined(__x86_64__)
@@ -45,15 +48,33 @@ static uint64_t ticks_now(void) {
 #elif defined(__aarch64__)
     __asm__ volatile("isb\n mrs %0, cntvct_el0\n isb" : "=r"(ticks)::"memory");
 #endif
-    return ticks & ((UINT64_C(1) << 60) - 1);
+    return ticks & TICKS_MASK;
 }
 
-/* The tag becomes this thread's, which others see before it takes the clock: of two threads that meet at a
- * tag, one stored its own before the other one looked, and has the earlier clock, or the other one looked
- * first, and has. */
-static void take_tag(uint16_t *tag, uint64_t own) {
-    *tag = (uint16_t)own;
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+/* About now, by what the processor does ahead of its turn; but not before an earlier ticks_now(), and not
+ * after anything that another thread could know of what follows. Enough where a thread follows itself. */
+static uint64_t ticks_about(void) {
+    uint64_t ticks = 0;
+#if defined(__x86_64__)
+    ticks = __builtin_ia32_rdtsc();
+#elif defined(__aarch64__)
+    __asm__ volatile("mrs %0, cntvct_el0" : "=r"(ticks)::"memory");
+#endif
+    return ticks & TICKS_MASK;
+}
+
+/* The tag becomes this thread's, and then the clock is read; again if another thread took the tag meanwhile:
+ * who has it last has the later clock. So the event of a thread that finds its own tag at a place has a clock
+ * behind those of all events of others that were there before. A thread that is stopped in here keeps nobody
+ * waiting. */
+static uint64_t take_tag(uint16_t *tag, uint64_t own) {
+    uint64_t ticks;
+    do {
+        __atomic_store_n(tag, (uint16_t)own, __ATOMIC_SEQ_CST);
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);
+        ticks = ticks_now();
+    } while (__atomic_load_n(tag, __ATOMIC_SEQ_CST) != own);
+    return ticks;
 }
 
 /* ---- rings ----------------------------------------------------------------------------------------- */
@@ -342,20 +363,17 @@ void recorder_in_child(void) {
 
 /* ---- groups ---------------------------------------------------------------------------------------- */
 
-static void next_group(struct ring_head *head) {
+static void next_group(struct ring_head *head, uint64_t ticks) {
     uint64_t start = head->cursor;
     if (start == 0 || start == head->data_end) {
         start = (uint64_t)(uintptr_t)head->ring + KARST_RING_HEADER;
     }
     uint64_t *words = (uint64_t *)(uintptr_t)start;
-    uint64_t ticks = ticks_now();
     __atomic_store_n(&words[0], 0, __ATOMIC_RELEASE);
-    for (size_t i = 1; i < KARST_GROUP_BYTES / sizeof *words; i++) {
-        words[i] = 0;
-    }
     words[1] = ++head->group;
+    words[KARST_RECORD_BYTES / sizeof *words] = 0; /* the end */
     __atomic_store_n(&words[0], (uint64_t)KARST_EVENT_CLOCK << 60 | ticks, __ATOMIC_RELEASE);
-    head->cursor = start + KARST_RECORD_BYTES;
+    head->cursor = start + 2 * KARST_RECORD_BYTES;
     if (UNLIKELY(ticks - head->calibrated > CALIBRATE_TICKS)) {
         calibrate(head, ticks);
     }
@@ -365,10 +383,7 @@ static void put(struct ring_head *head, uint64_t first, uint64_t second) {
     if (!head->cursor) {
         __builtin_unreachable(); /* a group was begun */
     }
-    struct karst_record *record = (struct karst_record *)(uintptr_t)head->cursor;
-    record->second = second;
-    __atomic_store_n(&record->first, first, __ATOMIC_RELEASE);
-    head->cursor += KARST_RECORD_BYTES;
+    recorder_put(head, head->cursor, first, second);
 }
 
 void recorder_write_slow(enum karst_event_kind kind, uint64_t address, uint64_t size, uint64_t site) {
@@ -380,14 +395,12 @@ void recorder_write_slow(enum karst_event_kind kind, uint64_t address, uint64_t 
     uint64_t wide_size = size >> 28, wide_address = address >> KARST_SITE_BITS;
     bool wide = wide_size || wide_address, foreign = *tag != head->tag;
     uint64_t left = -head->cursor % KARST_GROUP_BYTES;
-    if (foreign) {
-        take_tag(tag, head->tag);
-    }
+    uint64_t ticks = foreign ? take_tag(tag, head->tag) : ticks_about();
     if (left < (1u + wide + foreign) * KARST_RECORD_BYTES) {
         head->cursor += left; /* the rest of the group stays empty */
-        next_group(head);
+        next_group(head, ticks);
     } else if (foreign) {
-        put(head, (uint64_t)KARST_EVENT_CLOCK << 60 | ticks_now(), head->group);
+        put(head, (uint64_t)KARST_EVENT_CLOCK << 60 | ticks, head->group);
     }
     if (wide) {
         put(head, (uint64_t)KARST_EVENT_WIDE << 60 | wide_address, wide_size);

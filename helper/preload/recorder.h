@@ -7,7 +7,7 @@
 /* Where a thread writes next. In memory that a forked child finds zeroed (MADV_WIPEONFORK), whichever way it
  * was forked: a cursor on a group's boundary, as 0 is, takes the slow path, which looks closer. */
 struct ring_head {
-    uint64_t cursor;
+    uint64_t cursor;         /* behind the next record: where the group's end will be marked */
     struct karst_ring *ring; /* NULL: none yet */
     uint64_t data_end;
     uint64_t group;      /* number of the current one */
@@ -31,6 +31,17 @@ COLD void recorder_write_slow(enum karst_event_kind kind, uint64_t address, uint
 /* A forked child has no rings. */
 void recorder_in_child(void);
 
+/* Writes one record, and behind it the end of the group: what is left there of the ring's last lap is not of
+ * it. */
+static inline __attribute__((always_inline)) void recorder_put(struct ring_head *head, uint64_t cursor,
+                                                               uint64_t first, uint64_t second) {
+    struct karst_record *end = (struct karst_record *)(uintptr_t)cursor, *record = end - 1;
+    __atomic_store_n(&end->first, 0, __ATOMIC_RELAXED);
+    record->second = second;
+    __atomic_store_n(&record->first, first, __ATOMIC_RELEASE);
+    head->cursor = cursor + KARST_RECORD_BYTES;
+}
+
 static inline __attribute__((always_inline)) void recorder_write(enum karst_event_kind kind, uint64_t address,
                                                                  uint64_t size, uint64_t site) {
     struct ring_head *head = recorder_head;
@@ -40,10 +51,7 @@ static inline __attribute__((always_inline)) void recorder_write(enum karst_even
         recorder_write_slow(kind, address, size, site);
         return;
     }
-    struct karst_record *record = (struct karst_record *)(uintptr_t)cursor;
-    record->second = size << 48 | site;
-    __atomic_store_n(&record->first, (uint64_t)kind << 60 | size >> 16 << 48 | address, __ATOMIC_RELEASE);
-    head->cursor = cursor + KARST_RECORD_BYTES;
+    recorder_put(head, cursor, (uint64_t)kind << 60 | size >> 16 << 48 | address, size << 48 | site);
 }
 
 #endif
