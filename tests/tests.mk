@@ -85,7 +85,7 @@ GDB_DISTROS      := bullseye trixie
 JEMALLOC_DISTROS := bullseye trixie
 DRGN_DISTROS     := trixie sid
 PYTHONS          := bullseye-3.9 trixie-3.13 sid-3.14
-OLD_PROGRAMS     := $(addprefix $(BUILD)/distros/bullseye/programs/,ledger catalogue hammer)
+OLD_PROGRAMS     := $(addprefix $(BUILD)/distros/bullseye/programs/,ledger catalogue hammer stepped)
 CATALOGUE_PIECES := $(patsubst tests/corruption/%.c,$(TEST_BUILD)/old/%.o,$(wildcard tests/corruption/*.c))
 
 test-distros: deps
@@ -124,6 +124,7 @@ $(TEST_BUILD)/old/%.o: tests/corruption/%.c tests/corruption/catalogue.h
 
 $(BUILD)/distros/bullseye/programs/ledger: $(TEST_BUILD)/old/ledger.o
 $(BUILD)/distros/bullseye/programs/hammer: $(TEST_BUILD)/old/hammer.o
+$(BUILD)/distros/bullseye/programs/stepped: $(TEST_BUILD)/old/stepped.o
 $(BUILD)/distros/bullseye/programs/catalogue: $(CATALOGUE_PIECES)
 $(OLD_PROGRAMS):
 	@mkdir -p $(@D)

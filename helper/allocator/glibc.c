@@ -472,6 +472,13 @@ static struct glibc_chunk unknown_chunk(uint64_t start, uint64_t end, uint64_t d
                                 .previous = previous};
 }
 
+/* Is the chunk at `at` the one that a thread is just cutting from top, or merging into it? Then one of top
+ * and the chunk's own size is still as it was: it reaches to the end of the segment. */
+static bool reaches_over_top(const struct walk *walk, uint64_t at, uint64_t word) {
+    return walk->in_flux && walk->top && !(word & GLIBC_IS_MMAPPED) &&
+           (word & ~(uint64_t)GLIBC_FLAGS) == walk->end - at;
+}
+
 /* What to do at a place where no chunk can begin: a fencepost, missing memory or damage. Emits what it
  * skips and returns where to go on; 0: the visitor had enough. */
 static uint64_t step_over(struct walk *walk, uint64_t at, uint64_t previous, bool *after_fence,
@@ -487,6 +494,15 @@ static uint64_t step_over(struct walk *walk, uint64_t at, uint64_t previous, boo
                                     .bin = KARST_NONE,
                                     .previous = previous};
         return visit(context, &chunk) ? at + post : 0;
+    }
+    if (bytes && reaches_over_top(walk, at, glibc_word(bytes + 8))) {
+        struct glibc_chunk chunk = {.address = at,
+                                    .size = walk->top - at,
+                                    .size_word = glibc_word(bytes + 8),
+                                    .state = KARST_STATE_LIVE,
+                                    .bin = KARST_NONE,
+                                    .previous = previous};
+        return visit(context, &chunk) ? walk->top : 0;
     }
     uint64_t from = at + (*after_fence ? 0 : GLIBC_ALIGN);
     uint64_t next = resync(walk, at, from);

@@ -230,8 +230,6 @@ bool glibc_find(struct karst *session, struct karst_error *error);
 bool glibc_check(struct karst_heap *heap, struct karst_findings *findings, struct karst_error *error);
 bool glibc_load_bins(struct karst_heap *heap, struct karst_error *error);
 void glibc_close(struct karst_heap *heap);
-/* A thread that is, or may be, inside an allocator function of the module. */
-bool glibc_thread_inside(struct glibc_heap *glibc, const struct karst_thread *thread);
 /* Adds to the cached set; false: out of memory. */
 bool glibc_add_cached(struct glibc_heap *glibc, uint64_t chunk, uint32_t bin);
 void glibc_sort_cached(struct glibc_heap *glibc);

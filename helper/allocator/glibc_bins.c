@@ -5,6 +5,7 @@
  * the offset that leads to a tcache in most threads. Control blocks whose thread is gone (a forked child has
  * its parent's) are found in memory, for what their caches hold is lost. */
 #include "glibc.h"
+#include "threads.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -13,7 +14,8 @@
 
 /* ---- the threads' caches ---------------------------------------------------------------------------- */
 
-#define TLS_SPAN        8192u /* how far below the thread pointer libc's thread-local words are looked for */
+#define TLS_SPAN 8192u /* how far from the thread pointer libc's thread-local words are looked for at most   \
+                        */
 #define MODULE_DATA_MAX (16u << 20) /* how much of a libc's variables is searched for the key */
 #define KEYS_TRIED      16u
 #define TCB_SPAN        16384u /* how far into a mapping thread control blocks are looked for */
@@ -136,18 +138,24 @@ static bool find_tcbs(struct glibc_heap *glibc, struct tcb_list *list) {
 
 enum tcache_quality { TCACHE_NOT, TCACHE_EMPTY, TCACHE_SURE };
 
-/* Is there a tcache_perthread_struct? In a chunk of its size, each list empty where its count is. */
-static enum tcache_quality tcache_quality(struct glibc_heap *glibc, uint64_t address) {
-    const struct glibc_layout *layout = &glibc->layout;
+/* Does address stand in a chunk of the size that a tcache_perthread_struct takes? */
+static bool has_tcache_size(struct glibc_heap *glibc, uint64_t address) {
     uint64_t size_word;
     if (address % GLIBC_ALIGN != 0 || !glibc_chunk_extent(glibc, address - GLIBC_HEADER) ||
         !karst_target_read_u64(glibc->heap.target, address - 8, &size_word)) {
-        return TCACHE_NOT;
+        return false;
     }
     uint64_t size = size_word & ~(uint64_t)GLIBC_FLAGS;
-    uint64_t needed = (layout->tcache_size + 8ull + GLIBC_ALIGN - 1) & ~(uint64_t)(GLIBC_ALIGN - 1);
+    uint64_t needed = (glibc->layout.tcache_size + 8ull + GLIBC_ALIGN - 1) & ~(uint64_t)(GLIBC_ALIGN - 1);
+    return size == needed || size == needed + GLIBC_ALIGN;
+}
+
+/* Is there a tcache_perthread_struct? In a chunk of its size, each list empty where its count is: but for
+ * one, in which its thread is just putting or taking a chunk. */
+static enum tcache_quality tcache_quality(struct glibc_heap *glibc, uint64_t address) {
+    const struct glibc_layout *layout = &glibc->layout;
     uint8_t bytes[1024];
-    if ((size != needed && size != needed + GLIBC_ALIGN) || layout->tcache_size > sizeof bytes ||
+    if (!has_tcache_size(glibc, address) || layout->tcache_size > sizeof bytes ||
         !karst_target_read_all(glibc->heap.target, address, bytes, layout->tcache_size)) {
         return TCACHE_NOT;
     }
@@ -161,22 +169,30 @@ static enum tcache_quality tcache_quality(struct glibc_heap *glibc, uint64_t add
         bad += !sensible;
         good += sensible && (entry != 0 || (layout->tcache_counts_slots && count));
     }
-    if (bad > 2 || (bad && good < 4 * bad)) {
+    if (bad > 2 || (bad > 1 && good < 4 * bad)) {
         return TCACHE_NOT;
     }
     return good ? TCACHE_SURE : TCACHE_EMPTY;
+}
+
+/* How many words of each thread's static TLS are looked at: not the frames of its stack behind, where calls
+ * that returned long ago left pointers to caches of threads that are gone. */
+static unsigned slots_of_storage(struct karst_target *target) {
+    uint64_t storage = karst_thread_storage(target);
+    return (unsigned)(storage && storage < TLS_SPAN ? storage / 8 + 2 : TLS_SPAN / 8);
 }
 
 /* The offset from the thread pointer at which the threads keep their tcache pointer: the one that leads to
  * a tcache in most threads. */
 static bool find_tcache_offset(struct glibc_heap *glibc, const struct tcb_list *tcbs) {
     const bool below = glibc->heap.target->machine != 183; /* EM_AARCH64 has its TLS above */
-    uint32_t *votes = calloc(TLS_SPAN / 8, sizeof *votes);
+    const unsigned slots = slots_of_storage(glibc->heap.target);
+    uint32_t *votes = calloc(slots, sizeof *votes);
     if (!votes) {
         return false;
     }
     for (size_t t = 0; t < tcbs->count; t++) {
-        for (unsigned slot = 0; slot < TLS_SPAN / 8; slot++) {
+        for (unsigned slot = 0; slot < slots; slot++) {
             uint64_t at =
                 below ? tcbs->items[t].address - 8 * (slot + 1ull) : tcbs->items[t].address + 8ull * slot;
             uint64_t word;
@@ -188,7 +204,7 @@ static bool find_tcache_offset(struct glibc_heap *glibc, const struct tcb_list *
         }
     }
     unsigned best = 0;
-    for (unsigned slot = 1; slot < TLS_SPAN / 8; slot++) {
+    for (unsigned slot = 1; slot < slots; slot++) {
         best = votes[slot] > votes[best] ? slot : best;
     }
     if (votes[best]) {
@@ -275,7 +291,7 @@ static bool add_tcache(struct glibc_heap *glibc, const struct tcb *tcb, struct k
         address % GLIBC_ALIGN != 0 || !glibc_chunk_extent(glibc, address - GLIBC_HEADER)) {
         return true; /* just started, exiting, or (2.43) on the shared dummy */
     }
-    if (tcb->tid < 0 && tcache_quality(glibc, address) != TCACHE_SURE) {
+    if (tcb->tid < 0 ? tcache_quality(glibc, address) != TCACHE_SURE : !has_tcache_size(glibc, address)) {
         return true;
     }
     for (size_t i = 0; i < glibc->tcache_count_found; i++) {

@@ -619,7 +619,7 @@ static void check_in_use(struct check *check, const struct glibc_chunk *chunk) {
                chunk->next_prev_size, chunk->size);
     }
     if ((chunk->size_word & GLIBC_NON_MAIN_ARENA) != expected && chunk->size >= GLIBC_MIN_CHUNK) {
-        REPORT(check, BAD_SIZE, CORRUPT, user(chunk->address), chunk->size,
+        REPORT(check, BAD_SIZE, torn(check), user(chunk->address), chunk->size,
                "the arena flag of this block is wrong: its header was overwritten\tsize word 0x%" PRIx64
                " at 0x%" PRIx64,
                chunk->size_word, chunk->address + 8);

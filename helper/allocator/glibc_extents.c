@@ -91,6 +91,32 @@ static uint64_t heap_by_mapping(struct glibc_heap *glibc, const struct glibc_are
     return aligned ? mapping->start : 0;
 }
 
+/* Is the header of top, which ought to end at end, only being changed by a thread in the middle of malloc?
+ * When a chunk is cut from top, top moves first and gets its size last (malloc/malloc.c, _int_malloc():
+ * use_top), and that store waits for a page where memory is fresh; when memory comes from the system or goes
+ * back there, the size follows the system call (sysmalloc(), systrim(), heap_trim()). */
+static bool top_is_being_changed(const struct glibc_heap *glibc, const struct glibc_arena *arena,
+                                 uint64_t end) {
+    return arena->in_flux && arena->top % GLIBC_ALIGN == 0 && arena->top < end &&
+           (arena->top_size == 0 || (arena->top + arena->top_size) % glibc->heap.target->page_size == 0);
+}
+
+/* Holds top against where it ought to end. false: out of memory. */
+static bool settle_top(struct glibc_heap *glibc, uint32_t index, uint64_t end) {
+    struct glibc_arena *arena = &glibc->arenas[index];
+    if (arena->top + arena->top_size == end) {
+        return true;
+    }
+    if (!top_is_being_changed(glibc, arena, end)) {
+        arena->top_damaged = true;
+        return true;
+    }
+    arena->top_size = end - arena->top;
+    return karst_facts_add(&glibc->heap.facts, "half done", arena->top,
+                           "the top of arena %s: a thread is about to write its size",
+                           glibc->heap.arenas[index].name);
+}
+
 /* Adds the heap at heap; *previous: the one before it, 0: it is the first. */
 static bool add_thread_heap(struct glibc_heap *glibc, uint32_t index, uint64_t heap, uint64_t *previous) {
     struct glibc_arena *arena = &glibc->arenas[index];
@@ -103,8 +129,8 @@ static bool add_thread_heap(struct glibc_heap *glibc, uint32_t index, uint64_t h
         *previous = 0;
     }
     bool holds_top = arena->top >= heap && arena->top - heap < size;
-    if (holds_top && arena->top + arena->top_size != heap + size) {
-        arena->top_damaged = true;
+    if (holds_top && !settle_top(glibc, index, heap + size)) {
+        return false;
     }
     return glibc_add_extent(glibc, heap, heap + size, index, KARST_EXTENT_HEAP);
 }
@@ -321,7 +347,12 @@ bool glibc_add_main_extents(struct glibc_heap *glibc, struct karst_error *error)
     uint64_t top_end = arena->top + arena->top_size;
     if (!arena->top_damaged &&
         (top_end <= arena->top || top_end > top_run || top_end % target->page_size != 0)) {
-        arena->top_damaged = true;
+        uint64_t told = start + arena->system_mem;
+        bool possible = start && told > arena->top && told <= top_run;
+        if (!settle_top(glibc, 0, possible ? told : top_run)) {
+            return karst_fail_memory(error);
+        }
+        top_end = arena->top + arena->top_size;
     }
     if (!start) {
         /* mp_ is not known: a heap that began where its mapping does. */

@@ -503,35 +503,55 @@ static bool read_arenas(struct glibc_heap *glibc) {
     return true;
 }
 
-/* ---- threads inside
- * ------------------------------------------------------------------------------------------ */
+/* ---- threads inside --------------------------------------------------------------------------------- */
 
-bool glibc_thread_inside(struct glibc_heap *glibc, const struct karst_thread *thread) {
-    static const char *const functions[] = {
-        "malloc",        "free",        "calloc",      "realloc",   "memalign", "posix_memalign",
-        "aligned_alloc", "malloc_trim", "malloc_info", "mallinfo2", NULL};
-    return karst_thread_inside(glibc->heap.target, glibc->module, thread, functions, false);
+#define STATIC_TEXT     0x5000u  /* how much of malloc's text is before its first public function, at most */
+#define MALLOC_TEXT_MAX 0x20000u /* more than all of it: what has that name here is not malloc/malloc.c's */
+
+/* Where a libc's malloc is: malloc/malloc.c makes one piece of text, its public functions behind the static
+ * ones that they call (or, in some versions, jump to), which no dynamic symbol names. False: not known. */
+static bool text_of_malloc(struct glibc_heap *glibc, uint64_t *start, uint64_t *end) {
+    static const char *const functions[] = {"malloc",      "free",           "calloc",        "realloc",
+                                            "memalign",    "posix_memalign", "aligned_alloc", "malloc_trim",
+                                            "malloc_info", "mallinfo2"};
+    *start = UINT64_MAX;
+    *end = 0;
+    for (size_t f = 0; f < sizeof functions / sizeof *functions; f++) {
+        struct karst_symbol symbol;
+        if (!karst_module_symbol(glibc->heap.target, glibc->module, functions[f], &symbol) ||
+            symbol.size == 0) {
+            continue;
+        }
+        *start = symbol.address < *start ? symbol.address : *start;
+        *end = symbol.address + symbol.size > *end ? symbol.address + symbol.size : *end;
+    }
+    *start -= *start > STATIC_TEXT ? STATIC_TEXT : 0;
+    return *end > *start && *end - *start <= MALLOC_TEXT_MAX;
+}
+
+/* A thread that is, or may be, inside malloc. */
+static bool thread_inside(struct glibc_heap *glibc, const struct karst_thread *thread) {
+    uint64_t start, end;
+    return text_of_malloc(glibc, &start, &end) &&
+           karst_thread_in_text(glibc->heap.target, thread, start, end);
 }
 
 static bool died_inside(struct glibc_heap *glibc) {
     const struct karst_target *target = glibc->heap.target;
-    return karst_died_of_signal(target) && glibc_thread_inside(glibc, &target->threads[0]);
+    return karst_died_of_signal(target) && thread_inside(glibc, &target->threads[0]);
 }
 
-/* Which threads are inside, and so which caches may be half changed. *inside: how many, the one that died
- * left out. */
-static bool note_threads(struct glibc_heap *glibc, bool died, size_t *inside) {
+/* How many threads are inside, the one that died left out, each told among the facts. false: out of memory.
+ */
+static bool count_threads_inside(struct glibc_heap *glibc, bool died, size_t *inside) {
     const struct karst_target *target = glibc->heap.target;
     *inside = 0;
     for (size_t i = died ? 1 : 0; i < target->thread_count; i++) {
         const struct karst_thread *thread = &target->threads[i];
-        if (!glibc_thread_inside(glibc, thread)) {
+        if (!thread_inside(glibc, thread)) {
             continue;
         }
         ++*inside;
-        for (size_t t = 0; t < glibc->tcache_count_found; t++) {
-            glibc->tcaches[t].in_flux = glibc->tcaches[t].in_flux || glibc->tcaches[t].tid == thread->tid;
-        }
         if (!karst_facts_add(&glibc->heap.facts, "inside malloc", 0,
                              "thread %" PRId64 " is, or was a moment ago, inside the allocator",
                              thread->tid)) {
@@ -541,13 +561,17 @@ static bool note_threads(struct glibc_heap *glibc, bool died, size_t *inside) {
     return true;
 }
 
-/* A single thread takes no locks (SINGLE_THREAD_P), so its being inside counts for the arenas. */
-static bool note_flux(struct glibc_heap *glibc) {
+static bool is_running(const struct karst_target *target) {
+    return !target->stopped && target->kind == KARST_TARGET_PROCESS;
+}
+
+/* Which arenas may be half changed. A single thread takes no locks (SINGLE_THREAD_P), so its being inside
+ * counts for the arenas. */
+static bool note_arenas_in_flux(struct glibc_heap *glibc) {
     const struct karst_target *target = glibc->heap.target;
-    bool running = !target->stopped && target->kind == KARST_TARGET_PROCESS;
-    bool died = died_inside(glibc);
+    bool running = is_running(target), died = died_inside(glibc);
     size_t inside, locked = 0;
-    if (!note_threads(glibc, died, &inside) ||
+    if (!count_threads_inside(glibc, died, &inside) ||
         (died &&
          !karst_facts_add(&glibc->heap.facts, "died", 0, "inside malloc, most likely of damage it met"))) {
         return false;
@@ -566,10 +590,24 @@ static bool note_flux(struct glibc_heap *glibc) {
             return false;
         }
     }
-    for (size_t t = 0; t < glibc->tcache_count_found; t++) {
-        glibc->tcaches[t].in_flux = glibc->tcaches[t].in_flux || running;
-    }
     return true;
+}
+
+/* Which caches may be half changed: those of threads inside. */
+static void note_tcaches_in_flux(struct glibc_heap *glibc) {
+    const struct karst_target *target = glibc->heap.target;
+    bool running = is_running(target);
+    for (size_t t = 0; t < glibc->tcache_count_found; t++) {
+        glibc->tcaches[t].in_flux = running;
+    }
+    for (size_t i = died_inside(glibc) ? 1 : 0; i < target->thread_count && glibc->heap.in_flux; i++) {
+        if (!thread_inside(glibc, &target->threads[i])) {
+            continue;
+        }
+        for (size_t t = 0; t < glibc->tcache_count_found; t++) {
+            glibc->tcaches[t].in_flux |= glibc->tcaches[t].tid == target->threads[i].tid;
+        }
+    }
 }
 
 /* ---- putting it together ---------------------------------------------------------------------------- */
@@ -583,7 +621,7 @@ struct libcs {
 /* Its arenas and their memory. */
 static bool fill_arenas(struct glibc_heap *glibc, struct karst_error *error) {
     read_par(glibc);
-    if (!read_arenas(glibc)) {
+    if (!read_arenas(glibc) || !note_arenas_in_flux(glibc)) {
         return karst_fail_memory(error);
     }
     if (!glibc_add_main_extents(glibc, error)) {
@@ -610,7 +648,8 @@ static bool fill_lists(struct glibc_heap *glibc) {
         return false;
     }
     glibc_sort_cached(glibc);
-    return note_flux(glibc);
+    note_tcaches_in_flux(glibc);
+    return true;
 }
 
 static bool know_root(const struct libcs *libcs, uint64_t arena) {

@@ -28,6 +28,14 @@ static bool waits_elsewhere(struct karst_target *target, const struct karst_thre
     return true;
 }
 
+static size_t words_of_stack(struct karst_target *target, const struct karst_thread *thread,
+                             uint64_t *words) {
+    return thread->stack_pointer
+               ? karst_target_read(target, thread->stack_pointer, words, WORDS_LOOKED_AT * sizeof *words) /
+                     sizeof *words
+               : 0;
+}
+
 static bool in_module(const struct karst_module *module, const struct karst_thread *thread,
                       const uint64_t *words, size_t count) {
     bool inside = thread->program_counter - module->start < module->end - module->start;
@@ -52,9 +60,7 @@ bool karst_thread_inside(struct karst_target *target, struct karst_module *modul
     if (!module || waits_elsewhere(target, thread)) {
         return false;
     }
-    size_t count = thread->stack_pointer
-                       ? karst_target_read(target, thread->stack_pointer, words, sizeof words) / sizeof *words
-                       : 0;
+    size_t count = words_of_stack(target, thread, words);
     if (whole && in_module(module, thread, words, count)) {
         return true;
     }
@@ -66,6 +72,20 @@ bool karst_thread_inside(struct karst_target *target, struct karst_module *modul
         }
     }
     return false;
+}
+
+bool karst_thread_in_text(struct karst_target *target, const struct karst_thread *thread, uint64_t start,
+                          uint64_t end) {
+    uint64_t words[WORDS_LOOKED_AT];
+    if (waits_elsewhere(target, thread)) {
+        return false;
+    }
+    size_t count = words_of_stack(target, thread, words);
+    bool inside = thread->program_counter >= start && thread->program_counter < end;
+    for (size_t i = 0; i < count; i++) {
+        inside = inside || (words[i] > start && words[i] < end);
+    }
+    return inside;
 }
 
 bool karst_died_of_signal(const struct karst_target *target) {

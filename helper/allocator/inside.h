@@ -11,6 +11,10 @@
 bool karst_thread_inside(struct karst_target *target, struct karst_module *module,
                          const struct karst_thread *thread, const char *const *functions, bool whole);
 
+/* The same of a piece of text, [start, end). */
+bool karst_thread_in_text(struct karst_target *target, const struct karst_thread *thread, uint64_t start,
+                          uint64_t end);
+
 /* Did the program die there, by the allocator's own abort or a fault? What it was at work on is damaged, not
  * half done. A core's first thread is the one that died; the signal stands at all of them. */
 bool karst_died_of_signal(const struct karst_target *target);

@@ -3,11 +3,12 @@ ledger's blocks, malloc's totals, the corruption catalogue. `make test-distros` 
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 from karst_catalogue import CASES, assert_case_found, assert_twin_healthy
-from karst_command import BUILD
+from karst_command import BUILD, TESTS
 from karst_heaps import HEAPS, assert_exact, assert_hammered, assert_healthy, assert_totals
 from karst_libcs import Libc, Ways, unpacked_libc
 
@@ -51,6 +52,12 @@ def test_totals_are_mallocs_own(libc: Libc, name: str, directory: Path, ways: Wa
 @pytest.mark.parametrize("end", ENDS)
 def test_threads_inside_malloc(libc: Libc, end: str, directory: Path, ways: Ways) -> None:
     assert_hammered(libc, end, directory, ways)
+
+
+def test_each_instruction(libc: Libc) -> None:
+    command = [str(TESTS / "unit/test_each_instruction"), *libc.command("stepped")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-4000:]}"
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,6 +1,6 @@
 /* What is known of threads beyond their struct. */
-#ifndef KARST_ANALYSIS_THREADS_H
-#define KARST_ANALYSIS_THREADS_H
+#ifndef KARST_TARGET_THREADS_H
+#define KARST_TARGET_THREADS_H
 
 #include "target.h"
 
