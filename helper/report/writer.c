@@ -132,6 +132,24 @@ void karst_print_wrapped(struct karst_writer *writer, size_t column, size_t inde
     karst_print(writer, "\n");
 }
 
+void karst_print_sentence(struct karst_writer *writer, const char *format, ...) {
+    char *text = NULL;
+    va_list arguments;
+    va_start(arguments, format);
+    int length = vasprintf(&text, format, arguments);
+    va_end(arguments);
+    if (length < 0) {
+        writer->out_of_memory = true;
+        return;
+    }
+    if (writer->output->width) {
+        karst_print_wrapped(writer, 0, 0, text);
+    } else {
+        karst_print(writer, "%s\n", text);
+    }
+    free(text);
+}
+
 struct karst_text karst_count_text(uint64_t count) {
     char digits[24];
     int length = snprintf(digits, sizeof digits, "%" PRIu64, count);

@@ -33,6 +33,9 @@ void karst_print_styled(struct karst_writer *writer, enum karst_style style, con
 /* A paragraph, broken between words at the output's width (78 columns when that is unlimited), each line
  * after indent spaces. The first line begins at column: what was already printed on it. */
 void karst_print_wrapped(struct karst_writer *writer, size_t column, size_t indent, const char *text);
+/* A line of text; broken so as well, but on an output of unlimited width it stays one line. */
+void karst_print_sentence(struct karst_writer *writer, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
 /* "0x7f12..." */
 void karst_print_address(struct karst_writer *writer, uint64_t address);
 /* A line in the style of titles. */

@@ -45,7 +45,7 @@ static void write_text(struct karst_call *call, const struct karst_summary *summ
         {"live", KARST_RIGHT},
         {"cached", KARST_RIGHT},
         {"free", KARST_RIGHT},
-        {"top", KARST_RIGHT},
+        {"top", KARST_SPARE_RIGHT},
         {"largest", KARST_RIGHT},
         {"resident", KARST_RIGHT},
         {"not live", KARST_SPARE_RIGHT},

@@ -27,24 +27,22 @@ static void write_headline(struct karst_call *call, const struct karst_holes *ho
         karst_print(writer, "no holes\n");
         return;
     }
-    karst_print(writer, "%s hole%s, %s in all: %s free, %s cached", karst_count_text(holes->holes).text,
-                karst_plural(holes->holes), karst_size_text(writer, holes->bytes).text,
-                karst_size_text(writer, holes->free_bytes).text,
-                karst_size_text(writer, holes->cached_bytes).text);
-    if (holes->resident_bytes == UINT64_MAX) {
-        karst_print(writer, "; what is resident is unknown\n");
-    } else {
-        karst_print(writer, "; %s resident\n", karst_size_text(writer, holes->resident_bytes).text);
-    }
+    bool known = holes->resident_bytes != UINT64_MAX;
+    karst_print_sentence(
+        writer, "%s hole%s, %s in all: %s free, %s cached; %s%s", karst_count_text(holes->holes).text,
+        karst_plural(holes->holes), karst_size_text(writer, holes->bytes).text,
+        karst_size_text(writer, holes->free_bytes).text, karst_size_text(writer, holes->cached_bytes).text,
+        known ? karst_size_text(writer, holes->resident_bytes).text : "what is resident is unknown",
+        known ? " resident" : "");
     if (holes->region_holes) {
-        karst_print(
-            writer, "%s of them, %s, are regions inside page runs: each good for its class alone (runs)\n",
+        karst_print_sentence(
+            writer, "%s of them, %s, are regions inside page runs: each good for its class alone (runs)",
             karst_count_text(holes->region_holes).text, karst_size_text(writer, holes->region_bytes).text);
     }
     if (holes->edge_free_bytes + holes->edge_cached_bytes) {
-        karst_print(writer, "outside holes, at the edges of heaps: %s free, %s cached\n",
-                    karst_size_text(writer, holes->edge_free_bytes).text,
-                    karst_size_text(writer, holes->edge_cached_bytes).text);
+        karst_print_sentence(writer, "outside holes, at the edges of heaps: %s free, %s cached",
+                             karst_size_text(writer, holes->edge_free_bytes).text,
+                             karst_size_text(writer, holes->edge_cached_bytes).text);
     }
 }
 

@@ -79,10 +79,10 @@ static void write_top(struct karst_call *call, struct karst_table *table, const 
 }
 
 void karst_pins_write_tops(struct karst_call *call, const struct karst_pins *pins, size_t depth) {
-    static const struct karst_column columns[] = {{"under the top", KARST_LEFT}, {"size", KARST_RIGHT},
-                                                  {"blocks", KARST_LEFT},        {"to the top", KARST_RIGHT},
-                                                  {"to system", KARST_RIGHT},    {"resident", KARST_RIGHT},
-                                                  {"arena", KARST_FLEXIBLE}};
+    static const struct karst_column columns[] = {
+        {"under the top", KARST_LEFT},     {"size", KARST_RIGHT},      {"blocks", KARST_LEFT},
+        {"to the top", KARST_SPARE_RIGHT}, {"to system", KARST_RIGHT}, {"resident", KARST_RIGHT},
+        {"arena", KARST_FLEXIBLE}};
     struct karst_writer *writer = &call->writer;
     if (pins->tops.count == 0) {
         karst_print(writer, "nothing lies under a heap's top\n");

@@ -233,9 +233,9 @@ static void write_types(struct census *census) {
     karst_print_styled(writer, KARST_STYLE_DIM,
                        "no objects: blocks in pools that hold buffers, tables and what else is no object\n");
     if (census->total.kept) {
-        karst_print(writer,
-                    "%s object%s nobody refers to: kept by the interpreter for the next of their type\n",
-                    karst_count_text(census->total.kept).text, karst_plural(census->total.kept));
+        karst_print_sentence(
+            writer, "%s object%s nobody refers to: kept by the interpreter for the next of their type",
+            karst_count_text(census->total.kept).text, karst_plural(census->total.kept));
     }
     if (census->tracked.damaged || census->tracked.unknown) {
         karst_print_styled(writer, KARST_STYLE_WARNING, "%s: `tracked` is not all\n",

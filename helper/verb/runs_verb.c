@@ -282,14 +282,13 @@ static void write_footer(struct listing *listing) {
         karst_print(writer, "no such run\n");
         return;
     }
-    if (!listing->classes) {
-        karst_print(writer, "%s of ", karst_count_text(listing->shown).text);
-    }
-    karst_print(writer, "%s run%s", karst_count_text(listing->matched).text, karst_plural(listing->matched));
-    karst_print(writer, "%s, %s in all; %s of %s regions live, %s cached, %s free\n",
-                listing->classes ? "" : " shown", karst_size_text(writer, listing->matched_bytes).text,
-                karst_count_text(total->live).text, karst_count_text(total->regions).text,
-                karst_count_text(total->cached).text, karst_count_text(total->free).text);
+    bool rows = !listing->classes;
+    karst_print_sentence(writer, "%s%s%s run%s%s, %s in all; %s of %s regions live, %s cached, %s free",
+                         rows ? karst_count_text(listing->shown).text : "", rows ? " of " : "",
+                         karst_count_text(listing->matched).text, karst_plural(listing->matched),
+                         rows ? " shown" : "", karst_size_text(writer, listing->matched_bytes).text,
+                         karst_count_text(total->live).text, karst_count_text(total->regions).text,
+                         karst_count_text(total->cached).text, karst_count_text(total->free).text);
     if (listing->other_classes) {
         karst_print_styled(writer, KARST_STYLE_WARNING, "%s runs of further classes: see check\n",
                            karst_count_text(listing->other_classes).text);

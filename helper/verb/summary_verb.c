@@ -129,9 +129,9 @@ static void write_heap(struct karst_call *call, struct karst_heap *heap,
                       karst_plural(heap->arena_count), attached);
     struct karst_nested_count nested = karst_count_nested(call->session, heap);
     if (nested.extents) {
-        karst_print(
+        karst_print_sentence(
             &call->writer,
-            "%s of it in %s extent%s within blocks of another allocator: `all` counts each byte once\n",
+            "%s of it in %s extent%s within blocks of another allocator: `all` counts each byte once",
             karst_size_text(&call->writer, nested.bytes).text, karst_count_text(nested.extents).text,
             karst_plural(nested.extents));
     }

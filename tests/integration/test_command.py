@@ -144,6 +144,16 @@ def test_terminals(program: Program) -> None:
     assert "left out" not in plain and "address" in plain  # a pipe is as wide as it needs to be
 
 
+def test_no_line_is_wider_than_the_terminal(tmp_path: Path) -> None:
+    many = HOLES.replace("del kept", "small = [[str(number)] for number in range(50000)]\ndel small[::2], kept")
+    with started(["/usr/bin/python3", "-c", many], tmp_path) as running:
+        for words in ("summary", "arenas", "bins", "holes", "pins", "pools", "py-objects", "py-stack", "map", "maps", "rss",
+                      "runs", "runs --classes", "sizes", "blocks", "info"):
+            status, text = on_terminal(80, "-p", str(running.pid), *words.split(), "--color", "never")
+            lines = [line.rpartition("\r")[2] for line in text.splitlines()]  # a \r clears a line of progress
+            assert status == 0 and max(map(len, lines)) <= 80, (words, text)
+
+
 def test_colour(program: Program) -> None:
     pid = str(program.pid)
     assert "\033[" in on_terminal(80, "-p", pid, "summary")[1]
