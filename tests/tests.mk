@@ -67,6 +67,22 @@ test-jemalloc: all test-programs
 	KARST_BUILD=$(abspath $(BUILD)) KARST_JEMALLOC=$(abspath $(JEMALLOC)) $(PYTHON) -m pytest -p no:cacheprovider \
 	    $(PYTEST_ARGUMENTS) tests/integration/test_jemalloc.py
 
+# Builds that Debian ships none of, from its sources: with a prefix and private names, linked into a program; with a
+# layout that no table has. Needs the network, and five minutes, the first time.
+JEMALLOC_BUILDS   := 5.1.0-prefixed 5.3.0-prefixed 5.3.0-moved
+JEMALLOC_PREFIXED := $(filter %-prefixed,$(JEMALLOC_BUILDS))
+.PHONY: test-jemalloc-builds
+test-jemalloc-builds: deps
+	@for build in $(JEMALLOC_BUILDS); do \
+	    tests/distros/build-jemalloc $${build%-*} $${build#*-} $(BUILD)/jemalloc/$$build || exit; \
+	done
+	@$(MAKE) --no-print-directory -s all test-programs $(JEMALLOC_PREFIXED:%=$(BUILD)/jemalloc/%/ledger)
+	KARST_BUILD=$(abspath $(BUILD)) $(PYTHON) -m pytest -p no:cacheprovider $(PYTEST_ARGUMENTS) \
+	    tests/distros/test_jemalloc_builds.py
+
+$(BUILD)/jemalloc/%/ledger: tests/programs/ledger.c
+	$(CC) $(TEST_CFLAGS) -DLEDGER_PREFIXED $< $(@D)/libjemalloc.a -lm -o $@
+
 # Real programs with the preload library in them, as without: half an hour.
 PRELOAD_TEST_PACKAGES := libpython3.11-testsuite redis-tools
 .PHONY: test-preload
