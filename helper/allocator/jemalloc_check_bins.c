@@ -274,7 +274,7 @@ static bool check_bin(struct jemalloc_checking *check, const struct bin *bin, vo
 }
 
 void jemalloc_check_bins(struct jemalloc_checking *check) {
-    struct shards shards;
+    struct shards shards = {0};
     struct fit fit = {0};
     if (!check->jemalloc->arenas_at) {
         return;

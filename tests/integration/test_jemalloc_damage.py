@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from karst_command import TESTS, Target
-from karst_heaps import start
+from karst_heaps import Heap, start
 from karst_jemalloc import HEAPS, LIBRARY
 from karst_libcs import SYSTEM
 from karst_programs import Program, core_of, started
@@ -298,3 +298,25 @@ def test_list_of_full_slabs(directory: Path) -> None:
         memory.write(full, memory.read(full) - (1 << NFREE_SHIFT))
         memory.write(bin_ + FULL, 0x4141414141414141)
         assert "the list of full slabs of the 224-byte bin" in said_of(target, "bad-link")
+
+
+# ---- several heaps ---------------------------------------------------------------------------------------
+
+
+def test_two_heaps_claim_the_same_bytes(directory: Path) -> None:
+    """An extent of one jemalloc is overwritten, and reaches into the other's memory."""
+    heap = Heap(("--threads=3",), {"LD_PRELOAD": str(LIBRARY)}, program="ledger-jemalloc")
+    with start(heap, SYSTEM, directory) as program:
+        target, memory = Target.process(program.pid), Memory(program.pid)
+        assert target.check() == (True, [])
+        large = [run for run in runs(target) if run["kind"] == "large"]
+        others = [run for run in runs(target) if run["size"] >= 8192]
+        first, second = max(((a, b) for a in large for b in others
+                             if a["allocator"] != b["allocator"] and int(a["address"], 16) < int(b["address"], 16)),
+                            key=lambda pair: int(pair[0]["address"], 16) - int(pair[1]["address"], 16))
+        extent = extent_of(target, int(first["first_region"], 16))
+        end = int(second["address"], 16) + 4096
+        memory.write(extent + SIZE, end - int(first["address"], 16) | memory.read(extent + SIZE) & 4095)
+        _, findings = target.check()
+        said = [str(finding) for finding in findings if finding.code == "overlap"]
+    assert any("both claim these bytes" in text and "jemalloc #2" in text and hex(end) in text for text in said), said
