@@ -270,19 +270,21 @@ def processor_ticks(program: Program) -> int:
     return int(fields[11]) + int(fields[12])
 
 
+def kill_while_it_holds(program: Program, verb: str) -> bool:
+    """Whether karst was killed while it held the process; on a busy machine it may be done before we look."""
+    walker = subprocess.Popen([KARST, "-p", str(program.pid), verb], stdout=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: program.state() == "t" or walker.poll() is not None, "karst to stop the process")
+    finally:
+        walker.kill()
+    return walker.wait(timeout=60) == -signal.SIGKILL
+
+
 def test_process_goes_on_after_karst_was_killed(directory: Path) -> None:
     command = [TESTS / "ledger", "--small", "--slots=400000", "--threads=2", "--hammers=2", directory]
     with started(command, directory) as program:
         for verb in ("check", "summary"):
-            walker = subprocess.Popen([KARST, "-p", str(program.pid), verb], stdout=subprocess.DEVNULL)
-            try:
-                wait_until(
-                    lambda: program.state() == "t" or walker.poll() is not None, "karst to stop the process"
-                )
-                assert walker.poll() is None, "karst was done too soon to be killed"
-            finally:
-                walker.kill()
-                walker.wait(timeout=10)
+            assert any(kill_while_it_holds(program, verb) for _ in range(20)), "karst was done too soon to be killed"
             wait_until(lambda: program.status("TracerPid") == "0", "the process to be let go of")
             ticks = processor_ticks(program)
             wait_until(lambda: processor_ticks(program) > ticks + 2, "the process to go on working")

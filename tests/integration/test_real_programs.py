@@ -32,8 +32,7 @@ def findings_of(target: Target) -> list[Finding]:
 def test_healthy(name: str, directory: Path) -> None:
     work = WORKS[name](directory)
     with started(work.command, directory, work.environment, ready=False) as program:
-        let_it_work(work)
-        assert program.process.poll() is None, f"{name} has ended already"
+        let_it_work(work, program)
         pid = process_to_look_at(work, program.pid)
         for _ in range(LOOKS):
             os.kill(pid, signal.SIGSTOP)

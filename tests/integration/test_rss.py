@@ -43,6 +43,9 @@ time.sleep(600)
 def family(directory: Path) -> Iterator[Program]:
     with started([sys.executable, "-c", FAMILY], directory) as program:
         program.wait_line("grandchild")
+        # What one of them still writes to, the others share no more: nothing moves once all of them sleep.
+        for pid in (program.pid, *program.values().values()):
+            Program(program.process, directory, pid).wait_state("S")
         yield program
 
 

@@ -18,10 +18,10 @@ READY_SECONDS = 60.0
 class Program:
     """A running program and what it printed. `pid` is the one it calls ready, so maybe a child's."""
 
-    def __init__(self, process: subprocess.Popen[bytes], directory: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], directory: Path, pid: int | None = None) -> None:
         self.process = process
         self.directory = directory
-        self.pid = process.pid
+        self.pid = process.pid if pid is None else pid
         self.lines: list[str] = []
         self._rest = b""
 
@@ -62,6 +62,13 @@ class Program:
     def state(self) -> str:
         """Its state's letter: R, S, T (stopped), t (traced) ..."""
         return self.status("State")[0]
+
+    def wait_state(self, letter: str, seconds: float = READY_SECONDS) -> None:
+        end = time.monotonic() + seconds
+        while self.state() != letter:
+            if time.monotonic() > end:
+                raise TimeoutError(f"{self.pid} is in state {self.state()}, not {letter}, after {seconds:.0f} s")
+            time.sleep(0.005)
 
     def kernel_core(self, sent: int | None = signal.SIGABRT) -> Path:
         """End the program with a signal (None: it ends by itself) and give the kernel's core of it."""
