@@ -5,6 +5,7 @@
  * glibc_extents.c, the threads' caches in glibc_bins.c. */
 #include "glibc.h"
 #include "inside.h"
+#include "marker.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -68,7 +69,7 @@ struct root {
     uint64_t arena;
     const struct glibc_layout *generation;
     bool ring_broken;
-    bool by_symbol;
+    const char *how; /* NULL: by structure */
 };
 
 /* The two shapes malloc_state has had since 2.26. */
@@ -185,12 +186,30 @@ static bool root_by_symbol(struct karst_target *target, struct karst_module *mod
     bool found = false;
     for (unsigned g = 0; rows[g] && !found; g++) {
         if (symbol.size == rows[g]->state_size || ring_closes(&window, symbol.address, rows[g])) {
-            *root =
-                (struct root){symbol.address, rows[g], !ring_closes(&window, symbol.address, rows[g]), true};
+            *root = (struct root){symbol.address, rows[g], !ring_closes(&window, symbol.address, rows[g]),
+                                  "by symbol"};
             found = true;
         }
     }
     karst_window_close(&window);
+    return found;
+}
+
+/* Where the preload library's marker says that main_arena is, if one is there. */
+static bool root_by_marker(struct karst *session, const struct karst_module *module, struct root *root) {
+    uint64_t arena = karst_marker_root(session, module, KARST_ROOT_MAIN_ARENA);
+    const struct glibc_layout *const *rows = generations();
+    struct karst_window window;
+    karst_window_open(&window, session->target, 4096);
+    bool found = false;
+    for (unsigned g = 0; rows[g] && arena && !found; g++) {
+        uint64_t bins = arena + rows[g]->state_bins;
+        found = (arena_at_bins(&window, bins, root) ||
+                 damaged_arena_at_bins(session->target, &window, bins, root)) &&
+                root->arena == arena;
+    }
+    karst_window_close(&window);
+    root->how = found ? "by the marker" : NULL;
     return found;
 }
 
@@ -331,7 +350,7 @@ static bool choose_layout(struct glibc_heap *glibc, const struct root *root) {
     return karst_facts_add(&glibc->heap.facts, "library", 0, "%s", glibc->module->path) &&
            karst_facts_add(&glibc->heap.facts, "layout", 0, "%s", how) &&
            karst_facts_add(&glibc->heap.facts, "main_arena", glibc->main_arena, "%s",
-                           root->by_symbol ? "by symbol" : "found by structure") &&
+                           root->how ? root->how : "found by structure") &&
            (glibc->par ? karst_facts_add(&glibc->heap.facts, "mp_", glibc->par, "%s",
                                          by_symbol ? "by symbol" : "found by structure")
                        : karst_facts_add(&glibc->heap.facts, "mp_", 0,
@@ -716,7 +735,7 @@ static bool find_in_module(struct karst *session, struct libcs *libcs, struct ka
                            struct karst_error *error) {
     struct karst_target *target = session->target;
     struct root root;
-    if (root_by_symbol(target, module, &root)) {
+    if (root_by_marker(session, module, &root) || root_by_symbol(target, module, &root)) {
         return add_root(session, libcs, module, &root, error);
     }
     for (size_t i = 0; i < target->mapping_count; i++) {

@@ -7,6 +7,7 @@
  * memory it came from. */
 #include "inside.h"
 #include "jemalloc.h"
+#include "marker.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -630,12 +631,28 @@ bool jemalloc_hand_over(struct karst *session, struct jemalloc_heap *jemalloc, s
     return true;
 }
 
-static bool add_facts(struct jemalloc_heap *jemalloc, const struct root *root) {
+#define ARENA_MOST (UINT64_C(1) << 18) /* bytes of an arena_t, in any version */
+
+/* The preload library's marker has the address of a field of arena 0. */
+static const char *how_arenas(struct karst *session, struct jemalloc_heap *jemalloc,
+                              const struct karst_module *module) {
+    uint64_t field = karst_marker_root(session, module, KARST_ROOT_ARENA_ACTIVE), arena = 0;
+    if (!field || !jemalloc_read(jemalloc, jemalloc->arenas_at, &arena)) {
+        return "found by structure";
+    }
+    return field > arena && field - arena < ARENA_MOST
+               ? "found by structure; the marker says the same of arena 0"
+               : "found by structure; the marker has arena 0 elsewhere";
+}
+
+static bool add_facts(struct karst *session, struct jemalloc_heap *jemalloc,
+                      const struct karst_module *module, const struct root *root) {
     struct karst_facts *facts = &jemalloc->heap.facts;
     return karst_facts_add(facts, "radix tree", root->address, "%s",
                            root->by_symbol ? "by symbol" : "found by structure") &&
            (jemalloc->arenas_at
-                ? karst_facts_add(facts, "arenas", jemalloc->arenas_at, "found by structure")
+                ? karst_facts_add(facts, "arenas", jemalloc->arenas_at, "%s",
+                                  how_arenas(session, jemalloc, module))
                 : karst_facts_add(facts, "arenas", 0,
                                   "not found: threads' caches count as live, metadata is not counted"));
 }
@@ -664,8 +681,9 @@ static bool add_root(struct karst *session, struct karst_module *module, const s
         jemalloc_close(&jemalloc->heap);
         return true;
     }
-    if (!add_facts(jemalloc, root) || !read_arenas(jemalloc) || !jemalloc_make_extents(jemalloc) ||
-        !jemalloc_make_bins(jemalloc) || !jemalloc_find_tcaches(jemalloc)) {
+    if (!add_facts(session, jemalloc, module, root) || !read_arenas(jemalloc) ||
+        !jemalloc_make_extents(jemalloc) || !jemalloc_make_bins(jemalloc) ||
+        !jemalloc_find_tcaches(jemalloc)) {
         jemalloc_close(&jemalloc->heap);
         return karst_fail_memory(error);
     }

@@ -119,6 +119,34 @@ struct karst_marker *karst_session_marker(struct karst *session) {
     return session->marker->address ? session->marker : NULL;
 }
 
+static bool is_likely(const struct karst_target *target) {
+    for (size_t i = 0; i < target->module_count; i++) {
+        if (strstr(target->modules[i].path, "libkarst-preload")) {
+            return true;
+        }
+    }
+    for (size_t i = 0; i < target->mapping_count; i++) {
+        if (is_named(&target->mappings[i])) {
+            return true;
+        }
+    }
+    return false;
+}
+
+uint64_t karst_marker_root(struct karst *session, const struct karst_module *module, const char *name) {
+    const struct karst_marker *marker = is_likely(session->target) ? karst_session_marker(session) : NULL;
+    const struct karst_control *control = marker ? &marker->control : NULL;
+    if (!control || control->allocator_base != module->start) {
+        return 0;
+    }
+    for (uint32_t i = 0; i < control->root_count; i++) {
+        if (strcmp(control->roots[i].name, name) == 0) {
+            return control->roots[i].address;
+        }
+    }
+    return 0;
+}
+
 void karst_marker_close(struct karst_marker *marker) {
     if (marker) {
         karst_window_close(&marker->directory);

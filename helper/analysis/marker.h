@@ -18,6 +18,11 @@ struct karst_marker {
 struct karst_marker *karst_session_marker(struct karst *session);
 void karst_marker_close(struct karst_marker *marker);
 
+/* Where the marker says that a root of the allocator in module is (KARST_ROOT_...); 0: it does not, or there
+ * is none. The marker is looked for only where a library of its name is, or memory of its name. What it says
+ * is a hint, to be validated. */
+uint64_t karst_marker_root(struct karst *session, const struct karst_module *module, const char *name);
+
 /* What a mark says of a block. */
 struct karst_mark_of {
     enum karst_mark state; /* KARST_MARK_NONE: the block is not marked */

@@ -274,6 +274,14 @@ struct karst_stack {
     uint64_t frames[]; /* return addresses, the innermost first */
 };
 
+/* ---- roots ---------------------------------------------------------------------------------------- */
+
+/* Names in karst_control.roots: where data of the allocator's own lies, as far as it could be learned when
+ * the library was loaded. */
+#define KARST_ROOT_MAIN_ARENA   "main_arena"      /* glibc's */
+#define KARST_ROOT_ARENA_ACTIVE "arena 0 nactive" /* jemalloc's: a field of arena 0 */
+#define KARST_ROOT_DEFAULT_HEAP "default heap"    /* mimalloc's, of the thread that loaded the library */
+
 /* ---- the marker ----------------------------------------------------------------------------------- */
 
 struct karst_control {

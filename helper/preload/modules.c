@@ -165,6 +165,19 @@ static void describe(const struct link_map *map, struct module *module) {
     }
 }
 
+bool module_data(const struct module *module, uint64_t *start, uint64_t *end) {
+    size_t count = 0;
+    const Elf64_Phdr *parts = parts_of(module->dynamic, &count);
+    for (size_t i = 0; parts && i < count; i++) {
+        if (parts[i].p_type == PT_LOAD && parts[i].p_flags & PF_W) {
+            *start = module->bias + parts[i].p_vaddr;
+            *end = *start + parts[i].p_filesz;
+            return true;
+        }
+    }
+    return false;
+}
+
 bool module_at(uint64_t address, struct module *module) {
     for (const struct link_map *map = first_module(); map; map = map->l_next) {
         describe(map, module);

@@ -137,4 +137,5 @@ void next_describe(void) {
     } else {
         copy_text(control->allocator, sizeof control->allocator, "unknown");
     }
+    roots_learn(&allocator);
 }

@@ -103,8 +103,15 @@ bool module_named(const char *name, struct module *module);
 void *module_find(const char *name, struct module *module);
 /* A function that module itself exports; NULL: none. */
 void *module_export(const struct module *module, const char *name);
+/* A module's writable data, as far as its file has it. False: none. */
+bool module_data(const struct module *module, uint64_t *start, uint64_t *end);
 /* " (name+0x12 in libfoo.so)" for a code address, as well as exported symbols tell. */
 void module_symbolize(struct karst_line *line, uint64_t address);
+
+/* ---- roots, roots.c ---------------------------------------------------------------------------------- */
+
+/* Fills the marker's roots with what can be learned of the allocator, which is module; its name is there. */
+void roots_learn(const struct module *module);
 
 /* ---- the system, system.c: raw calls, errno untouched ------------------------------------------------ */
 

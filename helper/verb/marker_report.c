@@ -73,6 +73,12 @@ void karst_marker_write(struct karst_call *call) {
         karst_print_styled(writer, KARST_STYLE_FILE, "%s", control->allocator_path);
     }
     karst_print(writer, "\n");
+    for (uint32_t i = 0; i < control->root_count; i++) {
+        write_label(writer, i == 0 ? "root" : "");
+        karst_print(writer, "%s at ", control->roots[i].name);
+        karst_print_address(writer, control->roots[i].address);
+        karst_print(writer, "\n");
+    }
     write_parts(writer, control);
     write_traps(writer, control);
 }
@@ -90,6 +96,11 @@ json_t *karst_marker_json(struct karst_call *call) {
     karst_json_set_text(writer, root, "allocator", control->allocator);
     karst_json_set_text(writer, root, "allocator_version", control->allocator_version);
     karst_json_set_text(writer, root, "allocator_path", control->allocator_path);
+    json_t *roots = karst_json_object(writer);
+    for (uint32_t i = 0; i < control->root_count; i++) {
+        karst_json_set_address(writer, roots, control->roots[i].name, control->roots[i].address);
+    }
+    karst_json_set(writer, root, "roots", roots);
     karst_json_set_flag(writer, root, "marks", control->map != 0);
     karst_json_set_flag(writer, root, "all_marked", control->map && control->marked_from);
     karst_json_set_flag(writer, root, "recorder", control->rings != 0);

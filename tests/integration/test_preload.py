@@ -312,6 +312,52 @@ def test_blocks_and_block_say_what_was_asked_for(directory: Path) -> None:
         assert facts["allocated"].startswith("by malloc at hand+")
 
 
+def fact_of(info: Any, name: str) -> dict[str, Any]:
+    """A fact that `info` tells of the first allocator."""
+    return next(fact for fact in info["allocators"][0]["facts"] if fact["name"] == name)
+
+
+def poke(pid: int, marker: str, old: int, new: int) -> None:
+    """Writes over an address in the marker."""
+    with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+        memory.seek(int(marker, 16))
+        place = memory.read(4096).index(old.to_bytes(8, "little"))
+        memory.seek(int(marker, 16) + place)
+        memory.write(new.to_bytes(8, "little"))
+
+
+def test_main_arena_by_the_marker(directory: Path) -> None:
+    """It is where the engine finds it in a program without the library; and a marker that lies is not believed."""
+    def offset(info: Any) -> int:
+        libc = next(module for module in info["modules"] if "/libc.so.6" in module["path"])
+        return int(fact_of(info, "main_arena")["address"], 16) - int(libc["start"], 16)
+
+    with started([CALLS, "hand", "1", "2000"], directory, {}) as program:
+        bare = Target.process(program.pid, "--no-symbols").json("info")
+    assert fact_of(bare, "main_arena")["text"] == "found by structure"
+    for arguments in (["hand", "1", "2000"], ["hand", "4", "20000"]):
+        with running(program=(CALLS, *arguments), directory=directory) as program:
+            target = Target.process(program.pid)
+            told = target.json("info")
+            root = told["marker"]["roots"]["main_arena"]
+            assert fact_of(told, "main_arena") == {"name": "main_arena", "address": root, "text": "by the marker"}
+            assert offset(told) == offset(bare)
+            poke(program.pid, told["marker"]["address"], int(root, 16), int(root, 16) + 16)
+            lied = target.json("info")
+            assert lied["marker"]["roots"]["main_arena"] != root and offset(lied) == offset(bare)
+            assert fact_of(lied, "main_arena")["text"] != "by the marker"
+
+
+def test_arena_of_jemalloc_by_the_marker(directory: Path) -> None:
+    with running(program=(CALLS, "hand", "1", "2000"), directory=directory, allocator="jemalloc") as program:
+        target = Target.process(program.pid)
+        told = target.json("info")
+        root = told["marker"]["roots"]["arena 0 nactive"]
+        assert "the marker says the same" in fact_of(told, "arenas")["text"]
+        poke(program.pid, told["marker"]["address"], int(root, 16), 4096)
+        assert "elsewhere" in fact_of(target.json("info"), "arenas")["text"]
+
+
 def test_lists_of_blocks_say_what_was_asked_for(directory: Path) -> None:
     """Each live block of a list against its page, as text and as lines; and nothing of it where there are no marks."""
     with running("--mark", program=(CALLS, "hand", "1", "2000"), directory=directory) as program:
