@@ -1,5 +1,5 @@
 /* pymalloc, CPython's allocator of small blocks (Objects/obmalloc.c, Include/internal/pycore_obmalloc.h
- * of 3.9 to 3.14), of the allocator's own files: pymalloc_find.c (states and arenas), pymalloc_pool.c (one
+ * of 3.9 to 3.15), of the allocator's own files: pymalloc_find.c (states and arenas), pymalloc_pool.c (one
  * pool), pymalloc.c (walk, bins, runs, what is said of a block), pymalloc_check.c (check).
  *
  * Arenas of 1 MiB (3.9: 256 KiB) are cut into pools of 16 KiB (4 KiB), each for blocks of one of 32 sizes. A

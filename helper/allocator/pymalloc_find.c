@@ -226,7 +226,7 @@ static uint32_t state_arenas(struct cpython *python, uint64_t address) {
 }
 
 /* Where a state is in an interpreter that has it elsewhere than the table says: of a version that is not
- * known. */
+ * known, or of one of 3.14's that differ. */
 static uint64_t search_state(struct cpython *python, uint64_t interpreter) {
     uint64_t size = python->layout.interp.size < STATE_SEARCH ? python->layout.interp.size : STATE_SEARCH;
     for (uint64_t at = interpreter; at + 8 <= interpreter + size; at += 8) {
@@ -245,7 +245,7 @@ static bool find_state(struct pymalloc_heap *pymalloc, uint64_t interpreter, con
     uint64_t state = python->layout.interp.obmalloc_pointer ? cpython_u64(python, at) : at;
     uint32_t most = state_arenas(python, state);
     *how = "by the interpreter";
-    if (!most && !python->layout_known) {
+    if (!most && python->layout.interp.obmalloc_pointer) {
         state = search_state(python, interpreter);
         most = state_arenas(python, state);
         *how = "by a search through the interpreter";

@@ -8,7 +8,7 @@
 #include "session.h"
 
 #define CPYTHON_FIRST 9  /* 3.9 */
-#define CPYTHON_LAST  14 /* 3.14 */
+#define CPYTHON_LAST  15 /* 3.15 */
 #define CPYTHON_NONE  UINT32_MAX
 
 /* How a code object tells lines. */

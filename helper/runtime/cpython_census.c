@@ -156,8 +156,10 @@ unsigned cpython_buffers(struct cpython *python, const struct cpython_object *ob
         return add_buffer(python, buffers, 0, dict.values, 8 * dict.count, "attributes");
     }
     if (is_named(type, "bytearray")) {
-        return add_buffer(python, buffers, 0, cpython_u64(python, at + 32), cpython_u64(python, at + 24),
-                          "bytes");
+        /* Since 3.15 its bytes are a bytes object, which counts as that. */
+        return python->layout.minor >= 15 ? 0
+                                          : add_buffer(python, buffers, 0, cpython_u64(python, at + 32),
+                                                       cpython_u64(python, at + 24), "bytes");
     }
     if (is_named(type, "array.array")) {
         uint64_t item = cpython_u32(python, cpython_u64(python, at + 40) + 4),

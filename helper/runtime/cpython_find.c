@@ -107,7 +107,7 @@ static bool is_ring_head(struct cpython *python, uint64_t head) {
 static uint64_t first_generation(struct cpython *python, uint64_t gc) {
     for (uint64_t at = gc + 80; at < gc + GC_STATE_MAX; at += 8) {
         uint64_t word = cpython_u64(python, at);
-        if (word >= gc + 16 && word <= gc + 40) {
+        if (word >= gc + 8 && word <= gc + 40) {
             return word;
         }
     }

@@ -1,8 +1,8 @@
 /* Offsets in 64-bit CPython's structures by minor version: offsetof() over the headers of 3.9.2, 3.9.18,
- * 3.10.13, 3.11.2, 3.11.7, 3.12.1, 3.13.0, 3.13.5 and 3.14.10 (Include/internal/pycore_runtime.h,
- * pycore_interp.h, pycore_gc.h, pycore_frame.h, Include/cpython/code.h, pystate.h, object.h). They agree
- * within a minor version in all that is here; what a target says of itself (_Py_DebugOffsets, 3.13 and later)
- * comes first. */
+ * 3.10.13, 3.11.2, 3.11.7, 3.12.1, 3.13.0, 3.13.5, 3.14.0, 3.14.10 and 3.15.2
+ * (Include/internal/pycore_runtime.h, pycore_interp.h, pycore_gc.h, pycore_frame.h, Include/cpython/code.h,
+ * pystate.h, object.h). They agree within a minor version in all that is here but for one place of 3.14; what
+ * a target says of itself (_Py_DebugOffsets, 3.13 and later) comes first. */
 #include "cpython.h"
 
 #include <string.h>
@@ -178,7 +178,8 @@ static const struct cpython_layout layouts[] = {
     },
     {
         /* 3.14.0 has a young and two old generations where others, and 3.14.10 again, have three: at the same
-         * offsets. */
+         * offsets. Behind them it has 32 bytes less (interp.obmalloc is 10872 there), for which pymalloc's
+         * state is searched. */
         .minor = 14,
         .lines = CPYTHON_LOCATIONS,
         .frames = CPYTHON_BY_THREAD,
@@ -209,6 +210,37 @@ static const struct cpython_layout layouts[] = {
         .pool_bits = 14,
         .arena_bits = 20,
     },
+    {
+        .minor = 15,
+        .lines = CPYTHON_LOCATIONS,
+        .frames = CPYTHON_BY_THREAD,
+        .runtime_interpreters = 936,
+        .runtime_current = NONE,
+        .interp = {.next = 7264,
+                   .id = 7272,
+                   .threads = 7336,
+                   .runtime = 7376,
+                   .modules = 7592,
+                   .gc = 7400,
+                   .obmalloc = 10880,
+                   .obmalloc_pointer = true,
+                   .gil = 16,
+                   .size = 226232},
+        .gc = {.generations = 8, .permanent = 80},
+        .thread = {.next = 8, .interp = 16, .thread_id = 176, .native_id = 184, .frame = 72},
+        .cframe_current = NONE,
+        .frame = {FRAME_WITH_SHIMS, .owner = 74, .localsplus = 80},
+        .code = {CODE_WITH_TABLES, .first_line = 68, .bytes = 208, .first_traceable = 192},
+        .heap_type_qualname = 880,
+        .heap_type_keys = 888,
+        .ascii_size = 40,
+        .compact_size = 56,
+        .tuple_items = 32,
+        .tagged_int = true,
+        .packed_keys = true,
+        .pool_bits = 14,
+        .arena_bits = 20,
+    },
 };
 
 const struct cpython_layout *cpython_layout_for(uint32_t minor) {
@@ -223,28 +255,49 @@ const struct cpython_layout *cpython_layout_for(uint32_t minor) {
 /* ---- what an interpreter says of itself -----------------------------------------------------------------
  */
 
-/* Words of _Py_DebugOffsets (Include/internal/pycore_runtime.h of 3.13, pycore_debug_offsets.h of 3.14). */
+/* Words of _Py_DebugOffsets (Include/internal/pycore_runtime.h of 3.13, pycore_debug_offsets.h of 3.14 and
+ * 3.15). */
 struct told {
-    size_t field; /* in struct cpython_layout */
-    uint8_t word_13, word_14;
+    size_t field;    /* in struct cpython_layout */
+    uint8_t word[3]; /* in 3.13, 3.14, 3.15 */
 };
 
-#define FIELD(path, in_13, in_14)                                                                            \
-    { offsetof(struct cpython_layout, path), in_13, in_14 }
+#define FIELD(path, in_13, in_14, in_15)                                                                     \
+    {                                                                                                        \
+        offsetof(struct cpython_layout, path), {                                                             \
+            in_13, in_14, in_15                                                                              \
+        }                                                                                                    \
+    }
 
 static const struct told told[] = {
-    FIELD(runtime_interpreters, 5, 5), FIELD(interp.size, 6, 6),        FIELD(interp.id, 7, 7),
-    FIELD(interp.next, 8, 8),          FIELD(interp.threads, 9, 9),     FIELD(interp.gc, 10, 11),
-    FIELD(interp.modules, 11, 12),     FIELD(thread.next, 21, 24),      FIELD(thread.interp, 22, 25),
-    FIELD(thread.frame, 23, 26),       FIELD(thread.thread_id, 24, 27), FIELD(thread.native_id, 25, 28),
-    FIELD(frame.previous, 29, 32),     FIELD(frame.code, 30, 33),       FIELD(frame.instruction, 31, 34),
-    FIELD(frame.localsplus, 32, 35),   FIELD(frame.owner, 33, 36),      FIELD(code.filename, 35, 40),
-    FIELD(code.name, 36, 41),          FIELD(code.qualname, 37, 42),    FIELD(code.lines, 38, 43),
-    FIELD(code.first_line, 39, 44),    FIELD(code.names, 41, 46),       FIELD(code.kinds, 42, 47),
-    FIELD(code.bytes, 43, 48),
+    FIELD(runtime_interpreters, 5, 5, 5),
+    FIELD(interp.size, 6, 6, 6),
+    FIELD(interp.id, 7, 7, 7),
+    FIELD(interp.next, 8, 8, 8),
+    FIELD(interp.threads, 9, 9, 9),
+    FIELD(interp.gc, 10, 11, 11),
+    FIELD(interp.modules, 11, 12, 12),
+    FIELD(thread.next, 21, 24, 24),
+    FIELD(thread.interp, 22, 25, 25),
+    FIELD(thread.frame, 23, 26, 26),
+    FIELD(thread.thread_id, 24, 27, 30),
+    FIELD(thread.native_id, 25, 28, 31),
+    FIELD(frame.previous, 29, 32, 40),
+    FIELD(frame.code, 30, 33, 41),
+    FIELD(frame.instruction, 31, 34, 42),
+    FIELD(frame.localsplus, 32, 35, 43),
+    FIELD(frame.owner, 33, 36, 44),
+    FIELD(code.filename, 35, 40, 48),
+    FIELD(code.name, 36, 41, 49),
+    FIELD(code.qualname, 37, 42, 50),
+    FIELD(code.lines, 38, 43, 51),
+    FIELD(code.first_line, 39, 44, 52),
+    FIELD(code.names, 41, 46, 54),
+    FIELD(code.kinds, 42, 47, 55),
+    FIELD(code.bytes, 43, 48, 56),
 };
 
-#define WORDS       50
+#define WORDS       57
 #define MOST_OFFSET (4u << 20)
 #define COOKIE      "xdebugpy"
 
@@ -262,7 +315,7 @@ bool cpython_layout_told(struct karst_target *target, uint64_t runtime, struct c
     }
     struct cpython_layout own = *base;
     for (size_t i = 0; i < sizeof told / sizeof *told; i++) {
-        uint64_t offset = words[minor == 13 ? told[i].word_13 : told[i].word_14];
+        uint64_t offset = words[told[i].word[base->minor - 13]];
         if (offset > MOST_OFFSET) {
             return false;
         }

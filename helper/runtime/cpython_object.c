@@ -1,4 +1,4 @@
-/* CPython's objects: types, and short words on values. Offsets that have been the same from 3.9 to 3.14 on
+/* CPython's objects: types, and short words on values. Offsets that have been the same from 3.9 to 3.15 on
  * 64-bit machines stand here, the others in cpython_layout.c (Include/cpython/object.h, unicodeobject.h,
  * longintrepr.h, dictobject.h, Include/internal/pycore_dict.h). */
 #include "cpython.h"

@@ -427,6 +427,13 @@ static bool run_census(struct karst_call *call, struct cpython *python, json_t *
 }
 
 static bool run_one(struct karst_call *call, struct cpython *python, json_t *runtimes) {
+    if (python->free_threaded) {
+        return karst_fail(
+            call->error, KARST_ERROR_UNSUPPORTED,
+            "CPython %s without GIL keeps objects in mimalloc and in no lists: its stacks can be "
+            "told (py-stack), its objects can't",
+            python->version);
+    }
     json_t *root = runtimes ? karst_json_object(&call->writer) : NULL;
     if (root) {
         karst_json_set_text(&call->writer, root, "version", python->version);
@@ -440,14 +447,6 @@ static bool run_one(struct karst_call *call, struct cpython *python, json_t *run
                 "this version is not known: objects are read as those of 3.%d, and may be told wrong\n",
                 CPYTHON_LAST);
         }
-    }
-    if (python->free_threaded) {
-        json_decref(root);
-        return karst_fail(
-            call->error, KARST_ERROR_UNSUPPORTED,
-            "CPython %s without GIL keeps objects in mimalloc and in no lists: its stacks can be "
-            "told (py-stack), its objects can't",
-            python->version);
     }
     bool done =
         call->options[OPTION_WHERE].given ? run_where(call, python, root) : run_census(call, python, root);

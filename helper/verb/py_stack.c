@@ -274,7 +274,7 @@ const struct karst_verb karst_verb_py_stack = {
     .summary = "the Python stack of every thread: function, file, line",
     .help =
         "Reads the interpreter's own frames, the newest first: nothing runs in the process, no debug symbols "
-        "are needed, and a core will do. CPython 3.9 to 3.14; of a newer one as far as it describes itself.\n"
+        "are needed, and a core will do. CPython 3.9 to 3.15; of a newer one as far as it describes itself.\n"
         "\n"
         "--locals adds the local variables with their types, short values and addresses, which `karst block` "
         "tells more of. A function that a cell holds for another (a closure's variable) is shown as what is "

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,31 +63,67 @@ def test_interpreters(python: Python, directory: Path) -> None:
 def test_there_are_others() -> None:
     """An empty matrix must not pass for a full one."""
     minors = {python.minor for python in other_pythons()}
-    assert {9, 13} <= minors, minors
+    wanted = {int(minor) for minor in os.environ.get("KARST_MINORS", "9 13").split()}
+    assert wanted and wanted <= minors, minors
+
+
+def changed_copy(name: str, change: Callable[[bytes], bytes], directory: Path) -> str:
+    """A command that runs a copy of one of these Pythons, changed."""
+    command = BUILD / "distros" / f"python-{name}" / "python"
+    if not command.exists():
+        pytest.skip(f"Python {name} was not asked for")
+    script = command.read_text()
+    (path,) = re.findall(r"'(/[^']*/bin/python3\.\d+)'", script)
+    other = directory / "python3"
+    other.write_bytes(change(Path(path).read_bytes()))
+    other.chmod(0o755)
+    start = directory / "start"
+    start.write_text(script.replace(path, str(other)))
+    start.chmod(0o755)
+    return str(start)
+
+
+def cookie_of(program: bytes) -> int:
+    """Where _Py_DebugOffsets begins."""
+    (place,) = [found.start() for found in re.finditer(rb"xdebugpy..[\x0d-\x0f]\x03", program, re.DOTALL)]
+    return place
 
 
 def test_newer_version(directory: Path) -> None:
-    """A 3.14 that calls itself 3.15: told, with the warning, as far as it describes itself."""
-    script = (BUILD / "distros" / "python-sid" / "python").read_text()
-    path = Path(re.findall(r"'(/[^']*/python3\.14)'", script)[0])
-    program = path.read_bytes()
-    (place,) = [found.end() for found in re.finditer(rb"xdebugpy.{2}\x0e\x03", program, re.DOTALL)]
-    newer = program[:place - 2] + b"\x0f" + program[place - 1:]
-    other = directory / "python3.15"
-    other.write_bytes(re.sub(rb"\x003\.14(\.\d+\x00)", lambda found: b"\x003.15" + found[1], newer))
-    other.chmod(0o755)
-    start = directory / "start"
-    start.write_text(script.replace(str(path), str(other)))
-    start.chmod(0o755)
-    with Python(str(start), "3.15").running("objects.py", directory) as running:
+    """A 3.15 that calls itself 3.16: told, with the warning, as far as it describes itself."""
+    def newer(program: bytes) -> bytes:
+        minor = cookie_of(program) + 8 + 2
+        program = program[:minor] + b"\x10" + program[minor + 1:]
+        return re.sub(rb"\x003\.15(\.\d+\x00)", lambda found: b"\x003.16" + found[1], program)
+
+    with Python(changed_copy("sid-3.15", newer, directory), "3.16").running("objects.py", directory) as running:
         target = Target.process(running.pid)
         (runtime,) = target.json("py-stack")["runtimes"]
-        assert runtime["version"].startswith("3.15.") and runtime["version_known"] is False
+        assert runtime["version"].startswith("3.16.") and runtime["version_known"] is False
         assert [frame["function"] for frame in runtime["threads"][0]["frames"]] == ["main", "<module>"]
         assert "this version is not known" in target.run("py-stack").stdout
         assert "this version is not known" in target.run("py-objects").stdout
-        assert "is not known (known: 3.9 to 3.14)" in " ".join(target.run("info").stdout.split())
+        assert "is not known (known: 3.9 to 3.15)" in " ".join(target.run("info").stdout.split())
         assert_pools(target, directory)
+
+
+def test_build_without_gil(directory: Path) -> None:
+    """One that calls itself so (no such build is in a distribution): stacks, and what can't be told in one line."""
+    def free_threaded(program: bytes) -> bytes:
+        flag = cookie_of(program) + 16
+        assert program[flag:flag + 8] == bytes(8)
+        return program[:flag] + b"\x01" + program[flag + 1:]
+
+    with Python(changed_copy("trixie-3.13", free_threaded, directory), "3.13").running("objects.py", directory) as running:
+        target = Target.process(running.pid)
+        (runtime,) = target.json("py-stack")["runtimes"]
+        assert [frame["function"] for frame in runtime["threads"][0]["frames"]] == ["main", "<module>"]
+        for words in (["pools"], ["pools", "--pages"], ["py-objects"], ["py-objects", "--where", "0x1000"]):
+            done = target.run(*words)
+            assert done.returncode == 2 and "mimalloc" in done.stderr and done.stderr.count("\n") == 1, (words, done)
+            assert not done.stdout, words
+        assert [row["name"] for row in target.json("summary")["allocators"]] == ["glibc"]
+        assert "a build without GIL" in " ".join(target.run("info").stdout.split())
 
 
 @each_python

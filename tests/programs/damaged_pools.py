@@ -65,6 +65,7 @@ def damage(kind, block, other, pool, small):
 
 
 def main():
+    damage("healthy", 0, 0, 0, 0)  # its frame stays, up to 3.10, and may take a block of this size
     # Of two blocks in one pool, and three more, so that it stays in use.
     blocks = [C.PyObject_Malloc(SIZE) for _ in range(100)]
     groups = {}
