@@ -8,7 +8,7 @@ from typing import Any
 import gdb
 import karst_engine
 
-from karst_gdb import engine, pages, python_stack, session, settings, styles, values, variables
+from karst_gdb import completion, engine, pages, python_stack, session, settings, styles, values, variables
 from karst_gdb.arguments import Parsed, parse, split
 
 _TYPE_OPTION = {"name": "type", "letter": None, "kind": "text", "value": "TYPE", "choices": None}
@@ -141,13 +141,9 @@ class Verb(gdb.Command):
             if kind["kind"] == "address":
                 return gdb.COMPLETE_EXPRESSION
             if kind["kind"] == "file":
-                return gdb.COMPLETE_FILENAME
+                return completion.files(typing, word)
             candidates = _candidates(kind)
-        if word is None:  # GDB asks first only how to break words
-            return gdb.COMPLETE_NONE
-        # GDB breaks words at dashes too: what it has already stays out of the answer.
-        kept = len(typing) - len(word)
-        return [candidate[kept:] for candidate in candidates if candidate.startswith(typing)]
+        return completion.among(candidates, typing, word)
 
     def _waiting_option(self, before: list[Any]) -> dict[str, Any] | None:
         """The option whose value comes next."""

@@ -16,7 +16,7 @@ from typing import NoReturn
 import gdb
 import karst_abi
 from karst_elf import Module
-from karst_gdb import calling, markers, traps
+from karst_gdb import calling, completion, markers, traps
 from karst_gdb.expressions import one_line
 from karst_gdb.live import Live
 from karst_gdb.markers import LIBRARY, Marker
@@ -305,7 +305,10 @@ thread sleeps in the kernel outside of it. Modules that are loaded later call th
 again then. `karst eject` undoes it."""
 
     def __init__(self) -> None:
-        super().__init__("karst inject", gdb.COMMAND_RUNNING, gdb.COMPLETE_NONE)
+        super().__init__("karst inject", gdb.COMMAND_RUNNING)
+
+    def complete(self, text: str, word: str | None) -> object:
+        return completion.among(["--mark", "--recorder", "--stacks"], completion.last_word(text), word)
 
     def invoke(self, argument: str, from_tty: bool) -> None:
         self.dont_repeat()

@@ -15,7 +15,7 @@ from typing import NoReturn
 import gdb
 import karst_engine
 
-from karst_gdb import traps
+from karst_gdb import completion, traps
 from karst_gdb.expressions import one_line
 from karst_gdb.markers import LIBRARY
 
@@ -125,6 +125,9 @@ def _parts(argument: str) -> tuple[str, bool, str]:
     return argument[:separator.start()], True, argument[separator.end():]
 
 
+_OPTIONS = ("--mark", "--recorder", "--recorder-dir", "--stacks", "--trap", "--action")
+
+
 class Run(gdb.Command):
     """Start the program with karst's preload library in it.
 
@@ -141,7 +144,13 @@ library and karst's variables: not GDB, nor the shell that GDB starts it by.
   -a, --action ACTION      what a trap does when no debugger is attached: log, stop, core, abort"""
 
     def __init__(self) -> None:
-        super().__init__("karst run", gdb.COMMAND_RUNNING, gdb.COMPLETE_FILENAME)
+        super().__init__("karst run", gdb.COMMAND_RUNNING)
+
+    def complete(self, text: str, word: str | None) -> object:
+        typing = completion.last_word(text)
+        if _parts(text)[1] or not typing.startswith("-"):
+            return completion.files(typing, word)
+        return completion.among(_OPTIONS, typing, word)
 
     def invoke(self, argument: str, from_tty: bool) -> None:
         self.dont_repeat()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import gdb
+from karst_abi import FUNCTIONS, GROUPS, TRAP_KEYS, TRAP_WORDS
 
-from karst_gdb import trap_events, traps
+from karst_gdb import completion, trap_events, traps
 
 _SPEC = """TRAP is a function (malloc, calloc, realloc, free, new, ..., alloc, frees, any), a size, and conditions:
   realloc 8880819            exactly that many bytes
@@ -32,7 +33,15 @@ class Add(gdb.Command):
     __doc__ = f"Set a trap.\n\nUsage: karst trap add TRAP\n\n{_SPEC}"
 
     def __init__(self) -> None:
-        super().__init__("karst trap add", gdb.COMMAND_BREAKPOINTS, gdb.COMPLETE_EXPRESSION)
+        super().__init__("karst trap add", gdb.COMMAND_BREAKPOINTS)
+
+    def complete(self, text: str, word: str | None) -> object:
+        typing = completion.last_word(text)
+        if "=" in typing or typing[:1] in ("$", "&", "*", "("):
+            return gdb.COMPLETE_EXPRESSION
+        functions = typing[:typing.rfind(",") + 1]  # "malloc,cal"
+        named = [functions + name for name in (*FUNCTIONS, *GROUPS)]
+        return completion.among(named if functions else [*named, *TRAP_WORDS, *TRAP_KEYS], typing, word)
 
     def invoke(self, argument: str, from_tty: bool) -> None:
         self.dont_repeat()
@@ -58,7 +67,14 @@ class Change(gdb.Command):
     def __init__(self, word: str, text: str) -> None:
         self.word = word
         self.__doc__ = f"{text}\n\nUsage: karst trap {word} [NUMBER...]\n\nWithout numbers: all."
-        super().__init__(f"karst trap {word}", gdb.COMMAND_BREAKPOINTS, gdb.COMPLETE_NONE)
+        super().__init__(f"karst trap {word}", gdb.COMMAND_BREAKPOINTS)
+
+    def complete(self, text: str, word: str | None) -> object:
+        try:
+            numbers = [str(row.number) for row in traps.rows()]
+        except (gdb.GdbError, gdb.error):
+            numbers = []  # no process
+        return completion.among(numbers, completion.last_word(text), word)
 
     def invoke(self, argument: str, from_tty: bool) -> None:
         self.dont_repeat()
@@ -73,7 +89,10 @@ Usage: karst trap list [--json]
 hits: calls that met the conditions, those that were skipped too; stops: times the program was stopped."""
 
     def __init__(self) -> None:
-        super().__init__("karst trap list", gdb.COMMAND_BREAKPOINTS, gdb.COMPLETE_NONE)
+        super().__init__("karst trap list", gdb.COMMAND_BREAKPOINTS)
+
+    def complete(self, text: str, word: str | None) -> object:
+        return completion.among(["--json"], completion.last_word(text), word)
 
     def invoke(self, argument: str, from_tty: bool) -> None:
         if argument.strip() not in ("", "--json"):

@@ -15,6 +15,11 @@ TRAPS = 16
 FUNCTIONS = ("malloc", "calloc", "realloc", "reallocarray", "memalign", "posix_memalign", "aligned_alloc", "valloc",
              "pvalloc", "new", "new[]", "free", "delete", "delete[]")
 
+# What a trap may be written with besides, as in helper/preload/trap_spec.c.
+GROUPS = ("any", "alloc", "frees", "operators")
+TRAP_WORDS = ("growth", "before", "faults", "double-free", "foreign", "interior", "overflow")
+TRAP_KEYS = ("action=", "address=", "caller=", "count=", "event=", "freed=", "returned=", "size=", "skip=", "thread=")
+
 GATE_CHANGED, GATE_RECORD, GATE_MARK = 2, 16, 32
 
 

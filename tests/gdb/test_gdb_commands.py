@@ -252,10 +252,16 @@ def test_help(core: Path, directory: Path) -> None:
     assert "karst pins" in answers.of("apropos karst").good()
 
 
-def completions(text: str, target: Sequence[str | os.PathLike[str]], directory: Path) -> list[str]:
+def all_completions(texts: Sequence[str], target: Sequence[str | os.PathLike[str]], directory: Path) -> list[list[str]]:
     # By -ex: gdb.execute() cuts the last space off.
-    words = ["-ex", f"source {PLUGIN}", *map(os.fspath, target), "-ex", "echo begin\\n", "-ex", f"complete {text}"]
-    return gdb_plain(words, directory).split("begin\n")[1].splitlines()
+    asked = [word for text in texts for word in ("-ex", "echo begin\\n", "-ex", f"complete {text}")]
+    said = gdb_plain(["-ex", f"source {PLUGIN}", *map(os.fspath, target), *asked], directory)
+    return [[line for line in part.splitlines() if line.startswith(text.split()[0])]
+            for text, part in zip(texts, said.split("begin\n")[1:])]
+
+
+def completions(text: str, target: Sequence[str | os.PathLike[str]], directory: Path) -> list[str]:
+    return all_completions([text], target, directory)[0]
 
 
 @pytest.mark.parametrize("text, among", [
@@ -278,6 +284,32 @@ def test_completion(core: Path, directory: Path, text: str, among: list[str]) ->
     found = completions(text, [DEBUGGED, core], directory)
     assert set(among) <= set(found), found
     assert all(line.startswith(text) for line in found), found
+
+
+def test_completion_of_files(directory: Path) -> None:
+    (directory / "pictures").mkdir()
+    (directory / "pictures" / "a-b.png").touch()
+    starts = ["karst map --output ", "karst map --rows 3 -o ", "karst run --mark -- "]
+    wanted = [[f"{start}{path}"] for start in starts for path in (f"{directory}/pictures/", "pictures/a-b.png")]
+    asked = [f"{start}{path}" for start in starts for path in (f"{directory}/pict", "pictures/a-")]
+    assert all_completions(asked, [DEBUGGED], directory) == wanted
+
+
+def test_completion_of_traps(directory: Path) -> None:
+    wanted = {
+        "karst trap add mem": ["karst trap add memalign"],
+        "karst trap add malloc,cal": ["karst trap add malloc,calloc"],
+        "karst trap add malloc 100 sk": ["karst trap add malloc 100 skip="],
+        "karst trap add double": ["karst trap add double-free"],
+        "karst trap add free freed=bloc": ["karst trap add free freed=block", "karst trap add free freed=blocks"],
+        "karst trap remove ": ["karst trap remove 1", "karst trap remove 2"],
+        "karst trap list --": ["karst trap list --json"],
+        "karst run --re": ["karst run --recorder", "karst run --recorder-dir"],
+        "karst inject --ma": ["karst inject --mark"],
+    }
+    steps = ["break use_block", "run loop", "karst trap add malloc 123456789", "karst trap add free freed=block"]
+    found = all_completions(list(wanted), [DEBUGGED, *[word for step in steps for word in ("-ex", step)]], directory)
+    assert dict(zip(wanted, found)) == wanted
 
 
 def test_completion_without_a_process(directory: Path) -> None:

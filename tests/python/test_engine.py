@@ -17,6 +17,7 @@ from karst_command import Target as Command
 from karst_programs import Program, core_of, started
 
 sys.path.insert(0, str(ROOT / "helper" / "python"))
+import karst_abi  # noqa: E402
 import karst_engine as engine  # noqa: E402
 
 HOLES = """
@@ -212,3 +213,11 @@ def test_other_version_is_refused() -> None:
         "except engine.EngineMissing as error: print(error)"
     )
     assert "99 is needed" in done.stdout, done.stderr
+
+
+def test_words_of_traps_are_known() -> None:
+    """Each that completion offers is one that the engine takes."""
+    for word in (*karst_abi.FUNCTIONS, *karst_abi.GROUPS, *karst_abi.TRAP_WORDS, *karst_abi.TRAP_KEYS):
+        text = {"action=": "action=log", "caller=": "caller=libc.so.6"}.get(word, word + "5" if word.endswith("=") else word)
+        need = "any " if word in ("before", "freed=", "returned=", "address=") else ""
+        engine.read_trap(need + text, ctypes.sizeof(karst_abi.Trap))
