@@ -152,10 +152,27 @@ extern const struct karst_allocator karst_pymalloc;
 
 /* ---- the stream ------------------------------------------------------------------------------------- */
 
+#define KARST_REGIONS_MAX   512u
+#define KARST_REGIONS_WORDS (KARST_REGIONS_MAX / 64)
+
+/* Equal blocks side by side in a page run, for who only counts: one call for a run instead of a block for
+ * each of its regions. A bit a region, from the lowest of the first word on; what is in none of the sets is
+ * live. Words beyond those that count needs are not set. */
+struct karst_regions {
+    uint64_t start, size; /* of the first one */
+    uint32_t count;       /* at most KARST_REGIONS_MAX */
+    uint8_t flags;        /* of the first one, as in karst_block; the others have KARST_BLOCK_REGION alone */
+    uint64_t free[KARST_REGIONS_WORDS], cached[KARST_REGIONS_WORDS], own[KARST_REGIONS_WORDS];
+};
+
 /* A consumer of blocks; the first member of each analysis's own struct. Returning false ends the walk. */
 struct karst_sink {
     bool (*extent)(struct karst_sink *sink, const struct karst_extent *extent); /* may be NULL */
     bool (*blocks)(struct karst_sink *sink, const struct karst_block *blocks, size_t count);
+    /* Regions smaller than regions_below, in their place between the blocks; allocators need not use it. May
+     * be NULL: all come as blocks. */
+    bool (*regions)(struct karst_sink *sink, const struct karst_regions *regions);
+    uint64_t regions_below;
 };
 
 #define KARST_BATCH 256

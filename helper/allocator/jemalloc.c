@@ -401,14 +401,49 @@ static bool stream_regions(struct stream *stream, const struct jemalloc_run *run
     return true;
 }
 
+/* The regions that caches have: of the first word on, as the run's bitmap. */
+static void mark_cached(struct stream *stream, const struct jemalloc_run *run,
+                        struct karst_regions *regions) {
+    uint64_t end = run->first_region + run->regions * run->region_size;
+    for (uint64_t at = next_cached(stream, run->first_region); at < end; at = next_cached(stream, at + 1)) {
+        uint32_t bin;
+        bool is_start;
+        uint32_t region = jemalloc_region_of(run, at, &is_start);
+        if (is_start && !jemalloc_is_free(run, region)) {
+            uint64_t *set =
+                state_of_cached(stream, &bin) == KARST_STATE_CACHED ? regions->cached : regions->own;
+            set[region / 64] |= 1ull << region % 64;
+        }
+    }
+}
+
+static bool hand_regions(struct stream *stream, const struct jemalloc_run *run) {
+    struct karst_sink *sink = stream->batch.sink;
+    struct karst_regions regions;
+    regions.start = run->first_region;
+    regions.size = run->region_size;
+    regions.count = run->regions;
+    regions.flags = KARST_BLOCK_REGION | (run->first_region == run->address ? KARST_BLOCK_RUN : 0);
+    for (uint32_t word = 0; word * 64 < run->regions; word++) {
+        uint32_t rest = run->regions - word * 64;
+        regions.free[word] = run->bitmap[word] & (rest < 64 ? (1ull << rest) - 1 : UINT64_MAX);
+        regions.cached[word] = regions.own[word] = 0;
+    }
+    mark_cached(stream, run, &regions);
+    stream->at = run->first_region + run->regions * run->region_size;
+    return karst_batch_flush(&stream->batch) && sink->regions(sink, &regions);
+}
+
 static bool stream_slab(struct stream *stream, const struct jemalloc_run *run) {
+    const struct karst_sink *sink = stream->batch.sink;
+    bool in_bulk = sink->regions && run->region_size < sink->regions_below && !run->problems;
     uint64_t end = run->address + run->size;
     if (run->first_region > run->address &&
         !emit(stream, run->first_region - run->address, KARST_STATE_METADATA, KARST_NONE,
               KARST_BLOCK_REGION | KARST_BLOCK_RUN)) {
         return false;
     }
-    if (!stream_regions(stream, run)) {
+    if (!(in_bulk ? hand_regions(stream, run) : stream_regions(stream, run))) {
         return false;
     }
     return stream->at >= end ||

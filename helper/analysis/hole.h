@@ -98,4 +98,11 @@ static inline bool karst_hole_next(struct karst_hole_tracker *tracker, const str
     return karst_hole_end(tracker, block->start, block->start + block->size, hole);
 }
 
+/* What lies before start was looked at otherwise, and a block in use ends there. */
+static inline void karst_hole_skip(struct karst_hole_tracker *tracker, uint64_t start) {
+    memset(tracker, 0, sizeof *tracker);
+    tracker->used_end = start;
+    tracker->regions = true;
+}
+
 #endif

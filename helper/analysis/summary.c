@@ -75,6 +75,101 @@ static bool take_blocks(struct karst_sink *base, const struct karst_block *block
     return true;
 }
 
+/* ---- page runs as a whole --------------------------------------------------------------------------- */
+
+static bool is_set(const uint64_t *set, uint32_t region) {
+    return set[region / 64] >> (region % 64) & 1;
+}
+
+static enum karst_state state_of(const struct karst_regions *regions, uint32_t region) {
+    return is_set(regions->free, region)     ? KARST_STATE_FREE
+           : is_set(regions->cached, region) ? KARST_STATE_CACHED
+           : is_set(regions->own, region)    ? KARST_STATE_METADATA
+                                             : KARST_STATE_LIVE;
+}
+
+/* The holes' part of regions from to end, one by one. */
+static void follow_regions(struct summary_sink *sink, const struct karst_regions *regions, uint32_t from,
+                           uint32_t end) {
+    struct karst_hole hole;
+    for (uint32_t i = from; i < end; i++) {
+        struct karst_block block = {.start = regions->start + i * regions->size,
+                                    .size = regions->size,
+                                    .state = (uint8_t)state_of(regions, i),
+                                    .flags = i ? KARST_BLOCK_REGION : regions->flags};
+        if (karst_hole_next(&sink->tracker, &block, &hole)) {
+            add_hole(sink->row, &hole);
+        }
+    }
+}
+
+/* The first and last region that bounds holes: false: none does. */
+static bool find_bounds(const struct karst_regions *regions, uint32_t *first, uint32_t *last) {
+    bool found = false;
+    for (uint32_t word = 0; word * 64 < regions->count; word++) {
+        uint32_t rest = regions->count - word * 64;
+        uint64_t used =
+            ~(regions->free[word] | regions->cached[word]) & (rest < 64 ? (1ull << rest) - 1 : UINT64_MAX);
+        if (used) {
+            *first = found ? *first : word * 64 + (uint32_t)__builtin_ctzll(used);
+            *last = word * 64 + 63 - (uint32_t)__builtin_clzll(used);
+            found = true;
+        }
+    }
+    return found;
+}
+
+/* The holes between two regions that bound them, by their bits. None of them offers more than a region, and
+ * so none is the largest. */
+static void count_holes(struct summary_sink *sink, const struct karst_regions *regions, uint32_t first,
+                        uint32_t last) {
+    struct karst_summary_row *row = sink->row;
+    uint64_t before = 0, holes = 0, unused = 0;
+    for (uint32_t word = first / 64; word <= last / 64; word++) {
+        uint64_t bits = regions->free[word] | regions->cached[word];
+        bits &= word == first / 64 ? UINT64_MAX << first % 64 : UINT64_MAX;
+        bits &= word == last / 64 ? UINT64_MAX >> (63 - last % 64) : UINT64_MAX;
+        holes += (uint64_t)__builtin_popcountll(bits & ~(bits << 1 | before));
+        unused += (uint64_t)__builtin_popcountll(bits);
+        before = bits >> 63;
+    }
+    row->holes += holes;
+    row->hole_bytes += unused * regions->size;
+}
+
+static bool take_regions(struct karst_sink *base, const struct karst_regions *regions) {
+    struct summary_sink *sink = (struct summary_sink *)base;
+    struct karst_summary_row *row = sink->row;
+    uint64_t counts[KARST_STATES] = {0};
+    for (uint32_t word = 0; word * 64 < regions->count; word++) {
+        counts[KARST_STATE_FREE] += (uint64_t)__builtin_popcountll(regions->free[word]);
+        counts[KARST_STATE_CACHED] += (uint64_t)__builtin_popcountll(regions->cached[word]);
+        counts[KARST_STATE_METADATA] += (uint64_t)__builtin_popcountll(regions->own[word]);
+    }
+    counts[KARST_STATE_LIVE] =
+        regions->count - counts[KARST_STATE_FREE] - counts[KARST_STATE_CACHED] - counts[KARST_STATE_METADATA];
+    for (int state = 0; state < KARST_STATES; state++) {
+        row->states[state].blocks += counts[state];
+        row->states[state].bytes += counts[state] * regions->size;
+    }
+    uint32_t first, last;
+    bool may_be_largest = row->largest.end == 0 || regions->size > row->largest.usable;
+    if (may_be_largest || !find_bounds(regions, &first, &last)) {
+        follow_regions(sink, regions, 0, regions->count);
+        return true;
+    }
+    follow_regions(sink, regions, 0, first + 1);
+    if (last > first) {
+        count_holes(sink, regions, first, last);
+        karst_hole_skip(&sink->tracker, regions->start + last * regions->size);
+        follow_regions(sink, regions, last, last + 1);
+    }
+    follow_regions(sink, regions, last + 1, regions->count);
+    return true;
+}
+
+/* ---- putting it together ---------------------------------------------------------------------------- */
+
 static void add_row(struct karst_summary_row *sum, const struct karst_summary_row *row) {
     sum->system_bytes += row->system_bytes;
     sum->extents += row->extents;
@@ -140,11 +235,12 @@ bool karst_summarize(struct karst *session, struct karst_summary *summary, struc
         return karst_fail_memory(error);
     }
     struct summary_sink sink = {
-        .sink = {.extent = begin_extent, .blocks = take_blocks},
+        .sink = {.extent = begin_extent, .blocks = take_blocks, .regions = take_regions},
         .session = session,
         .summary = summary,
         .page_size = session->target->page_size ? session->target->page_size : 4096,
     };
+    sink.sink.regions_below = sink.page_size; /* of larger ones it is asked which pages are resident */
     karst_session_begin(session, "walking the heap", karst_session_bytes(session));
     if (!karst_session_walk(session, 0, UINT64_MAX, &sink.sink, error)) {
         return false;

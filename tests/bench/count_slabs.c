@@ -2,10 +2,12 @@
  * against.
  *
  *   count_slabs karst CORE        the engine: opens the core, finds the heap, walks it; caches included
+ *   count_slabs bulk CORE         the engine once it has found the heap: walks it, slabs as wholes
  *   count_slabs bare CORE LIST    reads the headers and bitmaps in LIST (from `runs`: header, first region,
- * regions, size, in hexadecimal, a line each) and looks at each region's bit
+ *                                 regions, size, in hexadecimal, a line each) and looks at each region's bit
+ *   count_slabs words CORE LIST   the same, and counts bits by words
  *
- * Either prints: regions in use, their bytes, CPU seconds that the loop took (the engine: all it did). */
+ * Each prints: regions in use, their bytes, CPU seconds that the loop took (karst: all it did). */
 #include <elf.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -16,7 +18,7 @@
 #include <sys/stat.h>
 #include <time.h>
 
-#include "karst.h"
+#include "session.h"
 
 struct total {
     uint64_t regions, bytes;
@@ -46,6 +48,44 @@ static int walk(const char *path, struct total *total) {
         return 2;
     }
     karst_close(session);
+    return 0;
+}
+
+struct counting_sink {
+    struct karst_sink sink;
+    struct total total;
+};
+
+static bool count_blocks(struct karst_sink *sink, const struct karst_block *blocks, size_t number) {
+    return count(&((struct counting_sink *)sink)->total, blocks, number);
+}
+
+static bool count_regions(struct karst_sink *base, const struct karst_regions *regions) {
+    struct total *total = &((struct counting_sink *)base)->total;
+    uint64_t used = regions->count;
+    for (uint32_t word = 0; word * 64 < regions->count; word++) {
+        used -= (uint64_t)__builtin_popcountll(regions->free[word]);
+    }
+    total->regions += used;
+    total->bytes += used * regions->size;
+    return true;
+}
+
+static int walk_in_bulk(const char *path, struct total *total, double *start) {
+    struct karst_error error = {0};
+    struct counting_sink sink = {
+        .sink = {.blocks = count_blocks, .regions = count_regions, .regions_below = UINT64_MAX}};
+    struct karst *session = karst_open_core(path, NULL, &error);
+    if (!session || !karst_session_find_heaps(session, &error)) {
+        fprintf(stderr, "count_slabs: %s\n", error.text);
+        return 2;
+    }
+    *start = cpu_seconds();
+    if (!karst_session_walk(session, 0, UINT64_MAX, &sink.sink, &error)) {
+        fprintf(stderr, "count_slabs: %s\n", error.text);
+        return 2;
+    }
+    *total = sink.total;
     return 0;
 }
 
@@ -91,7 +131,8 @@ static struct slab *read_list(const char *path, size_t *slabs) {
 }
 
 /* The extent says again what the list says (edata_t: address, size), which is read as the engine has to. */
-static bool loop(const uint8_t *file, const struct slab *slabs, size_t number, struct total *total) {
+static bool loop(const uint8_t *file, const struct slab *slabs, size_t number, bool by_words,
+                 struct total *total) {
     for (size_t i = 0; i < number; i++) {
         const uint8_t *header = at(file, slabs[i].header);
         uint64_t start, words[8], address = slabs[i].first;
@@ -103,7 +144,15 @@ static bool loop(const uint8_t *file, const struct slab *slabs, size_t number, s
         if (start != address) {
             return false;
         }
-        for (uint64_t region = 0; region < slabs[i].regions; region++, address += slabs[i].size) {
+        for (uint64_t word = 0; by_words && word * 64 < slabs[i].regions; word++) {
+            uint64_t rest = slabs[i].regions - word * 64;
+            uint64_t used =
+                (uint64_t)__builtin_popcountll(~words[word] & (rest < 64 ? (1ull << rest) - 1 : UINT64_MAX));
+            total->regions += used;
+            total->bytes += used * slabs[i].size;
+        }
+        for (uint64_t region = 0; !by_words && region < slabs[i].regions;
+             region++, address += slabs[i].size) {
             uint64_t used = !(words[region / 64] >> region % 64 & 1);
             total->regions += used;
             total->bytes += used * slabs[i].size;
@@ -113,7 +162,7 @@ static bool loop(const uint8_t *file, const struct slab *slabs, size_t number, s
     return true;
 }
 
-static int bare(const char *core, const char *list, struct total *total, double *seconds) {
+static int bare(const char *core, const char *list, bool by_words, struct total *total, double *start) {
     size_t number = 0;
     struct slab *slabs = read_list(list, &number);
     int descriptor = open(core, O_RDONLY);
@@ -122,9 +171,11 @@ static int bare(const char *core, const char *list, struct total *total, double 
         fprintf(stderr, "count_slabs: no list, or no core\n");
         return 2;
     }
-    *seconds = cpu_seconds();
+    struct total first = {0};
     const uint8_t *file = mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_PRIVATE, descriptor, 0);
-    if (file == MAP_FAILED || !loop(file, slabs, number, total)) {
+    bool fine = file != MAP_FAILED && loop(file, slabs, number, by_words, &first);
+    *start = cpu_seconds(); /* all is mapped by now, as it is for a walk once the heap was found */
+    if (!fine || !loop(file, slabs, number, by_words, total)) {
         fprintf(stderr, "count_slabs: the core has not what the list says\n");
         return 2;
     }
@@ -135,9 +186,15 @@ static int bare(const char *core, const char *list, struct total *total, double 
 int main(int argc, char **argv) {
     struct total total = {0};
     double start = cpu_seconds();
-    int status = argc == 3 && strcmp(argv[1], "karst") == 0  ? walk(argv[2], &total)
-                 : argc == 4 && strcmp(argv[1], "bare") == 0 ? bare(argv[2], argv[3], &total, &start)
-                                                             : 2;
+    const char *what = argc > 1 ? argv[1] : "";
+    int status = 2;
+    if (argc == 3 && strcmp(what, "karst") == 0) {
+        status = walk(argv[2], &total);
+    } else if (argc == 3 && strcmp(what, "bulk") == 0) {
+        status = walk_in_bulk(argv[2], &total, &start);
+    } else if (argc == 4 && (strcmp(what, "bare") == 0 || strcmp(what, "words") == 0)) {
+        status = bare(argv[2], argv[3], strcmp(what, "words") == 0, &total, &start);
+    }
     if (status == 0) {
         printf("%" PRIu64 " %" PRIu64 " %.4f\n", total.regions, total.bytes, cpu_seconds() - start);
     }

@@ -84,3 +84,23 @@ def test_holes_are_told_apart(directory: Path) -> None:
     assert unused - edges <= holes["in_runs"]["bytes"] <= unused
     assert 0 < holes["in_runs"]["holes"] < holes["holes"] == summary["holes"]
     assert holes["bytes"] == summary["hole_bytes"]
+
+
+@pytest.mark.parametrize("name", ["default", "small", "no-tcache", "many-threads", "profiled"])
+def test_summary_is_of_the_blocks(name: str, directory: Path) -> None:
+    """It takes slabs as wholes, the others a region at a time: it comes to the same."""
+    with start(HEAPS[name], SYSTEM, directory) as program:
+        target = Target.process(program.pid)
+        total = target.json("summary")["total"]
+        holes = target.json("holes", "-n", "100000")
+        counts: dict[str, list[int]] = {}
+        for block in target.blocks():
+            of = counts.setdefault(block.state, [0, 0])
+            of[0] += 1
+            of[1] += block.size
+    for state, (blocks, size) in counts.items():
+        if state in ("live", "free", "cached"):
+            assert (total[state]["blocks"], total[state]["bytes"]) == (blocks, size), state
+    assert (total["holes"], total["hole_bytes"]) == (holes["holes"], holes["bytes"])
+    assert len(holes["biggest"]) == holes["holes"]
+    assert total["largest_hole"]["usable_bytes"] == max(hole["usable_bytes"] for hole in holes["biggest"])
