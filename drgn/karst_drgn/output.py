@@ -6,10 +6,10 @@ import locale
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Union
 
-from karst_engine import Style
+from karst_engine import ErrorCode, KarstError, Style
 
 _SEQUENCES = {Style.TITLE: "1", Style.ADDRESS: "34", Style.SYMBOL: "36", Style.FILE: "32", Style.GOOD: "32",
               Style.WARNING: "33", Style.BAD: "1;31", Style.DIM: "2"}
@@ -62,21 +62,27 @@ class Writer:
 
     def write(self, style: Style, text: str) -> bool:
         sequence = _SEQUENCES.get(style) if self._colour else None
-        try:
-            sys.stdout.write(f"\x1b[{sequence}m{text}\x1b[0m" if sequence else text)
-        except BrokenPipeError:
-            self.closed = True
+        self._try(lambda: sys.stdout.write(f"\x1b[{sequence}m{text}\x1b[0m" if sequence else text))
         return not self.closed
 
     def flush(self) -> None:
+        self._try(sys.stdout.flush)
+
+    def _try(self, write: Callable[[], object]) -> None:
         try:
-            sys.stdout.flush()
+            write()
         except BrokenPipeError:
-            self.closed = True
-        if self.closed:  # what is left would be written, and fail, when the file is closed
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, sys.stdout.fileno())
-            os.close(nowhere)
+            self._close()
+        except OSError as error:
+            self._close()
+            raise KarstError(ErrorCode.SYSTEM, f"can't write the answer: {error.strerror}") from None
+
+    def _close(self) -> None:
+        """What is left would be written, and fail, when the file is closed."""
+        self.closed = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
     def line(self, text: str = "", style: Style = Style.PLAIN) -> None:
         self.write(style, text)

@@ -54,7 +54,7 @@ def test_process(directory: Path) -> None:
         asked = questions(live_block(target))
         expected = command_line(target, asked)
         assert in_gdb(["-p", str(program.pid)], asked, directory) == expected
-        assert program.state() == "S", "the process goes on"
+        program.wait_state("S")  # it goes on
 
 
 @pytest.mark.skipif(not kernel_cores_land_here(), reason="the kernel writes cores elsewhere")

@@ -260,7 +260,7 @@ def test_stopped_process_stays_stopped(program: Program) -> None:
     for verb in ("summary", "check"):
         assert Target.process(program.pid).run(verb).returncode == 0
         assert program.status("TracerPid") == "0"
-        assert program.state() == "T"
+        wait_until(lambda: program.state() == "T", "the process to be stopped as it was")
     os.kill(program.pid, signal.SIGCONT)
     wait_until(lambda: program.state() == "S", "the process to go on")
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def test_process_answers_are_the_command_lines(name: str, directory: Path) -> No
         here, there = DrgnTarget(["-p", str(program.pid)]), Target("-p", str(program.pid))
         assert list(here.blocks()) == list(there.blocks())
         assert here.json("summary") == there.json("summary")
-        assert program.state() == "S"  # goes on
+        program.wait_state("S")  # goes on
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ from karst_drgn import for_each_heap_block
 for block in for_each_heap_block(prog, "live"):
     print(hex(block.address), block.usable)
 """, directory)
-        assert program.state() == "S"
+        program.wait_state("S")
     found = {int(address, 16): int(usable) for address, usable in (line.split() for line in text.splitlines())}
     assert found == {address: entry.usable for address, entry in read_ledger(directory).items()}
 
@@ -149,6 +150,21 @@ def test_refused_in_one_line(core: Path, directory: Path) -> None:
     assert "takes auto, always or never" in target.one_line("summary", "--color=blue")
     empty = drgn(SCRIPT, "summary") if os.environ.get("KARST_DRGN") else None
     assert empty is None or empty.returncode != 0
+
+
+def test_a_full_disk_is_told(core: Path) -> None:
+    for words in (["summary"], ["blocks", "--all"]):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run([DRGN, "-q", "-c", core, SCRIPT, *words], stdout=full, stderr=subprocess.PIPE, text=True,
+                                  timeout=120)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.splitlines()[-1] == "karst: can't write the answer: No space left on device", done.stderr
+
+
+def test_a_reader_who_had_enough(core: Path) -> None:
+    done = subprocess.run(["bash", "-c", 'set -o pipefail; "$@" | head -n 1', "bash", DRGN, "-q", "-c", core, SCRIPT, "blocks",
+                           "--all"], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 1) and "karst" not in done.stderr, done.stderr
 
 
 def test_help_names_all_verbs(core: Path) -> None:
