@@ -123,7 +123,8 @@ test-distros: deps
 	    tests/distros/get-drgn $$suite $(BUILD)/distros/drgn-$$suite || exit; \
 	    echo "drgn of Debian $$suite"; \
 	    KARST_BUILD=$(abspath $(BUILD)) KARST_DRGN=$(abspath $(BUILD))/distros/drgn-$$suite/drgn \
-	        $(PYTHON) -m pytest -p no:cacheprovider $(PYTEST_ARGUMENTS) tests/integration/test_drgn.py || exit; \
+	        $(PYTHON) -m pytest -p no:cacheprovider $(PYTEST_ARGUMENTS) \
+	        tests/integration/test_drgn.py tests/integration/test_python_drgn.py || exit; \
 	done
 
 # karst on the Pythons of other suites: 3.9, 3.13, 3.14 and 3.15 of Debian's, 3.10, 3.12 and 3.14.0 of Ubuntu's, as no suite

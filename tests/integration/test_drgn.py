@@ -16,6 +16,7 @@ from karst_heaps import HEAPS, start
 from karst_ledger import read_ledger
 from karst_libcs import SYSTEM
 from karst_programs import core_of, started
+from karst_prompt import at_prompt
 
 pytestmark = pytest.mark.skipif(shutil.which(DRGN) is None, reason="needs drgn")
 
@@ -230,3 +231,29 @@ print(run_command(prog, "karst frob"))
     text = Target("-c", core).run("summary").stdout
     assert done.stdout == f"{text}None\n{text.splitlines()[0]}\n2\n"
     assert done.stderr == "karst: no verb 'frob'; the verbs are listed by --help\n"
+
+
+def test_typed_at_the_prompt(core: Path, directory: Path) -> None:
+    """`%karst` by hand, as a user has it: at drgn's own prompt, on a terminal; piped, redirected, and with a mistake."""
+    version = re.search(r"drgn (\d+)\.(\d+)\.", drgn("--version").stdout)
+    assert version
+    if (int(version[1]), int(version[2])) < (0, 1):
+        pytest.skip("drgn has commands from 0.1.0 on")
+    environment = {"PYTHONPATH": str(SCRIPT.parent), "DRGN_PLUGINS": "karst=karst_drgn.plugin", "DEBUGINFOD_URLS": ""}
+    there = Target("-c", core)
+    summary = there.run("summary").stdout.splitlines()
+    blocks = sum(1 for _ in there.blocks())
+    with at_prompt([DRGN, "-q", "-c", core], directory, environment) as prompt:
+        prompt.wait_for(r"^>>> ")
+        prompt.type("%karst summary")
+        shown = prompt.wait_for(re.escape(summary[-1]))
+        missing = [line for line in summary if line.strip() not in shown]
+        assert not missing, shown
+        prompt.type("%karst blocks --all --json | wc -l")
+        prompt.wait_for(rf"^{blocks}$")
+        prompt.type("%karst holes --json > holes.json")
+        prompt.type("%karst frob")
+        prompt.wait_for("^karst: no verb 'frob'; the verbs are listed by --help$")
+        prompt.type("print('goes', 'on')")
+        assert "Traceback" not in prompt.wait_for("^goes on$")
+    assert json.loads((directory / "holes.json").read_text()) == there.json("holes")
