@@ -82,6 +82,7 @@ install: all
 	install -D -m 644 $(BUILD)/libkarst-preload.so $(DESTDIR)$(PREFIX)/lib/libkarst-preload.so
 	install -D -m 644 helper/include/karst.h $(DESTDIR)$(PREFIX)/include/karst.h
 	install -D -m 644 helper/include/karst-abi.h $(DESTDIR)$(PREFIX)/include/karst-abi.h
+	install -D -m 644 helper/cli/karst.bash $(SHARE)/bash-completion/completions/karst
 	@for script in $(SCRIPTS); do install -D -m 644 $$script $(SHARE)/karst/$${script#helper/} || exit 1; done
 	@for page in $(PAGES); do install -D -m 644 $$page $(SHARE)/doc/karst/$$page || exit 1; done
 ifneq ($(GDB_START),)
@@ -98,7 +99,7 @@ endif
 
 uninstall:
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,bin/karst lib/libkarst.so lib/libkarst-preload.so include/karst.h include/karst-abi.h) $(GDB_START)
-	rm -rf $(SHARE)/karst $(SHARE)/doc/karst $(if $(SITE),$(SITE)/karst_drgn $(SITE)/karst_drgn-*.dist-info)
+	rm -rf $(SHARE)/karst $(SHARE)/doc/karst $(SHARE)/bash-completion/completions/karst $(if $(SITE),$(SITE)/karst_drgn $(SITE)/karst_drgn-*.dist-info)
 
 clean:
 	rm -rf $(BUILD)

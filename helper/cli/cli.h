@@ -58,6 +58,10 @@ bool terminal_close(struct terminal *terminal, struct karst_error *error);
 /* `karst run ...`, argv[0] being "run": becomes the command, or returns the exit status. */
 int run_command(int argc, char **argv);
 
+/* `karst --complete WORD...`, for the shell; the words are those behind `karst`, up to the one being typed.
+ * Returns the exit status. */
+int complete_words(int count, char **words);
+
 /* Set by SIGINT. */
 extern volatile sig_atomic_t interrupted;
 

@@ -200,6 +200,9 @@ int main(int argc, char **argv) {
     if (argc > 1 && strcmp(argv[1], "run") == 0) {
         return run_command(argc - 1, argv + 1);
     }
+    if (argc > 1 && strcmp(argv[1], "--complete") == 0) {
+        return complete_words(argc - 2, argv + 2);
+    }
     handle_signals();
     bool parsed = parse_command_line(&line, argc, argv, &error);
     terminal_open(&terminal, line.color);

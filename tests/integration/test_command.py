@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import select
 import signal
 import struct
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from karst_command import KARST, karst
+from karst_command import KARST, ROOT, karst
 from karst_programs import Program, kernel_cores_land_here, started
 
 HOLES = """
@@ -55,6 +56,53 @@ def on_terminal(columns: int, *arguments: str, **environment: str) -> tuple[int,
         text += piece
     os.close(main)
     return process.wait(timeout=60), text.decode().replace("\r\n", "\n")
+
+
+def completed(*words: str) -> list[str]:
+    """What bash offers for the last word behind `karst`."""
+    script = """source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _karst; printf '%s\n' "${COMPREPLY[@]}" """
+    done = subprocess.run(["bash", "-c", script, "bash", ROOT / "helper" / "cli" / "karst.bash", KARST, *words],
+                          capture_output=True, text=True, check=True, timeout=60)
+    assert done.stderr == ""
+    return done.stdout.split("\n")[:-1]
+
+
+@pytest.mark.parametrize(("line", "offers"), [
+    ("su", ["summary"]),
+    ("help bl", ["blocks", "block"]),
+    ("-p 1 py-", ["py-stack", "py-objects"]),
+    ("-c core blocks --st", ["--state"]),
+    ("blocks --state ca", ["cached"]),
+    ("blocks --sort ", ["address", "size"]),
+    ("blocks --state = l", ["live"]),  # bash makes three words of --state=l
+    ("--color a", ["auto", "always"]),
+    ("--state f", ["free"]),
+    ("-c ", [""]),  # files, by bash itself
+    ("map -o pict", [""]),
+    ("blocks nothing", [""]),
+    ("run --re", ["--recorder", "--recorder-dir"]),
+    ("run --mark --action c", ["core"]),
+    ("run --mark -- sh -", [""]),
+])
+def test_completion_in_the_shell(line: str, offers: list[str]) -> None:
+    assert completed(*line.split(" ")) == offers
+
+
+def test_completion_names_processes_and_commands(program: Program) -> None:
+    assert str(program.pid) in completed("-p", "")
+    assert "1" not in completed("--pid", "2")
+    assert "setsid" in completed("run", "--mark", "setsi")
+    assert "setsid" in completed("run", "--mark", "--", "setsi")
+
+
+@pytest.mark.parametrize("words", [[], ["run"], ["blocks"], ["map"], ["history"]])
+def test_completion_knows_all_options(words: list[str]) -> None:
+    """Those of the help, of the target and of the verb."""
+    told = karst(*words, "--help").stdout
+    if words != ["run"]:
+        told += karst("--help").stdout.partition("Overview")[0].partition("Target")[2]
+    helped = set(re.findall(r"^  (?:-\w, |    )(--[a-z-]+)", told, re.MULTILINE))
+    assert set(completed(*words, "--")) == helped | {"--help"} | ({"--json", "--bytes"} if words != ["run"] else set())
 
 
 def one_line(done: subprocess.CompletedProcess[str]) -> str:
