@@ -9,6 +9,7 @@
 #define INDEX_SLOTS (UINT64_C(1) << 21)
 #define PROBES_MAX  64u
 #define DEPTH_MAX   64u
+#define OWN_FRAMES  8u /* of the library above the caller's, at most */
 
 static uint32_t *index_slots; /* offset in the table / 8; 0: empty */
 static _Thread_local bool unwinding __attribute__((tls_model("initial-exec")));
@@ -96,13 +97,13 @@ static uint64_t intern(const uint64_t *frames, uint32_t depth) {
 /* The library's own frames come first; the caller's is the first that counts. Where the unwinder does not
  * come by it (code without unwind tables), it is all that is known. */
 uint64_t stacks_site(uint64_t caller) {
-    void *found[DEPTH_MAX + 16];
+    void *found[DEPTH_MAX + OWN_FRAMES];
     uint64_t frames[DEPTH_MAX];
     uint32_t depth = karst_control.stack_depth < DEPTH_MAX ? karst_control.stack_depth : DEPTH_MAX, kept = 0;
     int count = 0;
     if (!unwinding) {
         unwinding = true;
-        count = backtrace(found, (int)depth + 16);
+        count = backtrace(found, (int)(depth + OWN_FRAMES));
         unwinding = false;
     }
     int first = 0;

@@ -1,9 +1,7 @@
 /* What a call of malloc or free costs: call_cost tight|mixed THREADS EVENTS. Prints the nanoseconds of an
  * event, in each thread the least of its 20 parts (by its own CPU clock), as one number a thread.
  *
- * tight: malloc and free of the block at once, 24 to 87 bytes.
- * mixed: 118,000 blocks live; of those that come nine in ten live for less than 64 events, the rest for long;
- * 8 bytes to 512 KiB, most of them small; the first bytes of each block are written. */
+ * tight: malloc and free of the block at once, 24 to 87 bytes. mixed: see mixed.h. */
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -11,7 +9,9 @@
 #include <string.h>
 #include <time.h>
 
-enum { PARTS = 20, LONG_LIVED = 118000, SHORT_LIVED = 64, THREADS_MAX = 16 };
+#include "mixed.h"
+
+enum { PARTS = 20, THREADS_MAX = 16 };
 
 static size_t events;
 static int is_tight;
@@ -23,21 +23,6 @@ static double cpu_ns(void) {
     return (double)now.tv_sec * 1e9 + (double)now.tv_nsec;
 }
 
-static uint64_t random_next(uint64_t *state) {
-    uint64_t word = *state += 0x9e3779b97f4a7c15u;
-    word = (word ^ (word >> 30)) * 0xbf58476d1ce4e5b9u;
-    return word ^ (word >> 27);
-}
-
-static size_t size_of(uint64_t random) {
-    unsigned kind = random & 1023;
-    uint64_t rest = random >> 10;
-    return kind < 700    ? 8 + (rest & 127)
-           : kind < 960  ? 128 + (rest & 1023)
-           : kind < 1020 ? 1024 + (rest & 16383)
-                         : 16384 + rest % 507904;
-}
-
 static void tight(size_t count) {
     for (size_t i = 0; i < count / 2; i++) {
         void *volatile block = malloc(24 + (i & 63));
@@ -45,26 +30,11 @@ static void tight(size_t count) {
     }
 }
 
-static void replace(void **slot, uint64_t random) {
-    free(*slot);
-    *slot = malloc(size_of(random));
-    memcpy(*slot, &random, sizeof random);
-}
-
-static void mixed(size_t count, void **slots, uint64_t *state) {
-    for (size_t i = 0; i < count / 2; i++) {
-        uint64_t random = random_next(state);
-        size_t slot =
-            random >> 44 & 7 ? LONG_LIVED + (random >> 48 & (SHORT_LIVED - 1)) : (random >> 47) % LONG_LIVED;
-        replace(&slots[slot], random);
-    }
-}
-
 static void *work(void *result) {
     uint64_t state = 1;
     void **slots = calloc(LONG_LIVED + SHORT_LIVED, sizeof *slots);
-    for (size_t i = 0; slots && !is_tight && i < LONG_LIVED + SHORT_LIVED; i++) {
-        replace(&slots[i], random_next(&state));
+    if (slots && !is_tight) {
+        fill_slots(slots, &state);
     }
     double least = 1e9;
     for (int part = 0; slots && part < PARTS; part++) {

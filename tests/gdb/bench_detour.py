@@ -1,7 +1,8 @@
 """What a detour costs a call, held against GDB's own conditional breakpoint in the same process.
 
 Run inside GDB by `make bench-detour`. Phases without a trap, with one, and with a breakpoint alternate in one process,
-which runs under GDB throughout: differences are the trap's alone."""
+which runs under GDB throughout: differences are the trap's alone. A tight loop, a mixed workload, and a python3 whose
+whole runs take turns."""
 
 from __future__ import annotations
 
@@ -27,6 +28,11 @@ TRAPS = {
 }
 
 
+# What neither the mixed workload nor python3 asks for.
+NEVER_MET = ["malloc 654321", "free freed=0x1234567890"]
+PYTHON_WORK = "words = {}; [words.update({str(i): [i, (i, str(i * 7))]}) for i in range(200000)]; del words"
+
+
 def phase() -> float:
     """Nanoseconds of the program's CPU time a pair."""
     gdb.execute("continue", to_string=True)
@@ -37,7 +43,60 @@ def phase() -> float:
 
 def main() -> bool:
     gdb.execute("set pagination off")
-    gdb.Breakpoint("phase_end", internal=True).silent = True
+    end = gdb.Breakpoint("phase_end", internal=True)
+    end.silent = True
+    within = [tight_loop(), mixed()]
+    end.delete()
+    python3()
+    return all(within)
+
+
+def mixed() -> bool:
+    """One trap on a size, one on a freed address, in a process that keeps many blocks of all sizes."""
+    gdb.execute("run mixed > /dev/null", to_string=True)
+    gdb.execute("set var rounds_in_phase = 8")
+    gdb.execute("set var pairs_in_round = 500000")
+    phase()
+    bare, trapped = [], []
+    for _ in range(ROUNDS):
+        bare.append(phase())
+        for spec in NEVER_MET:
+            gdb.execute(f"karst trap add {spec}", to_string=True)
+        trapped.append(phase())
+        gdb.execute("karst trap remove", to_string=True)
+    gdb.execute("kill", to_string=True)
+    least = (min(trapped) - min(bare)) / 2
+    middle = (statistics.median(trapped) - statistics.median(bare)) / 2
+    print(f"mixed workload, {min(bare):.1f} ns a pair; malloc and free: {least:.2f} ns more a call (least), {middle:.2f} (median), "
+          f"limit {LIMIT_NS}")
+    return least <= LIMIT_NS
+
+
+def python3() -> None:
+    """Seconds of CPU time of whole runs, the interpreter's objects by malloc."""
+    gdb.execute("set print inferior-events off")
+    gdb.execute("file /usr/bin/python3", to_string=True)
+    gdb.execute("set environment PYTHONMALLOC malloc")
+
+    def seconds(specs: list[str]) -> float:
+        gdb.Breakpoint("Py_BytesMain", internal=True, temporary=True).silent = True
+        before = os.times()
+        gdb.execute(f"run -S -c '{PYTHON_WORK}'", to_string=True)
+        for spec in specs:
+            gdb.execute(f"karst trap add {spec}", to_string=True)
+        gdb.execute("continue", to_string=True)
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    bare, trapped = [], []
+    for _ in range(ROUNDS):
+        bare.append(seconds([]))
+        trapped.append(seconds(NEVER_MET))
+    print(f"python3, {min(bare):.2f} s; malloc and free: {min(trapped) / min(bare):.3f} times (least), "
+          f"{statistics.median(trapped) / statistics.median(bare):.3f} (median)")
+
+
+def tight_loop() -> bool:
     gdb.execute("run > /dev/null", to_string=True)
     phase()
     bare: list[float] = []

@@ -272,6 +272,44 @@ def test_sites_by_stack(directory: Path) -> None:
         assert all("work" in stack[2]["text"] or "work" in stack[1]["text"] for stack in own)
 
 
+FRAMELESS = r"""
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+void *volatile kept[4];
+static volatile sig_atomic_t handled;
+__attribute__((noinline)) void inner(int i) { kept[i] = malloc(4001 + i); __asm__ volatile(""); }
+__attribute__((noinline)) void middle(int i) { inner(i); __asm__ volatile(""); }
+__attribute__((noinline)) void on_signal(int number) { middle(number == SIGALRM ? 2 : 1); handled++; }
+__attribute__((noinline)) void spin(void) { while (handled < 2) { __asm__ volatile(""); } __asm__ volatile(""); }
+__attribute__((noinline)) void outer(void) { middle(0); raise(SIGUSR1); spin(); __asm__ volatile(""); }
+int main(void) {
+    signal(SIGUSR1, on_signal);
+    signal(SIGALRM, on_signal);
+    ualarm(50000, 0);
+    outer();
+    printf("ready\n");
+    fflush(stdout);
+    pause();
+}
+"""
+
+
+def test_stacks_without_frame_pointers_and_through_signals(directory: Path) -> None:
+    source = directory / "frameless.c"
+    source.write_text(FRAMELESS)
+    subprocess.run(["gcc", "-O2", "-fomit-frame-pointer", "-fno-optimize-sibling-calls", "-w", "-o", directory / "frameless",
+                    source], check=True)
+    with running("--mark", "--stacks=16", program=(directory / "frameless",), directory=directory) as program:
+        sites = Target.process(program.pid).json("sites", "--size", "4001:4003")["sites"]
+    stacks = {site["largest"]: [frame["text"].split("+")[0] for frame in site["stack"]] for site in sites}
+    assert stacks[4001][:4] == ["inner", "middle", "outer", "main"]
+    for size, interrupted in ((4002, "outer"), (4003, "spin")):
+        assert stacks[size][:3] == ["inner", "middle", "on_signal"]
+        assert stacks[size].index(interrupted) < stacks[size].index("main")
+
+
 @pytest.mark.parametrize("allocator", ALLOCATORS)
 def test_blocks_from_before_the_marks(allocator: str, directory: Path) -> None:
     """Marks turned on in the middle: what was there is freed and moved without a fault, what comes is exact."""
