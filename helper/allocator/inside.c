@@ -5,20 +5,29 @@
 
 #define WORDS_LOOKED_AT   256u /* of the stack's top, for a return address into a function */
 #define RETURNS_LOOKED_AT 32u  /* the same, into any function of a library that is an allocator's */
+#define SYS_FUTEX         202u /* of x86-64 */
+
+/* linux/futex.h, without the flags. glibc waits so for conditions, and where there is a limit of time
+ * (futex_abstimed_wait()), but for a mutex by FUTEX_WAIT (lowlevellock.h): jemalloc's background threads,
+ * which sleep on a condition, are inside only while they work. */
+#define FUTEX_WAIT_BITSET 9u
 
 /* A thread that waits in a system call which malloc does not make is not inside, whatever old return
  * addresses still stand on its stack. */
 static bool waits_elsewhere(struct karst_target *target, const struct karst_thread *thread) {
     /* mmap, mprotect, munmap, brk, sched_yield, mremap, madvise, prctl, futex, getrandom; write, when it
      * complains. */
-    static const uint16_t own[] = {1, 9, 10, 11, 12, 20, 24, 25, 28, 157, 202, 318};
-    const unsigned orig_rax = 15;
+    static const uint16_t own[] = {1, 9, 10, 11, 12, 20, 24, 25, 28, 157, SYS_FUTEX, 318};
+    const unsigned rsi = 13, orig_rax = 15;
     uint8_t instruction[2];
     if (target->machine != EM_X86_64 || thread->register_count <= orig_rax ||
         thread->registers[orig_rax] > 1023 ||
         !karst_target_read_all(target, thread->program_counter - 2, instruction, 2) ||
         instruction[0] != 0x0f || instruction[1] != 0x05) {
         return false;
+    }
+    if (thread->registers[orig_rax] == SYS_FUTEX && (thread->registers[rsi] & 0x7f) == FUTEX_WAIT_BITSET) {
+        return true;
     }
     for (size_t i = 0; i < sizeof own / sizeof *own; i++) {
         if (thread->registers[orig_rax] == own[i]) {
