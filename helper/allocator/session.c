@@ -3,6 +3,7 @@
 #include "marker.h"
 #include "recorded.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -317,4 +318,20 @@ bool karst_session_progress(struct karst *session, uint64_t bytes, struct karst_
         return true;
     }
     return karst_fail(error, KARST_ERROR_INTERRUPTED, "interrupted");
+}
+
+struct karst_arena_text karst_arena_text(const struct karst *session, uint16_t heap, uint32_t arena) {
+    struct karst_arena_text result; /* a heap that nobody uses, glibc's beside jemalloc, confuses no one */
+    const struct karst_heap *of = session->heaps[heap];
+    const char *name = arena < of->arena_count ? of->arenas[arena].name : "mapped";
+    size_t used = 0;
+    for (size_t i = 0; i < session->heap_count; i++) {
+        used += session->heaps[i]->extent_count != 0;
+    }
+    if (used > 1) {
+        snprintf(result.text, sizeof result.text, "%s/%s", of->name, name);
+    } else {
+        snprintf(result.text, sizeof result.text, "%s", name);
+    }
+    return result;
 }

@@ -58,4 +58,10 @@ const struct karst_extent *karst_heap_extent(const struct karst_heap *heap, uint
 /* The extent of any heap that holds address, the innermost of nested ones; NULL: none. */
 const struct karst_extent *karst_session_extent(const struct karst *session, uint64_t address);
 
+/* "main", "mapped" for KARST_NONE; with the heap's name in front where there are several heaps. */
+struct karst_arena_text {
+    char text[80];
+};
+struct karst_arena_text karst_arena_text(const struct karst *session, uint16_t heap, uint32_t arena);
+
 #endif

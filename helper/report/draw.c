@@ -129,11 +129,6 @@ static uint64_t drawn_bytes(const uint64_t bytes[KARST_PICTURE_STATES]) {
     return sum;
 }
 
-static const char *arena_name(const struct karst_picture *picture, const struct karst_picture_band *band) {
-    const struct karst_heap *heap = picture->session->heaps[band->heap];
-    return band->arena < heap->arena_count ? heap->arenas[band->arena].name : "no arena";
-}
-
 /* ---- strips ------------------------------------------------------------------------------------------ */
 
 /* Fills one column of pixels: each state's share of the height, with the colours of a pixel that several
@@ -222,7 +217,8 @@ static void draw_band(struct page *page, const struct karst_picture_band *band) 
     const struct karst_picture_extent *first = &picture->extents[band->first_extent];
     const struct karst_picture_extent *last = first + band->extent_count - 1;
     set_font(page->cairo, FONT_BOLD, TEXT_SIZE + 1);
-    double x = put_text(page, PLOT_LEFT, y, 0, 0x111111, "%s", arena_name(picture, band));
+    double x = put_text(page, PLOT_LEFT, y, 0, 0x111111, "%s",
+                        karst_arena_text(picture->session, band->heap, band->arena).text);
     if (band->extent_count == 1) {
         x = put_text(page, x, y, 0, 0x111111, ", %s", karst_extent_kind_name(first->extent->kind));
     } else {
@@ -396,6 +392,10 @@ static void mark_pin(struct page *page, uint64_t address, size_t number) {
 static void list_holes(struct page *page, double x, double y) {
     const struct karst_best *biggest = &page->picture->holes.biggest;
     set_font(page->cairo, FONT_BOLD, TEXT_SIZE + 1);
+    if (biggest->count == 0) {
+        put_text(page, x, y, 0, HOLE_COLOR, "No holes");
+        return;
+    }
     put_text(page, x, y, 0, HOLE_COLOR, "The biggest of %s holes, %s in all",
              karst_count_text(page->picture->holes.holes).text,
              karst_size_text(&page->writer, page->picture->holes.bytes).text);
@@ -424,6 +424,10 @@ static void list_pins(struct page *page, double x, double y) {
     size_t number = 0;
     struct karst_text a, b;
     set_font(page->cairo, FONT_BOLD, TEXT_SIZE + 1);
+    if (pins->tops.count + pins->pins.count == 0) {
+        put_text(page, x, y, 0, PIN_COLOR, "No pins: no few small blocks keep free memory apart");
+        return;
+    }
     put_text(page, x, y, 0, PIN_COLOR, "Pins: what keeps heaps from shrinking, and free memory apart");
     for (size_t i = 0; i < pins->tops.count && number < KARST_DRAW_MARKS; i++) {
         const struct karst_top_pins *tops = karst_best_item(&pins->tops, i);

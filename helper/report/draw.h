@@ -16,7 +16,7 @@ struct karst_drawing {
 
 /* False, with an error that says what would help, if path ends otherwise. */
 bool karst_draw_check(const char *path, struct karst_error *error);
-/* Writes the file. arena_name: what an extent's arena is called. */
+/* Writes the file. */
 bool karst_draw(const struct karst_picture *picture, struct karst_drawing *drawing,
                 struct karst_error *error);
 

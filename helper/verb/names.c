@@ -14,22 +14,6 @@ enum karst_style karst_state_style(enum karst_state state) {
     return state < KARST_STATES ? styles[state] : KARST_STYLE_PLAIN;
 }
 
-struct karst_arena_text karst_arena_text(const struct karst *session, uint16_t heap, uint32_t arena) {
-    struct karst_arena_text result; /* a heap that nobody uses, glibc's beside jemalloc, confuses no one */
-    const struct karst_heap *of = session->heaps[heap];
-    const char *name = arena < of->arena_count ? of->arenas[arena].name : "mapped";
-    size_t used = 0;
-    for (size_t i = 0; i < session->heap_count; i++) {
-        used += session->heaps[i]->extent_count != 0;
-    }
-    if (used > 1) {
-        snprintf(result.text, sizeof result.text, "%s/%s", of->name, name);
-    } else {
-        snprintf(result.text, sizeof result.text, "%s", name);
-    }
-    return result;
-}
-
 bool karst_arena_matches(const struct karst_heap *heap, uint32_t arena, const char *text) {
     size_t prefix = strlen(heap->name);
     if (strncmp(text, heap->name, prefix) == 0 && text[prefix] == '/') {

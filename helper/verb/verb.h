@@ -118,11 +118,6 @@ bool karst_bin_matches(const struct karst_heap *heap, uint32_t bin, const char *
 /* True if value was not given, or some arena (bin) matches; else false and an error that lists them. */
 bool karst_call_check_arena(struct karst_call *call, const struct karst_value *value);
 bool karst_call_check_bin(struct karst_call *call, const struct karst_value *value);
-/* "main", "mapped" for KARST_NONE; with the heap's name in front where there are several heaps. */
-struct karst_arena_text {
-    char text[80];
-};
-struct karst_arena_text karst_arena_text(const struct karst *session, uint16_t heap, uint32_t arena);
 /* Text: a line each if a heap stood between two states when it was read, or if memory is missing. */
 void karst_call_write_caution(struct karst_call *call);
 /* The style a state is shown in. */

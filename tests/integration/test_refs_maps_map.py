@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -154,6 +155,23 @@ def test_map_as_file(program: Program, directory: Path) -> None:
             assert struct.unpack(">II", content[16:24]) == (answer["width"], answer["height"])
         else:
             assert ElementTree.fromstring(content).tag.endswith("svg")
+
+
+def test_arenas_of_two_allocators_are_told_apart_in_the_file(directory: Path) -> None:
+    """cairo writes letters as shapes: as many bold ones in a line as an arena's name has."""
+    script = "kept = [str(number) for number in range(20000)]\nprint('ready', flush=True)\nimport time; time.sleep(600)"
+    with started(["/usr/bin/python3", "-c", script], directory) as program:
+        target = Target.process(program.pid)
+        arenas = target.json("map")["arenas"]
+        assert target.run("map", "--output", str(directory / "map.svg")).returncode == 0
+    names = {arena["arena"] for arena in arenas}
+    assert names == {"glibc/main", "pymalloc/main"}
+    lines = Counter((use.get("y"), (use.get("{http://www.w3.org/1999/xlink}href") or "").split("-")[0])
+                    for use in ElementTree.parse(directory / "map.svg").iter("{http://www.w3.org/2000/svg}use"))
+    for arena in arenas:
+        segments = arena["segments"]
+        title = f"{arena['arena']}, {segments[0]['kind'] if len(segments) == 1 else f'{len(segments)} segments'}"
+        assert {len(title), len(title.replace(" ", ""))} & set(lines.values()), (title, lines)
 
 
 def test_map_mistakes(program: Program, directory: Path) -> None:
