@@ -169,6 +169,10 @@ static void test_group_stop(struct victim *victim) {
             check_pattern(target, &victim->facts);
             karst_target_close(target);
         }
+        /* Let go of, it runs for a moment inside the kernel, which stops it again. */
+        for (int tries = 0; tries < 10000 && victim_state(victim->pid) != 'T'; tries++) {
+            usleep(1000);
+        }
         usleep(20000);
         CHECK_EQUAL((uint64_t)victim_state(victim->pid), 'T');
     }
@@ -493,7 +497,7 @@ static void test_killed_while_held(void) {
     }
     uint8_t byte;
     if (target) {
-        for (int i = 0; i < 200 && karst_target_read(target, victim.facts.pattern, &byte, 1) != 0; i++) {
+        for (int i = 0; i < 3000 && karst_target_read(target, victim.facts.pattern, &byte, 1) != 0; i++) {
             usleep(10000);
         }
         CHECK_EQUAL(karst_target_read(target, victim.facts.pattern, &byte, 1), 0);
