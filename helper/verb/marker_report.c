@@ -71,6 +71,8 @@ void karst_marker_write(struct karst_call *call) {
     if (*control->allocator_path) {
         karst_print(writer, ", ");
         karst_print_styled(writer, KARST_STYLE_FILE, "%s", control->allocator_path);
+    } else if (control->allocator_malloc) {
+        karst_print(writer, ", in the program itself, whose own calls do not pass the library");
     }
     karst_print(writer, "\n");
     for (uint32_t i = 0; i < control->root_count; i++) {

@@ -350,6 +350,84 @@ def test_blocks_and_block_say_what_was_asked_for(directory: Path) -> None:
         assert facts["allocated"].startswith("by malloc at hand+")
 
 
+def test_allocator_that_is_linked_in(directory: Path) -> None:
+    """As a library the program is linked with; and in the program itself, where its own calls are not seen, which is said."""
+    subprocess.run(["gcc", "-O1", "-w", "-D_GNU_SOURCE", "-pthread", "-o", directory / "linked",
+                    Path(__file__).parents[1] / "programs" / "calls.c", "-ljemalloc"], check=True)
+    with running("--mark", program=(directory / "linked", "hand", "2", "2000"), directory=directory) as program:
+        target = Target.process(program.pid)
+        marker = target.json("info")["marker"]
+        assert marker["allocator"] == "jemalloc" and "libjemalloc" in marker["allocator_path"]
+        assert any(site["stack"][0]["text"].startswith("hand+") for site in target.json("sites")["sites"])
+    with running("--mark", program=(TESTS / "ledger-jemalloc",), directory=directory) as program:
+        target = Target.process(program.pid)
+        assert "in the program itself, whose own calls do not pass the library" in target.run("info").stdout
+
+
+PLUGIN = """
+#include <cstdlib>
+#include <new>
+struct alignas(64) Wide { char bytes[640]; };
+extern "C" void *keep(int i) {
+    delete[] new char[50 + i];
+    delete new Wide;
+    return i % 2 ? static_cast<void *>(new char[3001]) : std::malloc(3002);
+}
+"""
+HOST = r"""
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+static const char *path;
+static void *load(void *unused) {
+    for (int i = 0; i < 30; i++) {
+        void *plugin = dlopen(path, RTLD_NOW);
+        void *(*keep)(int) = (void *(*)(int))dlsym(plugin, "keep");
+        if (!keep(i)) abort();
+        dlclose(plugin);
+    }
+    return unused;
+}
+int main(int argc, char **argv) {
+    pthread_t one;
+    path = argv[1];
+    if (argc > 2) {
+        argv[2] = NULL;
+        if (vfork() == 0) execv(argv[0], argv); /* the child is a program of its own */
+        int status;
+        wait(&status);
+        if (status) return 1;
+        execv(argv[0], argv);
+    }
+    pthread_create(&one, NULL, load, NULL);
+    load(NULL);
+    pthread_join(one, NULL);
+    if (getenv("STAY")) { printf("ready\n"); fflush(stdout); pause(); }
+    return 0;
+}
+"""
+
+
+def test_operators_that_come_by_dlopen(directory: Path) -> None:
+    """A C program loads a C++ plugin and drops it, again and again in two threads; also after vfork and exec."""
+    plugin, host = directory / "plugin.so", directory / "host"
+    (directory / "plugin.cc").write_text(PLUGIN)
+    (directory / "host.c").write_text(HOST)
+    subprocess.run(["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-w", "-o", plugin, directory / "plugin.cc"], check=True)
+    subprocess.run(["gcc", "-O1", "-w", "-pthread", "-o", host, directory / "host.c"], check=True)
+    everything = ["--mark", "--recorder=64K", "--trap", "any 123456789"]
+    for options in ([], everything):
+        done = run(*options, "--", host, plugin, "again")
+        assert (done.returncode, done.stderr) == (0, "")
+    with started([KARST, "run", *everything, "--", host, plugin], directory, {"STAY": "1"}) as program:
+        found = {(site["function"], site["largest"]): site["blocks"]
+                 for site in Target.process(program.pid).json("sites", "--size", "3001:3002")["sites"]}
+    assert found == {("new[]", 3001): 30, ("malloc", 3002): 30}
+
+
 def fact_of(info: Any, name: str) -> dict[str, Any]:
     """A fact that `info` tells of the first allocator."""
     return next(fact for fact in info["allocators"][0]["facts"] if fact["name"] == name)
@@ -464,7 +542,7 @@ def test_history_is_what_happened_in_its_order(threads: int, rounds: int, direct
 @pytest.mark.parametrize("threads", [2, 4])
 def test_no_event_contradicts_another(threads: int, allocator: str, directory: Path) -> None:
     """Threads that free each other's blocks as fast as they can: no block is given twice or freed twice."""
-    rounds = int(os.environ.get("KARST_ORDER_ROUNDS", "200000"))
+    rounds = int(os.environ.get("KARST_ORDER_ROUNDS", "500000"))
     with running(f"--recorder={rounds // 10000 + 1}M", program=(CALLS, "swap", str(threads), str(rounds)),
                  directory=directory, allocator=allocator) as program:
         answer = history(Target.process(program.pid), "--last", "1")
