@@ -31,7 +31,7 @@ run-tests:
 	    --ignore=tests/distros --ignore=tests/kernel --ignore=tests/preload tests || status=1; \
 	exit $$status
 
-$(TEST_BUILD)/%: tests/programs/%.c
+$(TEST_BUILD)/%: tests/programs/%.c $(wildcard tests/programs/*.h)
 	@mkdir -p $(@D)
 	$(CC) $(TEST_CFLAGS) $< -o $@
 

@@ -6,12 +6,13 @@
  * then "ready", and waits to be looked at. By write(), since even dprintf() has its buffer in the heap. */
 #include <inttypes.h>
 #include <malloc.h>
-#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#include "say.h"
 
 enum { HOLE = 8880480, PIN = 232, BEHIND = 16384, GUARD = 1200, HEADER = 8 };
 
@@ -22,17 +23,6 @@ static uintptr_t allocate(size_t size) {
     }
     memset(block, 0x5a, size);
     return (uintptr_t)block;
-}
-
-static void say(const char *format, ...) {
-    char text[400];
-    va_list arguments;
-    va_start(arguments, format);
-    int size = vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    if (write(1, text, (size_t)size) != size) {
-        exit(1);
-    }
 }
 
 int main(void) {

@@ -4,7 +4,6 @@
  * its buffer in the heap. */
 #include <inttypes.h>
 #include <pthread.h>
-#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,6 +12,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "say.h"
+
 #define PAGE ((size_t)4096)
 enum { SIZE = 3000, HOLDER = 5000, GUARDED = 3, LARGE = 4 << 20 };
 
@@ -20,17 +21,6 @@ char *pointer_in_data = (char *)1;
 char *pointer_in_bss;
 static __thread char *pointer_in_thread_storage;
 static pthread_barrier_t set, looked_at;
-
-static void say(const char *format, ...) {
-    char text[400];
-    va_list arguments;
-    va_start(arguments, format);
-    int size = vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    if (write(1, text, (size_t)size) != size) {
-        exit(1);
-    }
-}
 
 static void *must(void *memory) {
     if (!memory || memory == MAP_FAILED) {

@@ -7,13 +7,14 @@
 #include <inttypes.h>
 #include <malloc.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+
+#include "say.h"
 
 enum { BLOCKS = 200000, KEPT = 64 };
 
@@ -26,17 +27,6 @@ static uint64_t resident_bytes(void) {
     }
     close(file);
     return pages * (uint64_t)sysconf(_SC_PAGESIZE);
-}
-
-static void say(const char *format, ...) {
-    char text[400];
-    va_list arguments;
-    va_start(arguments, format);
-    int size = vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    if (write(1, text, (size_t)size) != size) {
-        exit(1);
-    }
 }
 
 int main(void) {
