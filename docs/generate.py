@@ -64,7 +64,7 @@ def command_of(kind: str, build: Path) -> list[str]:
 
 def wait_until_asleep(pid: int) -> None:
     """It says that it is ready a little before it waits."""
-    for _ in range(200):
+    for _ in range(6000):
         if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S":
             return
         time.sleep(0.01)

@@ -22,7 +22,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("verbs")
     subprocess.run([sys.executable, ROOT / "docs" / "generate.py", "--build", BUILD, "--folder", folder,
                     "--pages", folder.parent / "pages"], check=True,
-                   timeout=120)
+                   timeout=600)
     return folder
 
 
