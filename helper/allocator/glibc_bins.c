@@ -14,8 +14,7 @@
 
 /* ---- the threads' caches ---------------------------------------------------------------------------- */
 
-#define TLS_SPAN 8192u /* how far from the thread pointer libc's thread-local words are looked for at most   \
-                        */
+#define TLS_SPAN        8192u       /* how far from the thread pointer libc's thread-local words may be */
 #define MODULE_DATA_MAX (16u << 20) /* how much of a libc's variables is searched for the key */
 #define KEYS_TRIED      16u
 #define TCB_SPAN        16384u /* how far into a mapping thread control blocks are looked for */
