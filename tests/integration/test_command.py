@@ -202,6 +202,13 @@ def test_no_line_is_wider_than_the_terminal(tmp_path: Path) -> None:
             assert status == 0 and max(map(len, lines)) <= 80, (words, text)
 
 
+def test_help_fits_a_terminal() -> None:
+    for words in ([], ["run"], ["blocks"], ["map"], ["history"]):
+        status, text = on_terminal(80, *words, "--help", "--color", "never") if words != ["run"] else \
+            on_terminal(80, "run", "--help")
+        assert status == 0 and max(map(len, text.splitlines())) <= 80, words
+
+
 def test_colour(program: Program) -> None:
     pid = str(program.pid)
     assert "\033[" in on_terminal(80, "-p", pid, "summary")[1]
