@@ -168,6 +168,7 @@ get-kernels:
 	@.ci/deps $(PACKAGES) $(TEST_PACKAGES) cpio util-linux
 	@tests/kernel/get-qemu $(KERNEL_BUILD)/qemu
 	@.ci/unpack $(KERNEL_BUILD)/busybox busybox-static
+	@.ci/unpack $(KERNEL_BUILD)/makedumpfile makedumpfile liblzo2-2
 	@for suite in $(KERNELS); do tests/kernel/get-kernel $$suite $(KERNEL_BUILD)/$$suite || exit; done
 	@$(MAKE) --no-print-directory -s all $(TEST_BUILD)/ledger $(TEST_BUILD)/kernel/pages
 

@@ -3,6 +3,7 @@ be empty instead of missing."""
 
 from __future__ import annotations
 
+import re
 import struct
 from bisect import bisect_right
 
@@ -13,7 +14,10 @@ from karst_drgn import programs
 
 _NO_ADDRESS = 2**64 - 1
 _CACHE_KEY = "karst physical"
-_USER_DATA_LEFT_OUT = 8  # makedumpfile's dump levels: 1 zero, 2 cache, 4 private cache, 8 user data, 16 free pages
+# makedumpfile's dump levels: 1 zero, 2 cache, 4 private cache, 8 user data, 16 free pages
+_USER_DATA_LEFT_OUT = 8
+_PAGES_LEFT_OUT = 2 | 4 | 16
+_BLOCK_SIZE_AT = 428  # in a kdump file's header
 
 
 def _segments(path: str) -> tuple[list[tuple[int, int]], bool]:
@@ -38,18 +42,45 @@ def _merged(found: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return merged
 
 
-def _check_kdump(path: str) -> None:
-    """diskdump_mod.h of makedumpfile: the second block begins with phys_base, then the dump level."""
+def _kdump_ranges(path: str) -> tuple[list[tuple[int, int]], bool]:
+    """The same of a kdump-compressed file (diskdump_mod.h of makedumpfile): a header, a second one, a bitmap of the pages
+    that the machine had, one of those that are in the file. Pages of zeros count as there."""
     with open(path, "rb") as file:
-        header = file.read(1024)
-        block_size = struct.unpack_from("<i", header, 8 + 4 + 6 * 65 + 2 + 16 + 4)[0]
-        if not 512 <= block_size <= 1 << 20:
-            return
-        file.seek(block_size + 8)
-        level, = struct.unpack("<i", file.read(4))
-    if level & _USER_DATA_LEFT_OUT:
-        raise KarstError(ErrorCode.UNSUPPORTED, f"this dump was written without the memory of processes (dump level"
-                                                f" {level}): take one with makedumpfile -d 23 or less")
+        # After the signature, a version and a struct new_utsname: a struct timeval, a status, the size of a block.
+        header = file.read(_BLOCK_SIZE_AT + 16)
+        if len(header) < _BLOCK_SIZE_AT + 16:
+            raise KarstError(ErrorCode.FORMAT, "the dump's header is cut off")
+        block_size, second_blocks, bitmap_blocks, old_pages = struct.unpack_from("<iiiI", header, _BLOCK_SIZE_AT)
+        if not 512 <= block_size <= 1 << 20 or not 0 < second_blocks <= 1 << 16 or not 0 < bitmap_blocks <= 1 << 24:
+            raise KarstError(ErrorCode.FORMAT, "the dump's header makes no sense")
+        file.seek(block_size)
+        second = file.read(104)
+        if len(second) < 104:
+            raise KarstError(ErrorCode.FORMAT, "the dump's second header is cut off")
+        level, split = struct.unpack_from("<ii", second, 8)
+        if level & _USER_DATA_LEFT_OUT:
+            raise KarstError(ErrorCode.UNSUPPORTED, f"this dump was written without the memory of processes (dump level"
+                                                    f" {level}): take one with makedumpfile -d 23 or less")
+        if not level & _PAGES_LEFT_OUT or split:
+            return [], False
+        version, = struct.unpack_from("<i", header, 8)
+        pages = struct.unpack_from("<Q", second, 96)[0] if version >= 6 else old_pages
+        size = bitmap_blocks * block_size // 2
+        file.seek((1 + second_blocks) * block_size + size)
+        bitmap = file.read(min(size, (pages + 7) // 8))
+    return _ranges_of(bitmap, block_size), True
+
+
+def _ranges_of(bitmap: bytes, page: int) -> list[tuple[int, int]]:
+    """The ranges that the bits of a bitmap, the lowest of a byte first, stand for, one a page."""
+    found = []
+    for same in re.finditer(rb"\xff+|[^\x00\xff]", bitmap):
+        first, last = same.start() * 8, same.end() * 8
+        if same[0][0] == 0xFF:
+            found.append((first * page, last * page))
+        else:
+            found += [(bit * page, (bit + 1) * page) for bit in range(first, last) if same[0][0] >> bit - first & 1]
+    return _merged(found)
 
 
 class Physical:
@@ -67,7 +98,8 @@ class Physical:
                 self._ranges, self._holes = _segments(path)
                 self.checks = True
             elif magic == b"KDUMP   ":
-                _check_kdump(path)
+                self._ranges, self.checks = _kdump_ranges(path)
+                self._holes = self.checks
         self._starts = [start for start, _ in self._ranges]
 
     def available(self, address: int, size: int) -> int:

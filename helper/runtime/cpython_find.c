@@ -204,21 +204,29 @@ static bool try_places(void *context, const uint8_t *bytes, size_t size, uint64_
     return false;
 }
 
+/* Where a module's data end. Its zeros (.bss) follow in anonymous memory, of which a module whose headers
+ * can't be read, here or in its file, does not know. */
+static uint64_t data_end(const struct karst_target *target, const struct karst_module *module) {
+    const struct karst_mapping *next = karst_target_mapping(target, module->end);
+    bool zeros = next && next->start == module->end && karst_mapping_is_anonymous(next) && !next->name;
+    return zeros ? next->end : module->end;
+}
+
 bool cpython_each_piece(struct cpython *python, struct karst_module *module,
                         bool (*visit)(void *context, const uint8_t *bytes, size_t size, uint64_t start),
                         void *context) {
     struct karst_target *target = python->target;
     const size_t overlap = 256;
-    uint64_t done = 0;
+    uint64_t done = 0, module_end = data_end(target, module);
     bool found = false;
     uint8_t *buffer = malloc(PIECE);
     for (size_t i = 0; buffer && i < target->mapping_count && !found; i++) {
         const struct karst_mapping *mapping = &target->mappings[i];
-        if (mapping->end <= module->start || mapping->start >= module->end ||
+        if (mapping->end <= module->start || mapping->start >= module_end ||
             !(mapping->permissions & KARST_MAPPING_WRITE)) {
             continue;
         }
-        uint64_t at = mapping->start, end = mapping->end < module->end ? mapping->end : module->end;
+        uint64_t at = mapping->start, end = mapping->end < module_end ? mapping->end : module_end;
         while (at < end && done < SEARCH_MAX && !found) {
             uint64_t untouched = karst_target_untouched(target, at, end); /* zeros */
             if (untouched) {
