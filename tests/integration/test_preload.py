@@ -486,7 +486,8 @@ def test_lists_of_blocks_say_what_was_asked_for(directory: Path) -> None:
         asked = [block for block in lines if block["requested"] is not None]
         assert len(asked) >= 30 and all(block["state"] == "live" for block in asked)
         for block in asked:
-            assert block["requested"] + 32 <= block["usable"] and block["sequence"]
+            room = max(block["requested"] + 7 & ~7, 16) + 32  # glibc adds up to 8 of its own, and 16 that are no chunk
+            assert room <= block["usable"] <= room + 24 and block["sequence"]
             assert re.search(rf" {block['requested']:,}  {re.escape(block['site'])}$", rows[block["address"]])
         for block in asked[:3]:
             facts = {fact["name"]: fact["text"] for fact in target.json("block", block["address"])["facts"]}
