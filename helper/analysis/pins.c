@@ -235,8 +235,8 @@ void karst_pins_part(struct karst_pins *pins, const struct karst_part *part) {
     pins->blocks += part->gap.live + part->gap.cached;
     pins->cached += part->gap.cached;
     pins->other += part->gap.other;
-    if (pins->step_count && pins->steps[pins->step_count - 1].behind.state == KARST_STATE_FREE) {
-        pins->steps[pins->step_count - 1].behind = part->gap.first; /* not a free region before it */
+    if (pins->step_count && pins->steps[pins->step_count - 1].behind.state != KARST_STATE_LIVE) {
+        pins->steps[pins->step_count - 1].behind = part->gap.first; /* not a run's header, or a free region */
     }
     count_trim(pins, part);
     if (part->top) {

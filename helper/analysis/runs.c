@@ -20,6 +20,11 @@ static bool is_free_region(const struct karst_block *block) {
     return block->state == KARST_STATE_FREE && (block->flags & KARST_BLOCK_REGION);
 }
 
+/* Of a page run's own: it goes with the last block in there. */
+static bool is_run_metadata(const struct karst_block *block) {
+    return block->state == KARST_STATE_METADATA && (block->flags & KARST_BLOCK_REGION);
+}
+
 static bool gap_is_empty(const struct karst_gap *gap) {
     return gap->live + gap->cached + gap->other == 0;
 }
@@ -29,7 +34,8 @@ static void open_part(struct karst_run_reader *reader, const struct karst_block 
     reader->part_open = true;
     reader->part = (struct karst_part){.extent = reader->extent, .start = block->start};
     if (previous) {
-        reader->gap.last = is_free_region(previous) ? reader->before_regions : *previous;
+        bool aside = is_free_region(previous) || is_run_metadata(previous);
+        reader->gap.last = aside && !gap_is_empty(&reader->gap) ? reader->last_counted : *previous;
     }
     reader->gap.end = block->start;
     reader->part.gap = reader->gap;
@@ -109,9 +115,6 @@ static void take_unused(struct karst_run_reader *reader, const struct karst_bloc
         if (reader->part_open) {
             close_part(reader, block);
         }
-        if (previous && !is_free_region(previous)) {
-            reader->before_regions = *previous;
-        }
         return;
     }
     if (block->state == KARST_STATE_CACHED && !is_merged_on_demand(reader->session, block)) {
@@ -121,6 +124,7 @@ static void take_unused(struct karst_run_reader *reader, const struct karst_bloc
             reader->gap.first = *block;
         }
         reader->gap.cached++;
+        reader->last_counted = *block;
         return;
     }
     if (!reader->part_open) {
@@ -137,6 +141,11 @@ static void take_used(struct karst_run_reader *reader, const struct karst_block 
     if (gap_is_empty(&reader->gap)) {
         reader->gap.first = *block;
     }
+    if (is_run_metadata(block)) {
+        reader->totals.metadata_bytes += block->size;
+        return;
+    }
+    reader->last_counted = *block;
     switch (block->state) {
     case KARST_STATE_LIVE:
         reader->gap.live++;
@@ -176,6 +185,7 @@ static bool take_blocks(struct karst_sink *sink, const struct karst_block *block
         while (i < count && blocks[i].state == KARST_STATE_LIVE) {
             i++;
         }
+        reader->last_counted = i > first ? blocks[i - 1] : reader->last_counted;
         reader->gap.live += i - first;
         reader->totals.live_blocks += i - first;
     }

@@ -11,7 +11,7 @@
 struct karst_gap {
     bool after_part;                /* false: begins with the extent */
     uint64_t start, end;            /* bytes */
-    uint64_t live, cached, other;   /* blocks; other: metadata, damaged */
+    uint64_t live, cached, other;   /* blocks; other: metadata but page runs' own, damaged */
     struct karst_block first, last; /* valid unless the gap is empty */
 };
 
@@ -67,9 +67,9 @@ struct karst_run_reader {
     const struct karst_extent *extent; /* NULL: left out */
     bool run_open, part_open;
     bool has_last;
-    struct karst_block last;           /* of the batch before */
-    struct karst_block before_regions; /* what stands before the free regions met last */
-    struct karst_gap gap;              /* since the last part */
+    struct karst_block last;         /* of the batch before */
+    struct karst_block last_counted; /* in a gap: the last one live, cached or other */
+    struct karst_gap gap;            /* since the last part */
     struct karst_part part;
     struct karst_run run;
     struct karst_hole_tracker tracker;

@@ -56,6 +56,31 @@ def test_pins(directory: Path) -> None:
             assert set(met) <= set(pins) and len(set(met)) == len(met)
 
 
+def test_holes_and_pins_as_everywhere(directory: Path) -> None:
+    """The few objects between free pools are pins, and what they keep apart are holes."""
+    with system_python().running("pinned_arenas.py", directory) as program:
+        (pinned,) = told(program, "pins")
+        for target in each_way(program):
+            live = sorted(block.address for block in target.blocks("--arena", "pymalloc/main", "--state", "live"))
+            found = []
+            for pin in target.json("pins", "--arena", "pymalloc/main", "--limit", "100")["pins"]:
+                inside = [address for address in live if int(pin["address"], 16) <= address <= int(pin["last"], 16)]
+                assert len(inside) == pin["blocks"] and inside[0] == int(pin["address"], 16)
+                assert inside[-1] == int(pin["last"], 16) and pin["gained_bytes"] >= 16384
+                found += inside
+            # A text of a subclass has the collector's header before it.
+            assert {address - 16 for address in pinned} <= set(found), (pinned, found)
+            answer = target.json("holes", "--arena", "pymalloc/main", "--limit", "1000")
+            (pymalloc,) = [row for row in target.json("summary")["allocators"] if row["name"] == "pymalloc"]
+            assert answer["free_bytes"] + answer["outside"]["free_bytes"] == pymalloc["free"]["bytes"]
+            big = [hole for hole in answer["biggest"] if hole["size"] >= 65536]
+            assert len(big) >= len(pinned)
+            for hole in big:
+                start = int(hole["address"], 16)
+                assert hole["usable_bytes"] == hole["size"]
+                assert not [address for address in live if start <= address < start + hole["size"]]
+
+
 def own_pages(pid: int, start: int, end: int) -> int:
     """Bytes in pages that this process alone maps, by /proc/PID/pagemap."""
     with open(f"/proc/{pid}/pagemap", "rb") as file:
