@@ -69,6 +69,9 @@ static bool is_wanted(const struct karst_call *call, enum karst_finding_code cod
 
 /* What limits the answer, a sentence; NULL: nothing. */
 static const char *reservation(const struct karst *session) {
+    if (session->heap_count == 0) {
+        return "No heap that can be walked was found: only the marks of the preload library were checked.";
+    }
     if (session->target->missing_memory) {
         return "Parts of the target's memory are missing: only what is there was checked.";
     }
@@ -208,6 +211,9 @@ static void write_json(struct karst_call *call, const struct karst_findings *fin
 
 static bool run(struct karst_call *call) {
     struct karst_findings findings = {0};
+    if (!karst_marker_has_marks(call->session) && !karst_session_need_heaps(call->session, call->error)) {
+        return false;
+    }
     bool checked = check(call->session, &findings, call->error);
     if (checked && call->json) {
         write_json(call, &findings);
@@ -235,6 +241,6 @@ const struct karst_verb karst_verb_check = {
             "many were "
             "not kept), \"reservation\" (what limits the answer, or null), \"target\"}. size 0: not told.",
     .options = options,
-    .needs = KARST_NEEDS_HEAPS,
+    .needs = KARST_NEEDS_TARGET,
     .run = run,
 };

@@ -204,6 +204,7 @@ struct checking {
 static bool check_block(void *context, uint64_t address, const struct karst_mark_of *mark) {
     struct checking *checking = context;
     struct karst *session = checking->session;
+    checking->findings->blocks_checked += session->heap_count == 0; /* else walks count */
     if (mark->whole) {
         return true;
     }

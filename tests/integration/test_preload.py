@@ -501,14 +501,18 @@ def test_lists_of_blocks_say_what_was_asked_for(directory: Path) -> None:
         assert not {"requested", "site"} & set(json.loads(target.run("blocks", "--all", "--json").stdout.splitlines()[0]))
 
 
-def test_check_finds_what_was_written_beyond_the_end(directory: Path) -> None:
+@pytest.mark.parametrize("allocator", ALLOCATORS)
+def test_check_finds_what_was_written_beyond_the_end(allocator: str, directory: Path) -> None:
+    """By marks alone where karst can't walk the allocator, which is said."""
     source = directory / "beyond.c"
     source.write_text("#include <stdio.h>\n#include <stdlib.h>\n#include <unistd.h>\n"
                       "int main(void) { char *volatile a = malloc(41); a[41] = 1; printf(\"block %p\\nready\\n\", (void *)a);"
                       " fflush(stdout); pause(); }\n")
     subprocess.run(["gcc", "-O0", "-g", "-w", "-o", directory / "beyond", source], check=True)
-    with running("--mark", program=(directory / "beyond",), directory=directory) as program:
+    with running("--mark", program=(directory / "beyond",), directory=directory, allocator=allocator) as program:
         answer = Target.process(program.pid).json("check", good=(1,))
+        only_marks = (answer["reservation"] or "").startswith("No heap that can be walked")
+        assert only_marks == (allocator not in ("glibc", "jemalloc")) and answer["blocks_checked"] > 0
         found = [finding for finding in answer["findings"] if finding["code"] == "overflow"]
         block = next(line.split()[1] for line in program.lines if line.startswith("block"))
         assert [finding["address"] for finding in found] == [block] and "main+" in found[0]["text"]
