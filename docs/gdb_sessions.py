@@ -16,7 +16,7 @@ from typing import NamedTuple, Optional
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "docs"))
-from generate import PID, write_if_other  # noqa: E402
+from generate import ENVIRONMENT, PID, PYTHON_ALONE, write_if_other  # noqa: E402
 
 PAGES = ("trap.md", "inject.md")
 _DRIVER = """
@@ -37,7 +37,7 @@ class Session(NamedTuple):
     commands: list[str]
 
 
-_MANIFEST = ["/usr/bin/python3", "manifest.py", "--wait"]
+_MANIFEST = [*PYTHON_ALONE, "manifest.py", "--wait"]
 SESSIONS = {
     "attached": Session(_MANIFEST, [
         "karst trap add realloc 6157529", "!touch go", "continue", "bt 4", "karst py-stack", "karst trap list",
@@ -46,7 +46,7 @@ SESSIONS = {
         "karst trap add growth", "karst trap add realloc 10x", "break *((char *) realloc + 4)",
         "karst trap add realloc 6157529"]),
     "from the start": Session(None, [
-        "karst run --trap 'realloc 6157529 skip=1' -- manifest.py", "bt 4", "print $_karst_trap_size",
+        "karst run --trap 'realloc 6157529 skip=1' -- -IS manifest.py", "bt 4", "print $_karst_trap_size",
         "karst trap disable", "karst trap add growth count=3", "karst trap list"]),
     "inject": Session(_MANIFEST, [
         "karst inject --recorder", "karst trap add realloc 6157529", "!touch go", "continue",
@@ -64,14 +64,15 @@ def _gdb(session: Session, folder: Path) -> list[str]:
     if session.attached is None:
         words.append("/usr/bin/python3")
     else:
-        program = subprocess.Popen(session.attached, cwd=folder, stdout=subprocess.PIPE, text=True)
+        program = subprocess.Popen(session.attached, cwd=folder, stdout=subprocess.PIPE, text=True,
+                                   env=ENVIRONMENT)
         assert program.stdout is not None
         while program.stdout.readline().strip() not in ("ready", ""):
             pass
         words += ["-p", str(program.pid)]
     try:
         subprocess.run([*words, "-ex", "source driver.py"], cwd=folder, check=True, stdin=subprocess.DEVNULL,
-                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=100)
+                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=100, env=ENVIRONMENT)
     finally:
         if program is not None:
             program.kill()

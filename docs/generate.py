@@ -22,9 +22,12 @@ sys.path += [str(ROOT / "helper" / "python"), str(ROOT / "docs")]
 import karst_engine  # noqa: E402
 import preload_pages  # noqa: E402
 
+ENVIRONMENT = {"LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin"}
 PID, TID = 4711, 4712  # what the pages call the program and its thread
 
 DAMAGED, PYTHON, MARKED, JEMALLOC = "damaged: ", "python: ", "marked: ", "jemalloc: "
+# Without what is installed beside it, and what the environment says: the same everywhere.
+PYTHON_ALONE = ["/usr/bin/python3", "-IS"]
 KINDS = ("", DAMAGED, PYTHON, MARKED, JEMALLOC)
 
 # What the page of a verb asks. {label} and so on are the addresses that the program prints; a question that
@@ -54,7 +57,7 @@ SESSIONS: dict[str, list[str]] = {
 
 def command_of(kind: str, build: Path) -> list[str]:
     if kind == PYTHON:
-        return ["/usr/bin/python3", str(ROOT / "docs" / "demo" / "service.py")]
+        return [*PYTHON_ALONE, str(ROOT / "docs" / "demo" / "service.py")]
     if kind == MARKED:
         return [str(build / "karst"), "run", "--mark", "--recorder", "--", str(build / "docs" / "mailbox")]
     if kind == JEMALLOC:
@@ -73,7 +76,7 @@ def wait_until_asleep(pid: int) -> None:
 @contextmanager
 def waiting(command: list[str]) -> Iterator[tuple[int, int, dict[str, int]]]:
     """A program, waiting: its process, its second thread, and the addresses it prints."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
     try:
         addresses: dict[str, int] = {}
         assert process.stdout is not None
@@ -130,7 +133,7 @@ class Recorder:
     def _answer(self, question: str, pid: int, tid: int, addresses: dict[str, int]) -> str:
         words = words_of(question, addresses)
         done = subprocess.run([self.build / "karst", "-p", str(pid), *words], capture_output=True, text=True,
-                              timeout=60, env={"LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin"})
+                              timeout=60, env=ENVIRONMENT)
         text = re.sub(rf"\b{pid}\b", str(PID), re.sub(rf"\b{tid}\b", str(TID), done.stdout + done.stderr))
         shown = " ".join(f"'{word}'" if " " in word else word for word in words)
         for folder in (self.build / "docs", ROOT / "docs" / "demo"):
@@ -162,7 +165,7 @@ def page(verb: dict[str, Any], recorder: Recorder) -> str:
 
 # `karst run` starts a command, so it is the command line's alone.
 RUN_SUMMARY = "starts a command with the preload library: marks, flight recorder, traps"
-RUNS = [["--trap", "alloc 8M: count=1", "--", "/usr/bin/python3", "-c", "data = bytearray(8880819)"],
+RUNS = [["--trap", "alloc 8M: count=1", "--", *PYTHON_ALONE, "-c", "data = bytearray(8880819)"],
         ["--trap", "malloc 10x", "--", "true"]]
 
 
@@ -173,7 +176,7 @@ def run_page(build: Path) -> str:
 
     def run(*words: str) -> str:
         done = subprocess.run([build / "karst", "run", *words], capture_output=True, text=True, timeout=60,
-                              env={"LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin"})
+                              env=ENVIRONMENT)
         return done.stdout + done.stderr
 
     sessions = "\n".join(f"$ karst run {shown(words)}\n{run(*words)}" for words in RUNS)
@@ -203,6 +206,9 @@ def normalised(text: str) -> list[str]:
     text = DUMP_LINE.sub("  BYTES", text)
     text = re.sub(r"[▏▎▍▌▋▊▉█]+", "BAR", text)
     text = re.sub(r"0x[0-9a-f]+|(?<!\S)[-+]?[0-9][0-9,.]*( [KMG]?B\b)?|[0-9][0-9,.]*( [KMG]?B\b)?", "N", text)
+    text = re.sub(r"event N called at N \(\w+\+N in pythonN\)", "an event of Python", text)  # another in each build
+    text = re.sub(r"karst: trap N: .* an event of Python", "karst: trap N: an event of Python", text)
+    text = re.sub(r"N +(glibc brk|pymalloc pages) +N", "N EXTENT N", text)  # those with the most of their own first
     text = re.sub(r"(N (no object|[\w.]+), )+N others?", "KINDS", text)  # the most of them first
     return [" ".join(line.split()) for line in text.splitlines()]
 

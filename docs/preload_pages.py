@@ -14,26 +14,27 @@ DEMO = Path(__file__).resolve().parent / "demo"
 PAGES = ("trap.md", "markers.md", "recorder.md")
 MARK = re.compile(r"<!-- shell: ([\w-]+) -->\n```text\n.*?^```$", re.DOTALL | re.MULTILINE)
 
+READY = "echo $! > pid; until grep -q ready out; do sleep 0.01; done"
 # Lines that begin with "-" are run and not shown, with "=" shown and not run.
 SHELLS: dict[str, list[str]] = {
-    "trap-size": ["karst run --trap 'realloc 8M: count=1' -- python3 manifest.py"],
-    "trap-growth": ["karst run --trap 'realloc growth skip=8 count=2' -- python3 manifest.py"],
-    "trap-event": ["karst run --trap 'any event=2000' -- python3 manifest.py",
-                   "karst run --trap 'any event=2000' -- python3 manifest.py"],
-    "trap-core": ["karst run --trap 'realloc 8M: count=1 action=core' -- python3 manifest.py",
+    "trap-size": ["karst run --trap 'realloc 8M: count=1' -- python3 -IS manifest.py"],
+    "trap-growth": ["karst run --trap 'realloc growth skip=8 count=2' -- python3 -IS manifest.py"],
+    "trap-event": ["karst run --trap 'any event=2000' -- python3 -IS manifest.py",
+                   "karst run --trap 'any event=2000' -- python3 -IS manifest.py"],
+    "trap-core": ["karst run --trap 'realloc 8M: count=1 action=core' -- python3 -IS manifest.py",
                   "karst -c core info | tail -n 8"],
     "trap-wrong": ["karst run --trap 'free 100' -- ./users"],
     "faults": ["karst run --mark ./users twice", "karst run --mark ./users long", "karst run --mark ./users middle"],
-    "marks": ["-karst run --mark ./mailbox > out 2>&1 & echo $! > pid; sleep 1", "karst -p $(cat pid) sites",
+    "marks": [f"-karst run --mark ./mailbox > out 2>&1 & {READY}", "karst -p $(cat pid) sites",
               "karst -p $(cat pid) block $(awk '/label/ {print $2}' out) --dump 16",
               "karst -p $(cat pid) info | tail -n 7", "-kill $(cat pid)"],
-    "stacks": ["-karst run --mark --stacks=3 ./mailbox > out 2>&1 & echo $! > pid; sleep 1",
+    "stacks": [f"-karst run --mark --stacks=3 ./mailbox > out 2>&1 & {READY}",
                "karst -p $(cat pid) sites --stacks --limit 1", "-kill $(cat pid)"],
-    "killed": ["-karst run --recorder=1M --recorder-dir rings ./mailbox > out 2>&1 & echo $! > pid; sleep 1",
+    "killed": [f"-karst run --recorder=1M --recorder-dir rings ./mailbox > out 2>&1 & {READY}",
                "=karst run --recorder=1M --recorder-dir rings ./mailbox", "kill -9 $(cat pid)", "-sleep 0.2",
                "karst history --files rings --last 4",
                "karst history --files rings $(awk '/label/ {print $2}' out)"],
-    "live": ["-karst run --recorder ./mailbox > out 2>&1 & echo $! > pid; sleep 1",
+    "live": [f"-karst run --recorder ./mailbox > out 2>&1 & {READY}",
              "karst -p $(cat pid) history --size 2000 --last 3", "-kill $(cat pid)"],
 }
 

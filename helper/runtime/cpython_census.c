@@ -419,12 +419,13 @@ static bool search_block(void *context, const struct karst_block *block,
                          const struct cpython_object *object) {
     struct search *search = context;
     struct cpython_buffer buffers[CPYTHON_BUFFERS_MAX];
-    if (!object || !(object->type->flags & CPYTHON_TYPE_GC)) {
+    /* What is kept for reuse refers to nobody, though the words of what it was may still stand there. */
+    if (!object || object->kept || !(object->type->flags & CPYTHON_TYPE_GC)) {
         return true;
     }
     struct cpython_frame frame;
     if (is_named(object->type, "frame") && cpython_frame_object(search->python, object->address, &frame)) {
-        return object->kept || search_frame(search, &frame);
+        return search_frame(search, &frame);
     }
     const struct cpython_type *type = object->type;
     uint64_t start = object->address + 16, end = object_end(search->python, object);

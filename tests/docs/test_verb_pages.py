@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from karst_command import BUILD, ROOT
+from karst_programs import kernel_cores_land_here
 
 sys.path.append(str(ROOT / "docs"))
 from generate import PYTHON_PAGES, normalised  # noqa: E402
@@ -30,6 +31,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_sessions_are_not_stale(written: Path, name: str) -> None:
     if os.confstr("CS_GNU_LIBC_VERSION") != "glibc 2.36":
         pytest.skip("the pages show glibc 2.36 and Python 3.11")
+    if name == "trap.md" and not kernel_cores_land_here():
+        pytest.skip("the page shows a core, which the kernel writes elsewhere")
     here = (ROOT / "docs" / name).read_text(encoding="utf-8")
     there = (written.parent / "pages" / name).read_text(encoding="utf-8")
     assert len(re.findall("<!-- (session|shell):", here)) > 1

@@ -123,6 +123,7 @@ def assert_single_objects(target: Target, program: Program, python: Python) -> N
         return [one["text"] for one in objects(target, "--where", hex(address))["referrers"]]
 
     assert where(ids["plain"]) == ["item 7 of list, 100 items"], where(ids["plain"])
+    assert where(ids["slotted"]) == ["item 3 of list, 100 items"], where(ids["slotted"])
     line = next(number for number, line in enumerate(SCRIPT.read_text().splitlines(), 1) if "time.sleep" in line)
     assert where(ids["kept"]) == [f"local kept of main, line {line}"], where(ids["kept"])
     (holder,) = where(ids["name"])
