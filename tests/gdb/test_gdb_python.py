@@ -40,3 +40,16 @@ def test_native(directory: Path) -> None:
                 met += 1
             assert met == len(threads) == len(stacks) + 1
             assert "text: str = 'a text'" in answers.of(everywhere).good()
+
+
+def test_block_says_which_object(directory: Path) -> None:
+    """`karst block` of an address inside of a large str: its type, its length, and who has it."""
+    python = system_python()
+    with python.running("objects.py", directory) as program:
+        (ids,) = told(program, "ids")
+        command = f"karst block {ids['big_text'] + 100000:#x}"
+        core = gcore(program.pid, directory)
+        for target in ([python.path, core], ["-p", str(program.pid)]):
+            text = gdb(target, [command], directory).of(command).good()
+            assert re.search(rf"^  object +{ids['big_text']:#x} str, 1,200,000 characters; 1 reference$", text, re.MULTILINE), text
+            assert re.search(r"^  referred by 0x[0-9a-f]+ local big_text of main, line \d+$", text, re.MULTILINE), text
