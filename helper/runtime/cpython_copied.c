@@ -215,14 +215,17 @@ static bool count_piece(struct finder *finder, const struct piece *piece) {
     return true;
 }
 
+static bool fail_untold(const struct finder *finder, struct karst_error *error) {
+    return karst_fail(error, KARST_ERROR_UNSUPPORTED,
+                      "which pages are shared can't be told of %s: ask a live process on this machine "
+                      "(-p PID), as its user or root",
+                      finder->session->target->name);
+}
+
 static bool count_pages(struct finder *finder, struct karst_error *error) {
     for (size_t i = 0; i < finder->count; i++) {
         if (!count_piece(finder, &finder->pieces[i])) {
-            return karst_fail(
-                error, KARST_ERROR_UNSUPPORTED,
-                "which pages are shared can't be told of %s: ask a live process on this machine "
-                "(-p PID), as its user or root",
-                finder->session->target->name);
+            return fail_untold(finder, error);
         }
     }
     return true;
@@ -236,6 +239,9 @@ static bool mark_pages(struct finder *finder, struct karst_error *error) {
             "CPython %s without GIL keeps its objects in mimalloc's pages, which karst does not "
             "read; `rss --tree` has the sums",
             finder->python->version);
+    }
+    if (!finder->session->target->ops->own) {
+        return fail_untold(finder, error);
     }
     return cpython_each_block(finder->python, take_object, finder, error) &&
            cpython_each_tracked(finder->python, take_tracked, finder, &tracked, error);

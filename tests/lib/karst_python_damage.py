@@ -42,6 +42,8 @@ def assert_damage_found(kind: str, python: Python, directory: Path) -> None:
             found = next(finding for finding in findings if finding.code == code and text in finding.text
                          and finding.address in (values["block"], values["place"], values["pool"]))
             assert found.severity == "corrupt"
+            if target.options[0] == "-p":
+                assert target.run("pools", "--pages").returncode == 0
             # The walk goes on, and the blocks beside it are told.
             block = target.json("block", hex(values["block"]))
             assert block["block"]["allocator"] == "pymalloc"
