@@ -89,13 +89,13 @@ uint32_t jemalloc_count_free(const struct jemalloc_run *run) {
 }
 
 uint32_t jemalloc_region_of(const struct jemalloc_run *run, uint64_t address, bool *is_start) {
+    uint64_t first = jemalloc_block_start(run, 0);
     *is_start = false;
-    if (address < run->first_region || run->region_size == 0 ||
-        (address - run->first_region) / run->region_size >= run->regions) {
+    if (address < first || run->stride == 0 || (address - first) / run->stride >= run->regions) {
         return JEMALLOC_NOT_THERE;
     }
-    *is_start = (address - run->first_region) % run->region_size == 0;
-    return (uint32_t)((address - run->first_region) / run->region_size);
+    *is_start = (address - first) % run->stride == run->redzone;
+    return (uint32_t)((address - first) / run->stride);
 }
 
 /* ---- extents ---------------------------------------------------------------------------------------- */
@@ -303,7 +303,7 @@ static bool count_bin(void *context, const struct jemalloc_run *run) {
     struct karst_bin *bin = &counting->jemalloc->heap.bins[index];
     uint32_t free_regions = run->kind == JEMALLOC_SLAB ? jemalloc_count_free(run) : 1;
     bin->blocks += free_regions;
-    bin->bytes += run->kind == JEMALLOC_SLAB ? free_regions * run->region_size : run->size;
+    bin->bytes += run->kind == JEMALLOC_SLAB ? free_regions * run->stride : run->size;
     return true;
 }
 
@@ -364,16 +364,16 @@ static enum karst_state state_of_cached(const struct stream *stream, uint32_t *b
 }
 
 static bool stream_regions(struct stream *stream, const struct jemalloc_run *run) {
-    const uint64_t size = run->region_size;
+    const uint64_t size = run->stride;
     const uint32_t free_bin = bin_of(stream->jemalloc, run);
-    uint64_t cached = next_cached(stream, run->first_region);
-    struct karst_block block = {.start = run->first_region,
+    uint64_t cached = next_cached(stream, stream->at);
+    struct karst_block block = {.start = jemalloc_block_start(run, 0),
                                 .size = size,
-                                .usable = size,
+                                .usable = run->region_size,
                                 .arena = stream->extent->arena,
                                 .heap = stream->jemalloc->heap.index,
                                 .flags = KARST_BLOCK_REGION};
-    block.flags |= run->first_region == run->address ? KARST_BLOCK_RUN : 0;
+    block.flags |= block.start == run->address ? KARST_BLOCK_RUN : 0;
     for (uint32_t i = 0; i < run->regions; i++) {
         struct karst_block *next = karst_batch_next(&stream->batch);
         if (!next) {
@@ -382,17 +382,17 @@ static bool stream_regions(struct stream *stream, const struct jemalloc_run *run
         block.state = run->problems & JEMALLOC_BAD_HEADER ? KARST_STATE_UNKNOWN : KARST_STATE_LIVE;
         block.bin = KARST_NONE;
         if (block.state == KARST_STATE_UNKNOWN) {
-            block.address = block.start;
+            /* nothing to tell of it */
         } else if (jemalloc_is_free(run, i)) {
             block.state = KARST_STATE_FREE;
             block.bin = free_bin;
         } else if (__builtin_expect(cached < block.start + size, 0)) {
-            cached = next_cached(stream, block.start);
-            if (cached == block.start) {
+            cached = next_cached(stream, block.start + run->redzone);
+            if (cached == block.start + run->redzone) {
                 block.state = (uint8_t)state_of_cached(stream, &block.bin);
             }
         }
-        block.address = block.start;
+        block.address = block.start + run->redzone;
         *next = block;
         block.start += size;
         block.flags = KARST_BLOCK_REGION;
@@ -404,7 +404,7 @@ static bool stream_regions(struct stream *stream, const struct jemalloc_run *run
 /* The regions that caches have: of the first word on, as the run's bitmap. */
 static void mark_cached(struct stream *stream, const struct jemalloc_run *run,
                         struct karst_regions *regions) {
-    uint64_t end = run->first_region + run->regions * run->region_size;
+    uint64_t end = jemalloc_block_start(run, run->regions);
     for (uint64_t at = next_cached(stream, run->first_region); at < end; at = next_cached(stream, at + 1)) {
         uint32_t bin;
         bool is_start;
@@ -420,27 +420,27 @@ static void mark_cached(struct stream *stream, const struct jemalloc_run *run,
 static bool hand_regions(struct stream *stream, const struct jemalloc_run *run) {
     struct karst_sink *sink = stream->batch.sink;
     struct karst_regions regions;
-    regions.start = run->first_region;
-    regions.size = run->region_size;
+    regions.start = jemalloc_block_start(run, 0);
+    regions.size = run->stride;
     regions.count = run->regions;
-    regions.flags = KARST_BLOCK_REGION | (run->first_region == run->address ? KARST_BLOCK_RUN : 0);
+    regions.flags = KARST_BLOCK_REGION | (regions.start == run->address ? KARST_BLOCK_RUN : 0);
     for (uint32_t word = 0; word * 64 < run->regions; word++) {
         uint32_t rest = run->regions - word * 64;
         regions.free[word] = run->bitmap[word] & (rest < 64 ? (1ull << rest) - 1 : UINT64_MAX);
         regions.cached[word] = regions.own[word] = 0;
     }
     mark_cached(stream, run, &regions);
-    stream->at = run->first_region + run->regions * run->region_size;
+    stream->at = jemalloc_block_start(run, run->regions);
     return karst_batch_flush(&stream->batch) && sink->regions(sink, &regions);
 }
 
 static bool stream_slab(struct stream *stream, const struct jemalloc_run *run) {
     const struct karst_sink *sink = stream->batch.sink;
-    bool in_bulk = sink->regions && run->region_size < sink->regions_below && !run->problems;
-    uint64_t end = run->address + run->size;
-    if (run->first_region > run->address &&
-        !emit(stream, run->first_region - run->address, KARST_STATE_METADATA, KARST_NONE,
-              KARST_BLOCK_REGION | KARST_BLOCK_RUN)) {
+    bool in_bulk = sink->regions && run->stride < sink->regions_below && run->regions <= KARST_REGIONS_MAX &&
+                   !run->problems;
+    uint64_t first = jemalloc_block_start(run, 0), end = run->address + run->size;
+    if (first > run->address && !emit(stream, first - run->address, KARST_STATE_METADATA, KARST_NONE,
+                                      KARST_BLOCK_REGION | KARST_BLOCK_RUN)) {
         return false;
     }
     if (!(in_bulk ? hand_regions(stream, run) : stream_regions(stream, run))) {
@@ -622,8 +622,9 @@ static bool add_totals(void *context, const struct jemalloc_run *run) {
         break;
     case JEMALLOC_LARGE:
         /* What profiling sampled counts as of the smallest large class, src/prof.c arena_prof_promote(). */
-        totals->large +=
-            run->class_ < JEMALLOC_SMALL_BINS ? jemalloc_class_size(JEMALLOC_SMALL_BINS) : run->usable;
+        totals->large += totals->jemalloc->layout.major < 5  ? run->sampled
+                         : run->class_ < JEMALLOC_SMALL_BINS ? jemalloc_class_size(JEMALLOC_SMALL_BINS)
+                                                             : run->usable;
         totals->active += run->size;
         break;
     case JEMALLOC_DIRTY:
@@ -662,8 +663,8 @@ static int figures(struct karst_heap *heap, struct karst_figure *figures, struct
     figures[count++] = (struct karst_figure){"allocated", totals.small + totals.large, false};
     figures[count++] = (struct karst_figure){"small_allocated", totals.small, false};
     figures[count++] = (struct karst_figure){"large_allocated", totals.large, false};
+    figures[count++] = (struct karst_figure){"active", totals.active, false};
     if (jemalloc->layout.major >= 5) {
-        figures[count++] = (struct karst_figure){"active", totals.active, false};
         if (jemalloc->arenas_at) {
             figures[count++] = (struct karst_figure){"metadata", metadata, false};
             figures[count++] =
@@ -724,10 +725,10 @@ static bool explain_by_run_before(struct jemalloc_heap *jemalloc, const struct j
                                   uint64_t address, char *text, size_t size) {
     struct jemalloc_run before;
     if (!jemalloc_run_of(jemalloc, run->address - 1, &before) || before.kind != JEMALLOC_SLAB ||
-        (address - before.first_region) % before.region_size != 0) {
+        address < before.first_region || (address - before.first_region) % before.stride != 0) {
         return false;
     }
-    uint64_t region = (address - before.first_region) / before.region_size;
+    uint64_t region = (address - before.first_region) / before.stride;
     snprintf(text, size,
              "; it would be region %" PRIu64 " of the %" PRIu64 "-byte %s at 0x%" PRIx64 ", %" PRIu64
              " past the last of its %" PRIu32,
@@ -765,7 +766,7 @@ static void explain(struct karst_heap *heap, const struct karst_block *block, ui
             snprintf(text, size, "is region %" PRIu32 " there, but the run's header is overwritten", region);
     } else if (region != JEMALLOC_NOT_THERE) {
         used = snprintf(text, size, "is not a region start, but 0x%" PRIx64 " bytes into region %" PRIu32,
-                        (address - run.first_region) % run.region_size, region);
+                        address - (run.first_region + region * run.stride), region);
     } else {
         used = snprintf(text, size, "is in no region: %s",
                         address < run.first_region ? "in the run's header" : "behind the last one");

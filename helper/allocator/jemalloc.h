@@ -10,11 +10,14 @@
 
 #include "session.h"
 
-#define JEMALLOC_REGIONS_MAX  512u /* of a run: LG_SLAB_MAXREGS is LG_PAGE - LG_TINY_MIN, 4 KiB pages */
+#define JEMALLOC_REGIONS_MAX  2048u /* of a run, 3.x: RUN_MAXREGS */
 #define JEMALLOC_BITMAP_WORDS (JEMALLOC_REGIONS_MAX / 64)
-#define JEMALLOC_CLASSES      232u
-#define JEMALLOC_ARENAS_MAX   4096u /* MALLOCX_ARENA_BITS is 12 */
-#define JEMALLOC_NOT_THERE    UINT32_MAX
+#define JEMALLOC_SLAB_REGIONS                                                                                \
+    512u /* the same since 4.0: LG_SLAB_MAXREGS is LG_PAGE - LG_TINY_MIN, 4 KiB pages */
+#define JEMALLOC_SLAB_BITMAP (JEMALLOC_SLAB_REGIONS / 8) /* bytes */
+#define JEMALLOC_CLASSES     232u
+#define JEMALLOC_ARENAS_MAX  4096u /* MALLOCX_ARENA_BITS is 12 */
+#define JEMALLOC_NOT_THERE   UINT32_MAX
 
 /* Offsets of one version in one configuration; x86-64. JEMALLOC_NOT_THERE: it has no such thing. */
 struct jemalloc_layout {
@@ -105,10 +108,13 @@ struct jemalloc_run {
     uint64_t header;        /* where nfree and bitmap come from: extent_t, edata_t, arena_run_t */
     uint64_t block;         /* large: the address that the program has */
     uint64_t usable;        /* large: bytes */
-    uint64_t first_region;  /* small: address */
-    uint64_t region_size;   /* small */
-    uint64_t element;       /* 5.x: where the tree's leaf has it; 3.x, 4.x: its first entry in the page map */
-    uint64_t bin_pointer;   /* 3.x: the header's pointer to its bin */
+    uint64_t sampled; /* 3.x, 4.x, large: as jemalloc counts it, though profiling sampled a small block */
+    uint64_t first_region; /* small: address */
+    uint64_t region_size;  /* small: as the program may use */
+    uint64_t stride;       /* small: from one region to the next */
+    uint32_t redzone;      /* 3.x, 4.x: bytes before and behind each that nobody has */
+    uint64_t element;      /* 5.x: where the tree's leaf has it; 3.x, 4.x: its first entry in the page map */
+    uint64_t bin_pointer;  /* 3.x: the header's pointer to its bin */
     uint32_t regions;
     uint32_t nfree;     /* small: as its header says */
     uint32_t class_;    /* size class index, as the header says */
@@ -131,6 +137,7 @@ struct jemalloc_arena {
     bool seen;          /* something is in it */
 };
 
+#define JEMALLOC_SMALL_BINS_3 28u
 #define JEMALLOC_SMALL_BINS                                                                                  \
     36u /* 28 in 3.x; rows of an arena: these, then the three lists of unused runs                           \
          */
@@ -167,6 +174,12 @@ struct jemalloc_chunk {
     bool huge;
 };
 
+/* 3.x, 4.x: what a small run of a class is made of. */
+struct jemalloc_run_shape {
+    uint32_t size, regions, first; /* first: offset of the first region; regions 0: not known */
+    uint32_t stride, redzone;
+};
+
 struct jemalloc_heap {
     struct karst_heap heap;
     struct jemalloc_layout layout;
@@ -186,6 +199,8 @@ struct jemalloc_heap {
     bool gave_up;                      /* on a tree that makes no sense */
     bool inside;                       /* a thread is inside, and did not die there */
     /* 3.x, 4.x */
+    struct jemalloc_run_shape shapes[JEMALLOC_SMALL_BINS];
+    const char *configuration; /* opt.redzone and so on, in words that end a sentence */
     struct jemalloc_chunk *chunks;
     size_t chunk_count;
     uint8_t *map; /* the page map read last, of the chunk map_of */
@@ -218,6 +233,10 @@ bool jemalloc_run_of(struct jemalloc_heap *jemalloc, uint64_t address, struct je
 const char *jemalloc_run_kind_name(const struct jemalloc_heap *jemalloc, enum jemalloc_run_kind kind);
 /* Free regions by the bitmap, those past the last left out. */
 uint32_t jemalloc_count_free(const struct jemalloc_run *run);
+/* Where region's block begins: with its redzone, which the program does not know of. */
+static inline uint64_t jemalloc_block_start(const struct jemalloc_run *run, uint32_t region) {
+    return run->first_region - run->redzone + region * run->stride;
+}
 static inline bool jemalloc_is_free(const struct jemalloc_run *run, uint32_t region) {
     return run->bitmap[region / 64] >> (region % 64) & 1;
 }
@@ -252,6 +271,9 @@ bool jemalloc_walk_extents(struct jemalloc_heap *jemalloc, uint64_t start, uint6
 bool jemalloc_walk_chunks(struct jemalloc_heap *jemalloc, uint64_t start, uint64_t end,
                           jemalloc_run_fn *visit, void *context);
 bool jemalloc_chunk_run_of(struct jemalloc_heap *jemalloc, uint64_t address, struct jemalloc_run *run);
+/* What runs are made of by the layout in use, with opt.redzone, and (3.x) with profiling's table in each run,
+ * which is there where opt.lg_prof_sample is no more than a page's. */
+void jemalloc_shape_runs(struct jemalloc_heap *jemalloc, bool redzones, bool profiled);
 /* How many of a chunk's first runs have headers that agree with its map: what tells layouts apart. 0: its map
  * makes no sense by the layout in use. */
 unsigned jemalloc_chunk_fit(struct jemalloc_heap *jemalloc, const struct jemalloc_chunk *chunk);

@@ -54,16 +54,16 @@ static const char *bin_name(const struct jemalloc_checking *check, uint32_t bin)
 }
 
 static uint64_t region_at(const struct jemalloc_run *run, uint64_t region) {
-    return run->first_region + region * run->region_size;
+    return run->first_region + region * run->stride;
 }
 
 /* Is address where a region of the small run would start, were it longer? *region: which. */
 static bool would_be_region(const struct jemalloc_run *run, uint64_t address, uint64_t *region) {
-    if (run->kind != JEMALLOC_SLAB || address < run->first_region || run->region_size == 0 ||
-        (address - run->first_region) % run->region_size != 0) {
+    if (run->kind != JEMALLOC_SLAB || address < run->first_region || run->stride == 0 ||
+        (address - run->first_region) % run->stride != 0) {
         return false;
     }
-    *region = (address - run->first_region) / run->region_size;
+    *region = (address - run->first_region) / run->stride;
     return *region >= run->regions;
 }
 
@@ -332,7 +332,7 @@ static void check_large_item(struct jemalloc_checking *check, const struct jemal
                              const struct jemalloc_run *run) {
     const struct karst_bin *bin = &check->jemalloc->heap.bins[item->bin];
     uint64_t size = run->class_ < JEMALLOC_CLASSES ? jemalloc_class_size(run->class_) : run->usable;
-    if (bin->smallest != size && bin->smallest != run->usable) {
+    if (bin->smallest != size && bin->smallest != run->usable && bin->smallest != run->sampled) {
         check_item_class(check, item, run, item->address == run->block);
     } else if (item->address - run->block >= (check->jemalloc->layout.major == 4 ? PAGE : 1)) {
         REPORT(check, MISALIGNED, item->address, bin->smallest,

@@ -9,42 +9,16 @@
 #define BITS_USED   1u
 #define BITS_LARGE  2u
 #define INVALID_BIN 0xffu
+#define FIT_OF_RUN  64u /* a run that agrees counts as much as so many bad entries */
 
 /* ---- the shapes of runs ----------------------------------------------------------------------------- */
 
-/* 3.x: arena_bin_info[] without redzones and profiling: pages of a run, and regions, which are at its end. */
-static const struct {
-    uint16_t pages, regions;
-} bins_3[28] = {
-    {1, 501}, {1, 252}, {1, 126}, {1, 84},  {1, 63},  {1, 50},  {2, 84},  {2, 72},  {2, 63}, {2, 51},
-    {3, 63},  {4, 72},  {4, 63},  {5, 63},  {6, 63},  {7, 63},  {8, 63},  {8, 51},  {9, 47}, {10, 45},
-    {16, 63}, {16, 51}, {16, 42}, {17, 38}, {33, 65}, {33, 52}, {33, 43}, {35, 39},
-};
-
-/* What a small run of a class is: pages, regions, offset of the first; false: no such class. */
-static bool bin_shape(const struct jemalloc_layout *layout, uint32_t class_, uint64_t *size,
-                      uint32_t *regions, uint32_t *first) {
-    if (layout->major == 3) {
-        if (class_ >= sizeof bins_3 / sizeof *bins_3) {
-            return false;
-        }
-        *size = (uint64_t)bins_3[class_].pages * PAGE;
-        *regions = bins_3[class_].regions;
-        *first = (uint32_t)(*size - *regions * jemalloc_class_size(class_));
-        return true;
-    }
-    if (class_ >= JEMALLOC_SMALL_BINS) {
-        return false;
-    }
-    uint64_t region = jemalloc_class_size(class_);
-    *size = PAGE;
-    while (*size % region != 0) { /* bin_info_run_size_calc() */
-        *size += PAGE;
-    }
-    *regions = (uint32_t)(*size / region);
-    *first = 0;
-    return true;
-}
+#define RUN_HEADER      16u   /* 3.x: sizeof(arena_run_t) */
+#define RUN_MAXREGS     2048u /* 3.x */
+#define RUN_MAX_OVRHD   0x3du
+#define RUN_BFP         12u
+#define OVRHD_RELAX     0x1800u
+#define REDZONE_MINSIZE 16u
 
 /* Pages of a chunk's header, arena_boot(). */
 static uint32_t header_pages(const struct jemalloc_layout *layout) {
@@ -56,10 +30,87 @@ static uint32_t header_pages(const struct jemalloc_layout *layout) {
     return (uint32_t)bias;
 }
 
+/* 3.x: bytes in front of so many regions: the header, the bitmap's levels, a pointer for each region's
+ * profile. */
+static uint32_t header_bytes(uint32_t regions, bool profiled) {
+    uint32_t bytes = RUN_HEADER, groups = regions;
+    do {
+        groups = (groups + 63) / 64;
+        bytes += 8 * groups;
+    } while (groups > 1);
+    return profiled ? (bytes + 15) / 16 * 16 + 8 * regions : bytes;
+}
+
+/* 3.x: as many regions as a run of that size has room for, and where they begin. */
+static void fill_run(struct jemalloc_run_shape *shape, uint32_t pad, bool profiled) {
+    uint32_t regions = (shape->size - RUN_HEADER) / shape->stride;
+    regions = regions < RUN_MAXREGS ? regions : RUN_MAXREGS;
+    while (regions && (regions * shape->stride + pad > shape->size ||
+                       header_bytes(regions, profiled) > shape->size - regions * shape->stride - pad)) {
+        regions--;
+    }
+    shape->regions = regions;
+    shape->first = shape->size - regions * shape->stride - pad;
+}
+
+/* 3.x, bin_info_run_size_calc(): a run grows until what is in front of its regions is little enough of it. */
+static void shape_run_3(struct jemalloc_run_shape *shape, const struct jemalloc_layout *layout,
+                        uint32_t least, uint32_t pad, bool profiled) {
+    uint32_t largest = (1u << layout->lg_chunk) - header_pages(layout) * PAGE;
+    struct jemalloc_run_shape next = *shape;
+    next.size = least;
+    fill_run(&next, pad, profiled);
+    do {
+        *shape = next;
+        next.size += PAGE;
+        fill_run(&next, pad, profiled);
+    } while (next.size <= largest && RUN_MAX_OVRHD * (next.stride << 3) > OVRHD_RELAX &&
+             (uint64_t)next.first << RUN_BFP > (uint64_t)RUN_MAX_OVRHD * next.size &&
+             next.regions < RUN_MAXREGS);
+}
+
+/* 4.x: the fewest pages that regions without redzones would fill to the end. */
+static void shape_run_4(struct jemalloc_run_shape *shape, uint32_t region_size, uint32_t pad) {
+    shape->size = PAGE;
+    while (shape->size % region_size != 0) {
+        shape->size += PAGE;
+    }
+    while (shape->size < pad + shape->stride) {
+        shape->size += PAGE;
+    }
+    shape->regions = (shape->size - pad) / shape->stride;
+    shape->first = shape->size - shape->regions * shape->stride - pad;
+}
+
+void jemalloc_shape_runs(struct jemalloc_heap *jemalloc, bool redzones, bool profiled) {
+    const struct jemalloc_layout *layout = &jemalloc->layout;
+    uint32_t least = PAGE, classes = layout->major == 3 ? JEMALLOC_SMALL_BINS_3 : JEMALLOC_SMALL_BINS;
+    memset(jemalloc->shapes, 0, sizeof jemalloc->shapes);
+    for (uint32_t i = 0; i < classes; i++) {
+        struct jemalloc_run_shape *shape = &jemalloc->shapes[i];
+        uint32_t region_size = (uint32_t)jemalloc_class_size(i), pad = 0;
+        if (redzones) {
+            uint32_t alignment = region_size & -region_size;
+            shape->redzone = alignment <= REDZONE_MINSIZE ? REDZONE_MINSIZE : alignment / 2;
+            pad = alignment <= REDZONE_MINSIZE ? 0 : shape->redzone;
+        }
+        shape->stride = region_size + 2 * shape->redzone;
+        if (layout->major == 3) {
+            shape_run_3(shape, layout, least, pad, profiled);
+        } else {
+            shape_run_4(shape, region_size, pad);
+        }
+        least = shape->size;
+        shape->first += shape->redzone;
+        shape->regions = shape->regions <= JEMALLOC_REGIONS_MAX ? shape->regions : 0; /* none: not known */
+    }
+}
+
 /* ---- page maps -------------------------------------------------------------------------------------- */
 
 struct page_map {
     const struct jemalloc_layout *layout;
+    const struct jemalloc_run_shape *shapes;
     const uint8_t *bytes; /* from the first entry on */
     uint64_t chunk;
     uint32_t first, pages; /* of the chunk: where the map begins, and all */
@@ -78,13 +129,14 @@ static uint64_t pages_of(const struct page_map *map, uint32_t page) {
 
 /* A small run: every page has its offset in the run and the class. */
 static bool parse_small(const struct page_map *map, uint32_t page, uint64_t bits, struct jemalloc_run *run) {
-    uint32_t first;
     run->class_ = run->map_class = (uint32_t)(bits >> map->layout->class_shift & INVALID_BIN);
-    if (bits >> map->layout->pages_shift != 0 ||
-        !bin_shape(map->layout, run->class_, &run->size, &run->regions, &first) ||
-        run->size / PAGE > map->pages - page) {
+    const struct jemalloc_run_shape *shape =
+        run->class_ < JEMALLOC_SMALL_BINS ? &map->shapes[run->class_] : NULL;
+    if (bits >> map->layout->pages_shift != 0 || !shape || shape->regions == 0 ||
+        shape->size / PAGE > map->pages - page) {
         return false;
     }
+    run->size = shape->size;
     for (uint32_t i = 1; i < run->size / PAGE; i++) {
         uint64_t other = bits_of(map, page + i);
         if ((other & (BITS_USED | BITS_LARGE)) != BITS_USED || other >> map->layout->pages_shift != i ||
@@ -94,7 +146,10 @@ static bool parse_small(const struct page_map *map, uint32_t page, uint64_t bits
     }
     run->kind = JEMALLOC_SLAB;
     run->region_size = jemalloc_class_size(run->class_);
-    run->first_region = run->address + first;
+    run->first_region = run->address + shape->first;
+    run->stride = shape->stride;
+    run->redzone = shape->redzone;
+    run->regions = shape->regions;
     return true;
 }
 
@@ -126,6 +181,11 @@ static bool parse_run(const struct page_map *map, uint32_t page, struct jemalloc
         run->kind = JEMALLOC_LARGE;
         run->block = run->address;
         run->usable = run->size - (map->layout->major == 4 && pages > 1 ? PAGE : 0);
+        run->sampled = run->usable;
+        uint32_t class_ = (uint32_t)(bits >> map->layout->class_shift & INVALID_BIN);
+        if (class_ < JEMALLOC_SMALL_BINS && map->shapes[class_].size) { /* small, but profiling sampled it */
+            run->usable = jemalloc_class_size(class_);
+        }
         return true;
     }
     run->kind = bits & map->layout->flag_dirty ? JEMALLOC_DIRTY : JEMALLOC_RETAINED;
@@ -166,6 +226,7 @@ static const uint8_t *read_map(struct jemalloc_heap *jemalloc, uint64_t chunk) {
 
 static bool open_map(struct jemalloc_heap *jemalloc, uint64_t chunk, struct page_map *map) {
     *map = (struct page_map){.layout = &jemalloc->layout,
+                             .shapes = jemalloc->shapes,
                              .bytes = read_map(jemalloc, chunk),
                              .chunk = chunk,
                              .first = header_pages(&jemalloc->layout),
@@ -238,6 +299,7 @@ static bool walk_chunk(struct jemalloc_heap *jemalloc, const struct jemalloc_chu
                                .map_class = JEMALLOC_CLASSES,
                                .block = chunk->address,
                                .usable = chunk->size,
+                               .sampled = chunk->size,
                                .kind = JEMALLOC_LARGE};
     if (chunk->huge) {
         return visit(context, &run);
@@ -332,6 +394,9 @@ unsigned jemalloc_chunk_fit(struct jemalloc_heap *jemalloc, const struct jemallo
         }
     }
     /* A map that is damaged somewhere has to have runs whose headers are good. */
-    unsigned needed = bad_entries(&map) ? 2 + bad_entries(&map) / 8 : 0;
-    return good >= bad && good >= needed ? good + 1 : 0;
+    unsigned bad_places = bad_entries(&map), needed = bad_places ? 2 + bad_places / 8 : 0;
+    if (good < bad || good < needed) {
+        return 0;
+    }
+    return 1 + FIT_OF_RUN * good - (bad_places < FIT_OF_RUN * good ? bad_places : FIT_OF_RUN * good);
 }

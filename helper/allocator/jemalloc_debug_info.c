@@ -148,7 +148,7 @@ static bool set_field(struct jemalloc_layout *layout, const struct row *row, int
 
 /* Is what is read of structs inside what is read? */
 static bool is_sensible(const struct jemalloc_layout *layout) {
-    uint32_t extent = layout->extent_bitmap + 8u * JEMALLOC_BITMAP_WORDS;
+    uint32_t extent = layout->extent_bitmap + JEMALLOC_SLAB_BITMAP;
     return extent <= EXTENT_READ_MAX && layout->extent_address + 8u <= extent &&
            layout->extent_size + 8u <= extent && layout->tcache_bin_size <= 64 &&
            layout->tcache_bin_stack + 8u <= layout->tcache_bin_size &&

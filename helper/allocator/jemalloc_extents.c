@@ -222,13 +222,15 @@ bool jemalloc_element_of(struct jemalloc_heap *jemalloc, uint64_t page, struct j
 static bool read_slab(const uint8_t *bitmap, struct jemalloc_run *run) {
     run->kind = JEMALLOC_SLAB;
     run->region_size = jemalloc_class_size(run->class_);
-    if (run->class_ >= JEMALLOC_SMALL_BINS || run->size / run->region_size > JEMALLOC_REGIONS_MAX ||
+    if (run->class_ >= JEMALLOC_SMALL_BINS || run->size / run->region_size > JEMALLOC_SLAB_REGIONS ||
         run->size < run->region_size) {
         return false;
     }
     run->first_region = run->address;
+    run->stride = run->region_size;
+    run->redzone = 0;
     run->regions = (uint32_t)(run->size / run->region_size);
-    memcpy(run->bitmap, bitmap, sizeof run->bitmap);
+    memcpy(run->bitmap, bitmap, JEMALLOC_SLAB_BITMAP);
     return true;
 }
 
@@ -248,7 +250,7 @@ bool jemalloc_read_extent(struct jemalloc_heap *jemalloc, const struct jemalloc_
     const struct jemalloc_layout *layout = &jemalloc->layout;
     const uint8_t *extent =
         element->extent % 64 == 0
-            ? jemalloc_at(jemalloc, element->extent, layout->extent_bitmap + sizeof run->bitmap)
+            ? jemalloc_at(jemalloc, element->extent, layout->extent_bitmap + JEMALLOC_SLAB_BITMAP)
             : NULL;
     run->header = element->extent;
     run->element = element->address;

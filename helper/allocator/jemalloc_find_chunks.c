@@ -51,8 +51,6 @@ static bool is_header(struct jemalloc_heap *jemalloc, uint64_t address, uint64_t
            (flag = jemalloc_at(jemalloc, address + layout->chunk_is_arenas, 1)) && *flag == 1;
 }
 
-/* opt.lg_chunk: the default, and what builds for other machines and habits have. */
-static const int8_t chunk_sizes[] = {0, -1, 1, -2};
 #define LG_CHUNK_LEAST 19 /* 4.x: 21, and two less */
 
 /* Where a chunk may begin, whatever its version and size. */
@@ -383,8 +381,10 @@ static struct karst_module *find_module(struct karst_target *target, unsigned ge
 static bool add_facts(struct jemalloc_heap *jemalloc, bool named) {
     struct karst_facts *facts = &jemalloc->heap.facts;
     return (!jemalloc->module || karst_facts_add(facts, "library", 0, "%s", jemalloc->module->path)) &&
-           karst_facts_add(facts, "layout", 0, "the row of the table whose page maps and run headers agree%s",
-                           named ? "" : "; no module names its version") &&
+           karst_facts_add(facts, "layout", 0,
+                           "the row of the table whose page maps and run headers agree%s%s%s",
+                           named ? "" : "; no module names its version", jemalloc->layout.configuration,
+                           jemalloc->configuration) &&
            karst_facts_add(facts, "chunks", 0, "%zu of %llu KB found by structure, huge blocks included",
                            jemalloc->chunk_count, (1ull << jemalloc->layout.lg_chunk) / 1024) &&
            (jemalloc->layout.major == 3 ||
@@ -392,16 +392,37 @@ static bool add_facts(struct jemalloc_heap *jemalloc, bool named) {
                             "known by their pages: where in the first page each begins is recorded nowhere"));
 }
 
-/* Tries one shape and chunk size; *score: how well it fits. */
+/* What may be in effect: opt.lg_chunk (as exponent, besides the default), opt.redzone, and 3.x's profiling.
+ */
+static const struct configuration {
+    int8_t lg_chunk;
+    bool redzones, profiled;
+    const char *text;
+} configurations[] = {
+    {0, false, false, ""},
+    {-1, false, false, ""},
+    {1, false, false, ""},
+    {-2, false, false, ""},
+    {2, false, false, ""},
+    {0, true, false, "; with redzones"},
+    {0, false, true, "; with a profile of each region"},
+    {0, true, true, "; with redzones, and a profile of each region"},
+};
+#define CONFIGURATIONS (sizeof configurations / sizeof *configurations)
+
+/* Tries one layout in a configuration; *score: how well it fits. */
 static struct jemalloc_heap *try_shape(struct karst *session, const struct jemalloc_layout *shape,
-                                       uint8_t lg_chunk, const struct places *places, uint64_t *score) {
+                                       const struct configuration *configuration, const struct places *places,
+                                       uint64_t *score) {
     struct jemalloc_heap *jemalloc = jemalloc_open(session, NULL);
     *score = 0;
     if (!jemalloc) {
         return NULL;
     }
     jemalloc->layout = *shape;
-    jemalloc->layout.lg_chunk = lg_chunk;
+    jemalloc->layout.lg_chunk = (uint8_t)(shape->lg_chunk + configuration->lg_chunk);
+    jemalloc->configuration = configuration->text;
+    jemalloc_shape_runs(jemalloc, configuration->redzones, configuration->profiled);
     if (!take_chunks(jemalloc, places, score)) {
         jemalloc_close(&jemalloc->heap);
         return NULL;
@@ -415,7 +436,6 @@ static bool finish(struct karst *session, struct jemalloc_heap *jemalloc, const 
     jemalloc->module = find_module(session->target, jemalloc->layout.major, version, sizeof version);
     snprintf(jemalloc->heap.version, sizeof jemalloc->heap.version, "%.20s",
              *version ? version : jemalloc->layout.version);
-    jemalloc->layout.configuration = "";
     bool fine = add_damaged_chunks(jemalloc, places) && number_arenas(jemalloc);
     if (fine && jemalloc->layout.major == 3) {
         fine = add_huge_of_trees(jemalloc);
@@ -436,11 +456,11 @@ static bool finish(struct karst *session, struct jemalloc_heap *jemalloc, const 
 static bool choose_shape(struct karst *session, const struct places *places, struct jemalloc_heap **best) {
     uint64_t best_score = 0;
     *best = NULL;
-    for (size_t i = 0; i < jemalloc_chunk_layout_count * sizeof chunk_sizes; i++) {
-        const struct jemalloc_layout *shape = &jemalloc_chunk_layouts[i / sizeof chunk_sizes];
-        uint8_t lg_chunk = (uint8_t)(shape->lg_chunk + chunk_sizes[i % sizeof chunk_sizes]);
+    for (size_t i = 0; i < jemalloc_chunk_layout_count * CONFIGURATIONS; i++) {
+        const struct jemalloc_layout *shape = &jemalloc_chunk_layouts[i / CONFIGURATIONS];
+        const struct configuration *configuration = &configurations[i % CONFIGURATIONS];
         uint64_t score;
-        struct jemalloc_heap *jemalloc = try_shape(session, shape, lg_chunk, places, &score);
+        struct jemalloc_heap *jemalloc = try_shape(session, shape, configuration, places, &score);
         if (!jemalloc) {
             if (*best) {
                 jemalloc_close(&(*best)->heap);

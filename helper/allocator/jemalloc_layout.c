@@ -71,39 +71,30 @@ const size_t jemalloc_layout_count = sizeof jemalloc_layouts / sizeof *jemalloc_
 
 /* ---- 3.x, 4.x ---------------------------------------------------------------------------------------- */
 
+#define SHAPE_3(built, entry, bits, bins, bin_size)                                                          \
+    {                                                                                                        \
+        .version = "3.6.0", .major = 3, .configuration = (built), .arena_tcaches = 120,                      \
+        .ring_to_tcache = NONE16, .own_stack = NONE16, .mutex_locked = NONE16, .tcache_bins = 40,            \
+        .tcache_large = NONE16, .tcache_bin_size = 32, .tcache_bin_stack = 24, .tcache_bin_count = 16,       \
+        .tcache_classes = 36, .lg_chunk = 22, .map = 48, .map_entry = (entry), .map_bits = (bits),           \
+        .flag_dirty = 8, .class_shift = 4, .pages_shift = 12, .arena_bins = (bins),                          \
+        .arena_bin_size = (bin_size)                                                                         \
+    }
+
 #define SHAPE_4(name, misc_offset_of_run, tcaches, huge_list, huge_next, self, below, bins)                  \
     {                                                                                                        \
-        .version = (name), .major = 4, .arena_tcaches = (tcaches), .ring_to_tcache = NONE16,                 \
-        .own_stack = NONE16, .mutex_locked = NONE16, .tcache_bins = (bins), .tcache_large = NONE16,          \
-        .tcache_bin_size = 32, .tcache_bin_stack = 24, .tcache_bin_count = 16, .tcache_classes = 41,         \
-        .stack_below = (below), .arena_index = 0, .lg_chunk = 21, .map = (self), .map_entry = 8,             \
-        .map_bits = 0, .flag_dirty = 0x10, .class_shift = 5, .pages_shift = 13, .misc = 96,                  \
+        .version = (name), .major = 4, .configuration = "", .arena_tcaches = (tcaches),                      \
+        .ring_to_tcache = NONE16, .own_stack = NONE16, .mutex_locked = NONE16, .tcache_bins = (bins),        \
+        .tcache_large = NONE16, .tcache_bin_size = 32, .tcache_bin_stack = 24, .tcache_bin_count = 16,       \
+        .tcache_classes = 41, .stack_below = (below), .arena_index = 0, .lg_chunk = 21, .map = (self),       \
+        .map_entry = 8, .map_bits = 0, .flag_dirty = 0x10, .class_shift = 5, .pages_shift = 13, .misc = 96,  \
         .misc_run = (misc_offset_of_run), .chunk_self = 8, .chunk_is_arenas = (self) >= 120 ? 34 : 26,       \
         .arena_huge = (huge_list), .huge_link = (huge_next)                                                  \
     }
 
 const struct jemalloc_layout jemalloc_chunk_layouts[] = {
-    {.version = "3.6.0",
-     .major = 3,
-     .arena_tcaches = 120,
-     .ring_to_tcache = NONE16,
-     .own_stack = NONE16,
-     .mutex_locked = NONE16,
-     .tcache_bins = 40,
-     .tcache_large = NONE16,
-     .tcache_bin_size = 32,
-     .tcache_bin_stack = 24,
-     .tcache_bin_count = 16,
-     .tcache_classes = 36,
-     .lg_chunk = 22,
-     .map = 48,
-     .map_entry = 24,
-     .map_bits = 16,
-     .flag_dirty = 8,
-     .class_shift = 4,
-     .pages_shift = 12,
-     .arena_bins = 288,
-     .arena_bin_size = 152},
+    SHAPE_3("", 24, 16, 288, 152),
+    SHAPE_3(", built with profiling", 32, 24, 304, 160),
     SHAPE_4("4.5.0", 24, 224, 2088, 80, 120, true, 40),
     SHAPE_4("4.2.1", 24, 224, 2080, 72, 104, true, 40),
     SHAPE_4("4.0.4", 16, 168, 464, 72, 104, false, 32),

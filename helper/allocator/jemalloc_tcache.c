@@ -195,7 +195,7 @@ static bool add_stack(struct jemalloc_heap *jemalloc, const struct jemalloc_tcac
     uint32_t region =
         run.kind == JEMALLOC_SLAB ? jemalloc_region_of(&run, avail - 8, &is_start) : JEMALLOC_NOT_THERE;
     return region == JEMALLOC_NOT_THERE ||
-           jemalloc_add_cached(jemalloc, run.first_region + region * run.region_size, KARST_NONE);
+           jemalloc_add_cached(jemalloc, run.first_region + region * run.stride, KARST_NONE);
 }
 
 /* 3.x, 4.x: the stacks stand behind the bins, so where the first begins tells how many bins there are

@@ -35,7 +35,8 @@ DAMAGE: list[tuple[str, str, set[str], list[str]]] = [
     ("threads", "tcache:false", {"bad-count"}, ["224-byte slab", "freed twice"]),
     ("interior", "", {"misaligned"}, ["tcache 0xe0", "inside a region of the 224-byte slab"]),
     ("wrong-size", "", {"wrong-bin"}, ["tcache 0xe0", "a region of the 32-byte slab", "freed with a wrong size"]),
-    ("past-end", "", {"bad-count", "run-overlap"}, ["384-byte slab", "past its last", "the next malloc(384)"]),
+    ("past-end", "", {"bad-count", "run-overlap", "wrong-bin"},
+     ["384-byte slab", "past its last", "the next malloc(384)", "the 192-byte bin of arena 0 has the 384-byte slab"]),
 ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from karst_command import Finding, Target
-from karst_jemalloc_image import MAP_BIAS, Image, Image45, Run
+from karst_jemalloc_image import MAP_BIAS, Image, Image45, Profiling, Redzones, Run
 
 SIZE = 224
 NUMBERS = [0x1D0, 0x1D1, 0x1D2, 0x1D3]
@@ -156,6 +156,53 @@ def test_page_map_is_damaged(directory: Path) -> None:
     assert {finding.code for finding in findings} == {"bad-link"}
     assert any(finding.address & ~0xFFF == first.address for finding in findings)
     assert any(run["address"] == hex(second.address) for run in target.json("runs")["runs"])
+
+
+# ---- 3.x in other configurations: opt.redzone, --enable-prof -----------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "words"), [(Redzones, "; with redzones"), (Profiling, ", built with profiling")])
+def test_other_configurations(kind: type[Image], words: str, directory: Path) -> None:
+    image = kind()
+    runs = {class_: image.small(class_, free={3, 40}) for class_ in (2, 5, 11, 12)}
+    image.large(5)
+    image.free(7, dirty=True)
+    image.caches[11] = [runs[11].region(7), runs[11].region(46)]
+    target, findings = findings_of(image, directory)
+    assert not findings, "\n".join(map(str, findings))
+    [allocator] = target.json("info")["allocators"]
+    assert next(fact["text"] for fact in allocator["facts"] if fact["name"] == "layout").endswith(words)
+    blocks = {block.address: block for block in target.blocks()}
+    for run in runs.values():
+        for region in range(run.regions):
+            block = blocks[run.region(region)]
+            cached = run.class_ == 11 and region in (7, 46)
+            state = "free" if region in (3, 40) else "cached" if cached else "live"
+            assert (block.state, block.size, block.usable) == (state, run.stride, run.region_size), (run, region)
+    summary = target.json("summary")
+    live = [block for block in blocks.values() if block.state == "live"]
+    assert (summary["total"]["live"]["blocks"], summary["total"]["live"]["bytes"]) == (
+        len(live), sum(block.size for block in live))
+    own = summary["allocators"][0]["own"]
+    assert own["small_allocated"] == sum((run.regions - 2) * run.region_size for run in runs.values())
+    assert own["active"] == sum(run.pages * 4096 for run in runs.values()) + 5 * 4096
+
+
+def test_redzones_are_of_no_region(directory: Path) -> None:
+    """What is freed by the address of its redzone; and a bit past the last region."""
+    image = Redzones()
+    first = image.small(11, free={3})
+    second = image.small(12, free={7})
+    image.caches[11] = [first.region(9) - 16]
+    image.words(first.address + 16, 1 << 3 | 1 << 47)
+    target, findings = findings_of(image, directory)
+    assert sorted(finding.code for finding in findings) == ["misaligned", "run-overlap"]
+    [misaligned] = [finding for finding in findings if finding.code == "misaligned"]
+    assert f"inside a region of the 224-byte run at {first.address:#x}" in misaligned.text
+    [overlap] = [finding for finding in findings if finding.code == "run-overlap"]
+    assert overlap.address == first.region(47) and f"the 256-byte run at {second.address:#x}" in overlap.text
+    answer = target.json("block", hex(first.region(5) + 230))
+    assert "is not a region start, but 0xe6 bytes into region 5" in answer["explanation"]
 
 
 # ---- 4.x: the headers of runs are in the chunk's -----------------------------------------------------------

@@ -8,6 +8,7 @@ import struct
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 PAGE = 4096
 CHUNK = 4 << 20
@@ -26,23 +27,37 @@ class Run:
     region_size: int
     regions: int
     pages: int
+    redzone: int = 0
+    pad: int = 0  # behind the last region
+
+    @property
+    def stride(self) -> int:
+        return self.region_size + 2 * self.redzone
 
     @property
     def first(self) -> int:
-        return self.address + self.pages * PAGE - self.regions * self.region_size
+        return self.address + self.pages * PAGE - self.regions * self.stride - self.pad + self.redzone
 
     def region(self, index: int) -> int:
-        return self.first + index * self.region_size
+        return self.first + index * self.stride
 
 
 @dataclass
 class Image:
+    entry: ClassVar[int] = MAP_ENTRY
+    bias: ClassVar[int] = MAP_BIAS
+    bins: ClassVar[tuple[int, int]] = (ARENA_BINS, BIN_SIZE)
+    classes: ClassVar[dict[int, tuple[int, ...]]] = CLASSES
+
     chunk: int = 0x7F57D4C00000
     arena: int = 0x7F57D5000000
     memory: bytearray = field(default_factory=lambda: bytearray(CHUNK))
     own: bytearray = field(default_factory=lambda: bytearray(4 * PAGE))
-    next_page: int = MAP_BIAS
+    next_page: int = 0
     caches: dict[int, list[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.next_page = self.next_page or self.bias
 
     def put(self, address: int, data: bytes) -> None:
         for start, memory in ((self.chunk, self.memory), (self.arena, self.own)):
@@ -55,18 +70,18 @@ class Image:
         self.put(address, struct.pack(f"<{len(values)}Q", *values))
 
     def map_bits(self, page: int, bits: int) -> None:
-        self.words(self.chunk + MAP + (page - MAP_BIAS) * MAP_ENTRY + 16, bits)
+        self.words(self.chunk + MAP + (page - self.bias) * self.entry + self.entry - 8, bits)
 
     def bin(self, class_: int) -> int:
-        return self.arena + ARENA_BINS + class_ * BIN_SIZE
+        return self.arena + self.bins[0] + class_ * self.bins[1]
 
     # ---- runs, one behind the other
 
     def small(self, class_: int, free: set[int] | None = None) -> Run:
         """A run of regions, those in free free, the others in use."""
         free = free or set()
-        size, pages, regions = CLASSES[class_]
-        run = Run(self.chunk + self.next_page * PAGE, class_, size, regions, pages)
+        size, pages, regions, *more = self.classes[class_]
+        run = Run(self.chunk + self.next_page * PAGE, class_, size, regions, pages, *more)
         for page in range(pages):
             self.map_bits(self.next_page + page, page << 12 | class_ << 4 | 1)
         bitmap = sum(1 << region for region in free)
@@ -113,6 +128,19 @@ class Image:
             stack += 8 * 20
         path.write_bytes(core_file([(self.chunk, bytes(self.memory)), (self.arena, bytes(self.own))]))
         return path
+
+
+class Redzones(Image):
+    """The same with opt.redzone: as arena_bin_info[] of 3.6.0 has it then. Redzone and padding are told, too."""
+
+    classes = {2: (32, 1, 63, 16, 16), 5: (80, 2, 72, 16, 0), 11: (224, 3, 47, 16, 16), 12: (256, 6, 47, 128, 128)}
+
+
+class Profiling(Image):
+    """The same as built with --enable-prof: a pointer more for each page, and in each arena_bin_t."""
+
+    entry, bias = 32, 8
+    bins = (304, 160)
 
 
 class Image45(Image):
