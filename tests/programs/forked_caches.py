@@ -37,9 +37,10 @@ def fork(work, cache):
     child = os.fork()
     if child == 0:
         work(cache)
-        os.write(write, b"x")
+        told = False  # once all that it writes to from now on is its own
         while os.getppid() == parent:
             time.sleep(0.1)
+            told = told or os.write(write, b"x")
         os._exit(0)
     os.read(read, 1)
     print("child", work.__name__, child, flush=True)

@@ -49,9 +49,10 @@ def fork(name, work):
     child = os.fork()
     if child == 0:
         work()
-        os.write(write, b"x")
+        told = False  # once all that it writes to from now on is its own
         while os.getppid() == parent:
             time.sleep(0.1)
+            told = told or os.write(write, b"x")
         os._exit(0)
     os.read(read, 1)
     print("child", name, child, flush=True)
