@@ -60,11 +60,12 @@ static bool add_piece(struct finder *finder, uint64_t start, uint64_t end, size_
         finder->pieces = pieces;
         finder->room = room;
     }
-    uint8_t *marks = calloc(last - first, 1);
-    if (!marks) {
+    struct piece *piece = &finder->pieces[finder->count];
+    *piece = (struct piece){.first = first, .end = last, .row = row, .marks = calloc(last - first, 1)};
+    if (!piece->marks) {
         return false;
     }
-    finder->pieces[finder->count++] = (struct piece){first, last, row, marks};
+    finder->count++;
     return true;
 }
 
