@@ -247,7 +247,7 @@ static bool check_bin_node(void *context, uint64_t chunk, uint64_t size_word) {
     }
     bool has_back = glibc_read(glibc, chunk + 24, &back);
     if (has_back && is_no_pointer(back)) {
-        REPORT(check, WRITE_AFTER_FREE, CORRUPT, user(chunk), size,
+        REPORT(check, WRITE_AFTER_FREE, torn(check), user(chunk), size,
                "a freed block in %s was written to: where its back link was there is none\t0x%" PRIx64
                " at 0x%" PRIx64 ", not 0x%" PRIx64,
                bin_name(check, check->bin), back, chunk + 24, check->previous);
@@ -278,16 +278,16 @@ static void report_bad_bin_link(struct check *check, const struct glibc_list_res
         return; /* memory that is missing, not damage */
     }
     if (!result->from) {
-        REPORT(check, BAD_LINK, CORRUPT, glibc_bin_head(check->glibc, check->arena, check->index) + 16, 0,
+        REPORT(check, BAD_LINK, torn(check), glibc_bin_head(check->glibc, check->arena, check->index) + 16, 0,
                "%s starts with a link that leads to no block; the arena was overwritten\tfd is 0x%" PRIx64,
                bin_name(check, check->bin), result->raw);
     } else if (is_no_pointer(result->raw)) {
-        REPORT(check, WRITE_AFTER_FREE, CORRUPT, user(result->from), 0,
+        REPORT(check, WRITE_AFTER_FREE, torn(check), user(result->from), 0,
                "a freed block in %s was written to: where its link was there is none\t0x%" PRIx64
                " at 0x%" PRIx64,
                bin_name(check, check->bin), result->raw, result->from + 16);
     } else {
-        REPORT(check, BAD_LINK, CORRUPT, user(result->from), 0,
+        REPORT(check, BAD_LINK, torn(check), user(result->from), 0,
                "the link of a block in %s leads to no block of the heap; written to after it was freed"
                "\tfd is 0x%" PRIx64 " at 0x%" PRIx64,
                bin_name(check, check->bin), result->raw, result->from + 16);
