@@ -39,7 +39,8 @@ struct process {
     int pagemap; /* /proc/PID/pagemap, -1: none */
     struct process_tracee *tracees;
     size_t tracee_count;
-    bool no_scan; /* the kernel has no PAGEMAP_SCAN */
+    pid_t unstoppable; /* a thread that was left alone, for it would not have stopped; 0: none */
+    bool no_scan;      /* the kernel has no PAGEMAP_SCAN */
     struct process_region *regions[PROCESS_REGIONS];
     bool no_system_call; /* a sandbox forbids process_vm_readv() */
     bool shared_searched, shared_known;

@@ -21,8 +21,10 @@
 #include <time.h>
 #include <unistd.h>
 
-/* How long a thread may take to stop; one in an uninterruptible wait never does. */
+/* How long a thread may take to stop. One in an uninterruptible wait may never do; one that only waits for a
+ * processor, on a machine with much to do, will. */
 #define STOP_TIMEOUT_NS 3000000000u
+#define STOP_LONGEST_NS 60000000000u
 /* New threads may appear between two looks at the list; a fork bomb of threads ends this. */
 #define ROUNDS_MAX 1000
 
@@ -105,6 +107,29 @@ static bool has_ended(pid_t tid) {
     return !process_read_status(tid, &status) || status.state == 'Z' || status.state == 'X';
 }
 
+static void pause_a_little(unsigned tries) {
+    struct timespec pause = {0, tries < 100 ? 20000 : 1000000};
+    nanosleep(&pause, NULL);
+}
+
+static bool waits_for_kernel(pid_t tid) {
+    struct process_status status;
+    return process_read_status(tid, &status) && status.state == 'D';
+}
+
+/* Waits until the thread can stop; false: it waits for the kernel all the time. Seized there it could not be
+ * let go of, and would stand still, once it came out, for as long as we live. */
+static bool can_stop(pid_t tid) {
+    uint64_t deadline = now_ns() + STOP_TIMEOUT_NS;
+    for (unsigned tries = 0; waits_for_kernel(tid); tries++) {
+        if (now_ns() > deadline) {
+            return false;
+        }
+        pause_a_little(tries);
+    }
+    return true;
+}
+
 /* Seizes a thread that is not known yet. A thread that ended meanwhile is no failure. */
 static bool seize(void *context, pid_t tid) {
     struct process *process = context;
@@ -119,6 +144,10 @@ static bool seize(void *context, pid_t tid) {
             return false;
         }
         process->tracees = tracees;
+    }
+    if (!can_stop(tid)) {
+        process->unstoppable = tid;
+        return false;
     }
     if (ptrace(PTRACE_SEIZE, tid, NULL, NULL) != 0) {
         int refused = errno;
@@ -145,7 +174,7 @@ static void note_stop(struct process_tracee *tracee, int status) {
     }
 }
 
-/* Waits until the thread stops or ends; false: it does neither. */
+/* Waits until the thread stops or ends, at least until deadline; false: it does neither. */
 static bool wait_for(struct process_tracee *tracee, uint64_t deadline) {
     for (unsigned tries = 0; !tracee->stopped && !tracee->gone; tries++) {
         int status;
@@ -154,22 +183,19 @@ static bool wait_for(struct process_tracee *tracee, uint64_t deadline) {
             note_stop(tracee, status);
         } else if (got < 0 && errno != EINTR) {
             tracee->gone = true;
-        } else if (now_ns() > deadline) {
+        } else if (now_ns() > deadline &&
+                   (waits_for_kernel(tracee->tid) || now_ns() > deadline + STOP_LONGEST_NS)) {
             return false;
         } else {
-            struct timespec pause = {0, tries < 100 ? 20000 : 1000000};
-            nanosleep(&pause, NULL);
+            pause_a_little(tries);
         }
     }
     return true;
 }
 
 static bool cannot_stop(const struct process *process, pid_t tid, struct karst_error *error) {
-    struct process_status status;
-    const char *why = "";
-    if (process_read_status(tid, &status) && status.state == 'D') {
-        why = ": it waits for the kernel (a disk, NFS, or the end of a vfork)";
-    }
+    const char *why =
+        waits_for_kernel(tid) ? ": it waits for the kernel (a disk, NFS, or the end of a vfork)" : "";
     return karst_fail(error, KARST_ERROR_SYSTEM,
                       "thread %d of process %d does not stop%s; --no-stop reads it while it runs", tid,
                       process->pid, why);
@@ -182,7 +208,8 @@ static bool seize_all(struct process *process, const struct process_status *stat
     do {
         before = process->tracee_count;
         if (!each_thread(process->pid, seize, process)) {
-            return process_refused(process->pid, status, errno, error);
+            return process->unstoppable ? cannot_stop(process, process->unstoppable, error)
+                                        : process_refused(process->pid, status, errno, error);
         }
         uint64_t deadline = now_ns() + STOP_TIMEOUT_NS;
         for (size_t i = before; i < process->tracee_count; i++) {

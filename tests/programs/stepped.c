@@ -1,7 +1,10 @@
 /* Calls malloc and its like in each way that changes a heap differently, and traps before each call, so that
  * who traces it can go on by single instructions and look.
  *
- *   stepped main|thread   which arena does the work; stepped.h says how it talks to its watcher */
+ *   stepped [OPERATIONS SEED] main|thread
+ *
+ * main, thread: which arena does the work. OPERATIONS: so many random ones instead. stepped.h says how it
+ * talks to its watcher. */
 #include "stepped.h"
 
 #include <malloc.h>
@@ -15,7 +18,11 @@
 
 #define KIB 1024ul
 
+/* How many blocks are kept by random operations, about. */
+#define HELD_AT_ONCE 40
+
 static struct stepped *shared;
+static long random_operations;
 static void *held[STEPPED_HELD_MAX];
 
 static void *hold(void *block) {
@@ -137,10 +144,36 @@ static void mapped(void) {
     free_block(block, "free of a mapped block");
 }
 
+/* Sizes that end in each kind of bin, mostly small. */
+static size_t random_size(void) {
+    static const size_t most[] = {60, 120, 600, 1500, 4 * KIB, 20 * KIB, 70 * KIB};
+    return 1 + (size_t)random() % most[(size_t)random() % (sizeof most / sizeof *most)];
+}
+
+static void random_operation(void) {
+    size_t at = (size_t)random() % HELD_AT_ONCE, size = random_size();
+    void *block = held[at];
+    long kind = random() % 10;
+    if (!block) {
+        block = kind < 8 ? OPERATION(malloc(size)) : OPERATION(memalign(16ul << random() % 6, size));
+        memset(block, (int)random(), size);
+    } else if (kind < 8) {
+        free_block(block, "free");
+    } else {
+        resize(block, size, "realloc");
+    }
+}
+
 static void *operations(void *unused) {
     (void)unused;
     for (size_t i = 0; i < 5; i++) {
         hold(malloc(1500 + 100 * i));
+    }
+    for (long i = 0; i < random_operations; i++) {
+        random_operation();
+    }
+    if (random_operations) {
+        return NULL;
     }
     from_top();
     from_bins();
@@ -152,7 +185,11 @@ static void *operations(void *unused) {
 }
 
 int main(int argc, char **argv) {
-    bool in_thread = argc > 1 && strcmp(argv[1], "thread") == 0;
+    bool in_thread = argc > 1 && strcmp(argv[argc - 1], "thread") == 0;
+    if (argc > 3) {
+        random_operations = atol(argv[1]);
+        srandom((unsigned)atol(argv[2]));
+    }
     shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED, STEPPED_SHARED_FD, 0);
     while (!shared->go) {
         usleep(1000);
