@@ -1,7 +1,8 @@
 /* jemalloc: what its parts share. jemalloc_layout.c has the layouts of its versions as data, jemalloc_find.c
  * finds the roots of 5.x, jemalloc_find_chunks.c the chunks of 3.x and 4.x, which jemalloc_chunks.c reads as
- * jemalloc_extents.c does 5.x's extents, jemalloc_tcache.c the threads' caches;
- * jemalloc.c walks, jemalloc_check.c checks. Facts: docs/allocators/jemalloc.md.
+ * jemalloc_extents.c does 5.x's extents, jemalloc_tcache.c the threads' caches; jemalloc_debug_info.c
+ * corrects layouts; jemalloc.c walks, jemalloc_answers.c tells of runs, totals and one block,
+ * jemalloc_check*.c check. Facts: docs/allocators/jemalloc.md.
  *
  * All versions come down to page runs (struct jemalloc_run): what 5.x calls extents and slabs, 3.x and 4.x
  * runs. Everything but the finding and the two walks over them knows runs only. */
@@ -306,6 +307,18 @@ bool jemalloc_tcache_items(struct jemalloc_heap *jemalloc, const struct jemalloc
 
 #define JEMALLOC_STACK_MAX 8192u /* of one bin: the low 16 bits of its address tell where it ends */
 
+/* The row of the bin that a run's free regions, or an unused run itself, are in; KARST_NONE: none. */
+uint32_t jemalloc_bin_of(const struct jemalloc_heap *jemalloc, const struct jemalloc_run *run);
+
+/* ---- what struct karst_allocator asks for, over files ------------------------------------------------ */
+
+bool jemalloc_runs(struct karst_heap *heap, bool (*run)(void *context, const struct karst_page_run *run),
+                   void *context, struct karst_error *error);
+int jemalloc_figures(struct karst_heap *heap, struct karst_figure *figures, struct karst_error *error);
+bool jemalloc_describe(struct karst_heap *heap, const struct karst_block *block, struct karst_facts *facts,
+                       struct karst_error *error);
+void jemalloc_explain(struct karst_heap *heap, const struct karst_block *block, uint64_t address, char *text,
+                      size_t size);
 bool jemalloc_check(struct karst_heap *heap, struct karst_findings *findings, struct karst_error *error);
 
 #endif
