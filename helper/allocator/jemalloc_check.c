@@ -16,7 +16,7 @@
 #define ALL        (1ull << 47)
 
 enum karst_severity jemalloc_torn(const struct jemalloc_checking *check) {
-    return check->jemalloc->inside ? KARST_SEVERITY_SUSPECT : KARST_SEVERITY_CORRUPT;
+    return check->jemalloc->inside || check->locked ? KARST_SEVERITY_SUSPECT : KARST_SEVERITY_CORRUPT;
 }
 
 /* ---- naming ----------------------------------------------------------------------------------------- */

@@ -19,6 +19,7 @@ struct jemalloc_checking {
     struct jemalloc_unused *unused; /* of each arena: dirty, muzzy, retained */
     struct karst_marks in_bins;     /* 5.x: extents of the slabs that bins lead to, if bins_read */
     bool bins_read;
+    bool locked, any_locked;    /* the bin at hand; any bin: somebody was at work in it */
     struct jemalloc_run before; /* the run met last, if has_before */
     bool has_before;
 };

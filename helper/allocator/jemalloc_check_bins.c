@@ -256,6 +256,13 @@ static void check_full(struct jemalloc_checking *check, const struct bin *bin) {
     }
 }
 
+static bool is_locked(struct jemalloc_heap *jemalloc, const struct bin *bin) {
+    const uint16_t locked = jemalloc->layout.mutex_locked;
+    const uint8_t *byte;
+    return locked != (JEMALLOC_NOT_THERE & 0xffff) &&
+           (byte = jemalloc_at(jemalloc, bin->address + locked, 1)) && *byte == 1;
+}
+
 static bool check_bin(struct jemalloc_checking *check, const struct bin *bin, void *context) {
     (void)context;
     uint64_t bytes = (uint64_t)check->jemalloc->layout.arena_bin_size;
@@ -263,6 +270,8 @@ static bool check_bin(struct jemalloc_checking *check, const struct bin *bin, vo
         check->interrupted = true;
         return false;
     }
+    check->locked = is_locked(check->jemalloc, bin);
+    check->any_locked |= check->locked;
     if (bin->current) {
         check_slab(check, bin, CURRENT, bin->current, bin->address + check->jemalloc->layout.bin_slabcur);
     }
@@ -270,6 +279,7 @@ static bool check_bin(struct jemalloc_checking *check, const struct bin *bin, vo
         check_heap(check, bin);
     }
     check_full(check, bin);
+    check->locked = false;
     return !check->out_of_memory;
 }
 
@@ -282,6 +292,10 @@ void jemalloc_check_bins(struct jemalloc_checking *check) {
     if (find_shards(check->jemalloc, &shards)) {
         each_bin(check, &shards, count_fit, &fit);
         check->bins_read = fit.bad <= 2 * fit.good + DAMAGED_BINS;
+        if (fit.good + fit.bad == 0) { /* no slabs, or a place where there is nothing */
+            check->bins_read = false;
+            return;
+        }
     }
     if (!check->bins_read) {
         karst_target_remark(check->jemalloc->heap.target,
@@ -293,12 +307,15 @@ void jemalloc_check_bins(struct jemalloc_checking *check) {
 }
 
 void jemalloc_check_listed(struct jemalloc_checking *check, const struct jemalloc_run *run) {
-    if (!check->bins_read || run->nfree == 0 || !jemalloc_count_free(run) ||
+    /* All free: on its way into its bin, or from there. */
+    if (!check->bins_read || run->nfree == 0 || run->nfree >= run->regions || !jemalloc_count_free(run) ||
         !check->jemalloc->arenas[run->arena].address || karst_marks_has(&check->in_bins, run->header)) {
         return;
     }
+    check->locked = check->any_locked;
     REPORT(check, LOST_FREE, run->address, run->size,
            "%s has %" PRIu32 " free, and its bin (arena %" PRIu32
            ") does not lead to it: they will never be handed out again\textent at 0x%" PRIx64,
            jemalloc_name_run(check, run).text, run->nfree, run->arena, run->header);
+    check->locked = false;
 }
