@@ -1,5 +1,5 @@
-/* glibc malloc: the walk over chunks, the lists, and what can be said of one block. Written from the
- * published layout (malloc/malloc.c, malloc/arena.c of glibc 2.31 to 2.43); see docs/allocators/glibc.md. */
+/* glibc malloc: the walk over chunks, and what can be said of one block. Written from the published layout
+ * (malloc/malloc.c, malloc/arena.c of glibc 2.31 to 2.43); see docs/allocators/glibc.md. */
 #include "glibc.h"
 
 #include <inttypes.h>
@@ -54,194 +54,6 @@ uint64_t glibc_first_chunk(const struct glibc_heap *glibc, const struct karst_ex
         first += glibc->layout.state_size;
     }
     return (first + GLIBC_ALIGN - 1) & ~(uint64_t)(GLIBC_ALIGN - 1);
-}
-
-/* ---- the cached set --------------------------------------------------------------------------------- */
-
-bool glibc_add_cached(struct glibc_heap *glibc, uint64_t chunk, uint32_t bin) {
-    if (glibc->cached_count == glibc->cached_capacity) {
-        size_t capacity = glibc->cached_capacity ? glibc->cached_capacity * 2 : 256;
-        struct glibc_cached *cached = realloc(glibc->cached, capacity * sizeof *cached);
-        if (!cached) {
-            return false;
-        }
-        glibc->cached = cached;
-        glibc->cached_capacity = capacity;
-    }
-    glibc->cached[glibc->cached_count++] = (struct glibc_cached){chunk, bin};
-    return true;
-}
-
-static int compare_cached(const void *a, const void *b) {
-    const struct glibc_cached *x = a, *y = b;
-    if (x->chunk != y->chunk) {
-        return x->chunk < y->chunk ? -1 : 1;
-    }
-    return x->bin < y->bin ? -1 : x->bin > y->bin;
-}
-
-void glibc_sort_cached(struct glibc_heap *glibc) {
-    if (glibc->cached_count == 0) {
-        return;
-    }
-    qsort(glibc->cached, glibc->cached_count, sizeof *glibc->cached, compare_cached);
-    /* A list with a cycle gave its chunks more than once. */
-    size_t kept = 1;
-    for (size_t i = 1; i < glibc->cached_count; i++) {
-        if (compare_cached(&glibc->cached[i], &glibc->cached[kept - 1]) != 0) {
-            glibc->cached[kept++] = glibc->cached[i];
-        }
-    }
-    glibc->cached_count = kept;
-}
-
-/* The first entry at or above chunk. */
-static size_t cached_from(const struct glibc_heap *glibc, uint64_t chunk) {
-    size_t low = 0, high = glibc->cached_count;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        if (glibc->cached[middle].chunk < chunk) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    return low;
-}
-
-/* ---- lists ------------------------------------------------------------------------------------------ */
-
-/* Brent's cycle detection: remembers a node and moves it on at each power of two. */
-struct cycle {
-    uint64_t tortoise;
-    uint64_t steps, limit;
-};
-
-static bool cycle_met(struct cycle *cycle, uint64_t node) {
-    if (node == cycle->tortoise) {
-        return true;
-    }
-    if (++cycle->steps >= cycle->limit) {
-        cycle->tortoise = node;
-        cycle->steps = 0;
-        cycle->limit = cycle->limit ? cycle->limit * 2 : 1;
-    }
-    return false;
-}
-
-/* A chunk that a tcache may hold: in an arena's extent, or (2.43) a whole mapped block. */
-static bool may_be_chunk(const struct glibc_heap *glibc, uint64_t chunk, bool mapped_too) {
-    if (chunk % GLIBC_ALIGN != 0) {
-        return false;
-    }
-    if (glibc_chunk_extent(glibc, chunk)) {
-        return true;
-    }
-    const struct karst_extent *extent = mapped_too ? karst_heap_extent(&glibc->heap, chunk) : NULL;
-    return extent && extent->end - chunk >= GLIBC_MIN_CHUNK;
-}
-
-/* Singly linked lists: each word that links is at link_at, holds chunk + bias, mangled by its own address
- * except for the head (glibc 2.32 and later, PROTECT_PTR). */
-static struct glibc_list_result follow_single(struct glibc_heap *glibc, uint64_t head_at, uint64_t bias,
-                                              bool mapped_too, glibc_list_fn *visit, void *context) {
-    struct glibc_list_result result = {.end = GLIBC_LIST_END};
-    struct cycle cycle = {0};
-    uint64_t link_at = head_at;
-    for (bool head = true;; head = false) {
-        if (!glibc_read(glibc, link_at, &result.raw)) {
-            result.end = GLIBC_LIST_BAD;
-            return result;
-        }
-        uint64_t value = result.raw;
-        if (!head && glibc->layout.safe_linking) {
-            value ^= link_at >> 12;
-        }
-        if (value == 0) {
-            return result;
-        }
-        result.link = value - bias;
-        uint64_t size_word;
-        if (!may_be_chunk(glibc, result.link, mapped_too) ||
-            !glibc_read(glibc, result.link + 8, &size_word)) {
-            result.end = GLIBC_LIST_BAD;
-            return result;
-        }
-        if (cycle_met(&cycle, result.link)) {
-            result.end = GLIBC_LIST_CYCLE;
-            return result;
-        }
-        if (!visit(context, result.link, size_word)) {
-            result.end = GLIBC_LIST_STOPPED;
-            return result;
-        }
-        result.count++;
-        result.from = result.link;
-        link_at = result.link + GLIBC_HEADER;
-    }
-}
-
-struct glibc_list_result glibc_follow_fastbin(struct glibc_heap *glibc, const struct glibc_arena *arena,
-                                              unsigned index, glibc_list_fn *visit, void *context) {
-    return follow_single(glibc, arena->address + glibc->layout.state_fastbins + 8ull * index, 0, false, visit,
-                         context);
-}
-
-struct glibc_list_result glibc_follow_tcache(struct glibc_heap *glibc, const struct glibc_tcache *tcache,
-                                             unsigned index, glibc_list_fn *visit, void *context) {
-    return follow_single(glibc, tcache->address + glibc->layout.tcache_entries + 8ull * index, GLIBC_HEADER,
-                         glibc->layout.tcache_counts_slots, visit, context);
-}
-
-uint64_t glibc_tcache_said(struct glibc_heap *glibc, const struct glibc_tcache *tcache, unsigned index) {
-    uint16_t count;
-    const uint8_t *bytes = karst_window_at(&glibc->lists, tcache->address + 2ull * index, sizeof count);
-    if (!bytes) {
-        return 0;
-    }
-    memcpy(&count, bytes, sizeof count);
-    if (!glibc->layout.tcache_counts_slots) {
-        return count;
-    }
-    return glibc->tcache_count >= count ? glibc->tcache_count - count : UINT64_MAX;
-}
-
-uint64_t glibc_bin_head(const struct glibc_heap *glibc, const struct glibc_arena *arena, unsigned index) {
-    return arena->address + glibc->layout.state_bins + 16ull * (index - 1) - GLIBC_HEADER;
-}
-
-struct glibc_list_result glibc_follow_bin(struct glibc_heap *glibc, const struct glibc_arena *arena,
-                                          unsigned index, bool backwards, glibc_list_fn *visit,
-                                          void *context) {
-    struct glibc_list_result result = {.end = GLIBC_LIST_END};
-    struct cycle cycle = {0};
-    uint64_t head = glibc_bin_head(glibc, arena, index);
-    uint64_t node = head;
-    for (;;) {
-        if (!glibc_read(glibc, node + (backwards ? 24 : 16), &result.raw)) {
-            result.end = GLIBC_LIST_BAD;
-            return result;
-        }
-        result.from = node == head ? 0 : node;
-        node = result.link = result.raw;
-        if (node == head) {
-            return result;
-        }
-        uint64_t size_word;
-        if (!may_be_chunk(glibc, node, false) || !glibc_read(glibc, node + 8, &size_word)) {
-            result.end = GLIBC_LIST_BAD;
-            return result;
-        }
-        if (cycle_met(&cycle, node)) {
-            result.end = GLIBC_LIST_CYCLE;
-            return result;
-        }
-        if (!visit(context, node, size_word)) {
-            result.end = GLIBC_LIST_STOPPED;
-            return result;
-        }
-        result.count++;
-    }
 }
 
 /* ---- anchors: chunk starts that lists know ---------------------------------------------------------- */
@@ -344,7 +156,7 @@ static void walk_open(struct walk *walk, struct glibc_heap *glibc, const struct 
     bool holds_top = !arena->top_damaged && arena->top >= extent->start && arena->top < extent->end;
     walk->top = holds_top ? arena->top : 0;
     walk->limit = holds_top ? arena->top : extent->end;
-    walk->cached = cached_from(glibc, extent->start);
+    walk->cached = glibc_cached_from(glibc, extent->start);
 }
 
 /* Is word the size word of a chunk at address that can stand here? Fenceposts are not. */
@@ -680,7 +492,7 @@ static bool stream_mapped(struct glibc_heap *glibc, const struct karst_extent *e
     if (!block) {
         return false;
     }
-    size_t cached = cached_from(glibc, chunk);
+    size_t cached = glibc_cached_from(glibc, chunk);
     bool is_cached = cached < glibc->cached_count && glibc->cached[cached].chunk == chunk &&
                      glibc->cached[cached].bin != KARST_NONE;
     /* 2.43's malloc_usable_size() leaves out a word more than the header (malloc/malloc.c, memsize()). */

@@ -233,5 +233,7 @@ void glibc_close(struct karst_heap *heap);
 /* Adds to the cached set; false: out of memory. */
 bool glibc_add_cached(struct glibc_heap *glibc, uint64_t chunk, uint32_t bin);
 void glibc_sort_cached(struct glibc_heap *glibc);
+/* The index of the first entry of the sorted set at or above chunk; cached_count: there is none. */
+size_t glibc_cached_from(const struct glibc_heap *glibc, uint64_t chunk);
 
 #endif
