@@ -83,7 +83,7 @@ test-jemalloc-builds: deps
 $(BUILD)/jemalloc/%/ledger: tests/programs/ledger.c
 	$(CC) $(TEST_CFLAGS) -DLEDGER_PREFIXED $< $(@D)/libjemalloc.a -lm -o $@
 
-# Real programs with the preload library in them, as without: half an hour.
+# Real programs with the preload library in them, as without: half an hour, or an hour on a busy machine.
 PRELOAD_TEST_PACKAGES := libpython3.11-testsuite redis-tools
 .PHONY: test-preload
 test-preload: deps

@@ -282,12 +282,11 @@ static volatile sig_atomic_t handled;
 __attribute__((noinline)) void inner(int i) { kept[i] = malloc(4001 + i); __asm__ volatile(""); }
 __attribute__((noinline)) void middle(int i) { inner(i); __asm__ volatile(""); }
 __attribute__((noinline)) void on_signal(int number) { middle(number == SIGALRM ? 2 : 1); handled++; }
-__attribute__((noinline)) void spin(void) { while (handled < 2) { __asm__ volatile(""); } __asm__ volatile(""); }
+__attribute__((noinline)) void spin(void) { ualarm(1000, 0); while (handled < 2) { __asm__ volatile(""); } }
 __attribute__((noinline)) void outer(void) { middle(0); raise(SIGUSR1); spin(); __asm__ volatile(""); }
 int main(void) {
     signal(SIGUSR1, on_signal);
     signal(SIGALRM, on_signal);
-    ualarm(50000, 0);
     outer();
     printf("ready\n");
     fflush(stdout);

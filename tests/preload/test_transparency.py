@@ -1,6 +1,6 @@
 """Programs do the same with the preload library in them as without: CPython's own tests, redis under load, git and
 perl at work, a C++ program with all operators, 16 threads with forks; with each part on, and under each allocator.
-`make test-preload` runs it; it takes half an hour. KARST_PYTHON_TESTS="test_gc test_json": these only;
+`make test-preload` runs it; it takes half an hour or more. KARST_PYTHON_TESTS="test_gc test_json": these only;
 KARST_HAMMER_SECONDS: for how long each allocator is hammered (60)."""
 
 from __future__ import annotations
