@@ -178,6 +178,11 @@ static char *put_decimal(char *at, uint64_t value) {
     return at;
 }
 
+/* As json.c has numbers: a mark that was written over may say anything, and readers take 63 bits. */
+static char *put_number(char *at, uint64_t value) {
+    return put_decimal(at, value > INT64_MAX ? INT64_MAX : value);
+}
+
 static void write_asked(struct karst_block_lines *lines, struct karst_writer *writer,
                         const struct karst_block *block) {
     struct karst_mark_of mark;
@@ -194,12 +199,12 @@ static void write_asked(struct karst_block_lines *lines, struct karst_writer *wr
         karst_write(writer, KARST_STYLE_PLAIN, none, sizeof none - 1);
         return;
     }
-    at = put_decimal(at, mark.size);
+    at = put_number(at, mark.size);
     at = stpcpy(at, ",\"site\":");
     karst_write(writer, KARST_STYLE_PLAIN, text, (size_t)(at - text));
     karst_write(writer, KARST_STYLE_PLAIN, name->quoted, strlen(name->quoted));
     at = stpcpy(text, ",\"sequence\":");
-    at = put_decimal(at, mark.sequence);
+    at = put_number(at, mark.sequence);
     at = stpcpy(at, "}\n");
     karst_write(writer, KARST_STYLE_PLAIN, text, (size_t)(at - text));
 }
