@@ -47,8 +47,10 @@ def test_a_sleeping_background_thread_is_not_inside(directory: Path) -> None:
     """Else whatever is found there, in redis-server say, would be `suspect` for good."""
     environment = {"LD_PRELOAD": str(LIBRARY), "MALLOC_CONF": "background_thread:true,dirty_decay_ms:-1,muzzy_decay_ms:-1"}
     with started([TESTS / "ledger", "--threads=2", "--slots=500", directory], directory, environment) as program:
-        names = [path.read_text() for path in Path(f"/proc/{program.pid}/task").glob("*/comm")]
-        assert "jemalloc_bg_thd\n" in names
+        end = time.monotonic() + 60
+        while "jemalloc_bg_thd\n" not in [path.read_text() for path in Path(f"/proc/{program.pid}/task").glob("*/comm")]:
+            assert time.monotonic() < end, "no background thread"
+            time.sleep(0.01)
         for _ in range(LOOKS):  # now and then it wakes up, and is
             calm = not Target.process(program.pid).json("info")["allocators"][0]["in_flux"]
             if calm and not Target.core(gcore(program.pid, directory)).json("info")["allocators"][0]["in_flux"]:
