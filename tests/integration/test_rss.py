@@ -155,7 +155,10 @@ def test_tree_is_a_table_of_each(family: Program) -> None:
     assert set(shown) == set(rows)
     for pid, figures in shown.items():
         vss, _, pss, uss = figures
-        assert (vss, uss) == (rows[pid]["vss_bytes"], rows[pid]["uss_bytes"])
+        row = rows[pid]
+        # Who else maps the libraries' pages just now makes a difference to these, too.
+        clean = row["uss_bytes"] - row["private_dirty_bytes"] + row["shared_clean_bytes"]
+        assert vss == row["vss_bytes"] and uss == pytest.approx(row["uss_bytes"], abs=clean)
         assert uss <= pss <= vss
 
 
