@@ -14,8 +14,8 @@
 static void wait_in_vfork(void) {
     static char ready[32];
     int size = snprintf(ready, sizeof ready, "ready %d\n", getpid());
-    if (vfork() == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (vfork() == 0) {                   /* NOLINT: that is what it is for */
+        prctl(PR_SET_PDEATHSIG, SIGKILL); /* NOLINT */
         if (write(1, ready, (size_t)size) == size) {
             sleep(600);
         }
