@@ -184,7 +184,7 @@ def measure_gdb_text(options: argparse.Namespace, core: Path, gdb: list[str], al
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout
         size = sum(map(len, process.stdout))
-    line = "x" * 119 + "\n"
+    line = "x" * 119 + "\\n"
     writing = least([*gdb, "-ex", f"python for i in range({size} // 16320): gdb.write('{line}' * 136)"], 1) - alone
     inside = least([*gdb, "-ex", "karst " + " ".join(words)], 1) - alone
     ratio = (inside - writing) / least(command, 1)
