@@ -348,7 +348,7 @@ bool glibc_add_main_extents(struct glibc_heap *glibc, struct karst_error *error)
     if (!arena->top_damaged &&
         (top_end <= arena->top || top_end > top_run || top_end % target->page_size != 0)) {
         uint64_t told = start + arena->system_mem;
-        bool possible = start && told > arena->top && told <= top_run;
+        bool possible = start && told % target->page_size == 0 && told > arena->top && told <= top_run;
         if (!settle_top(glibc, 0, possible ? told : top_run)) {
             return karst_fail_memory(error);
         }

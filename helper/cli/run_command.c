@@ -73,7 +73,7 @@ struct run {
 static bool add_trap(struct run *run, const char *text, struct karst_error *error) {
     struct karst_trap trap;
     size_t used = strlen(run->traps);
-    if (!karst_trap_from_text(text, &trap, sizeof trap, error)) {
+    if (!karst_read_trap(text, &trap, sizeof trap, error)) {
         return false;
     }
     if (strchr(text, ';') || used + strlen(text) + 2 > sizeof run->traps) {

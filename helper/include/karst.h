@@ -230,23 +230,12 @@ KARST_EXPORT const char *karst_verbs_json(void);
 /* Traps as people write them, "realloc 8880819", and why a thread stopped at one, as the structs of
  * karst-abi.h, which this header does not need: size is that of the struct where the caller has it. */
 
-/* Fills a struct karst_trap from text. */
+/* Fills a struct karst_trap from text; its number stays 0. False: the text is no trap, error says why. */
 KARST_EXPORT bool karst_read_trap(const char *text, void *trap, size_t size,
                                   struct karst_error *error) KARST_CHECKED;
 /* Says in one line what a struct karst_why tells; cut where text, of text_size bytes, is full. False: size is
  * not that of the struct. */
 KARST_EXPORT bool karst_say_why(const void *why, size_t size, char *text, size_t text_size) KARST_CHECKED;
-
-/* ---- traps of the preload library, karst-abi.h -------------------------------------------------- */
-
-/* Fills trap, of trap_bytes bytes (sizeof(struct karst_trap)), from text as it is typed: "realloc 8880819",
- * "malloc 1M: thread=12". Its number stays 0. False: the text is no trap, error says why. */
-KARST_EXPORT bool karst_trap_from_text(const char *text, void *trap, size_t trap_bytes,
-                                       struct karst_error *error) KARST_CHECKED;
-/* One line that says why a thread stopped, out of a struct karst_why of why_bytes bytes. False: it is none.
- */
-KARST_EXPORT bool karst_why_to_text(const void *why, size_t why_bytes, char *text, size_t text_bytes,
-                                    struct karst_error *error) KARST_CHECKED;
 
 #ifdef __cplusplus
 }
