@@ -6,11 +6,11 @@ DESTDIR ?=
 CC      ?= gcc
 PYTHON  := /usr/bin/python3
 
-PACKAGES := gcc libc6-dev pkg-config libelf-dev libdw-dev libjansson-dev libcairo2-dev
+PACKAGES := gcc libc6-dev pkg-config libelf-dev libdw-dev libjansson-dev libcairo2-dev libiberty-dev
 CPPFLAGS += -D_GNU_SOURCE $(addprefix -Ihelper/,include target allocator runtime analysis report verb preload)
 CFLAGS   ?= -O2 -g
 WARNINGS := -std=c11 -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith
-LIBRARIES = $(shell pkg-config --libs libelf libdw jansson cairo)
+LIBRARIES = $(shell pkg-config --libs libelf libdw jansson cairo) -liberty
 INCLUDES  = $(shell pkg-config --cflags libelf libdw jansson cairo)
 ALL_CFLAGS = $(WARNINGS) -fPIC -fvisibility=hidden $(CPPFLAGS) $(INCLUDES) $(CFLAGS)
 
@@ -33,7 +33,7 @@ $(BUILD)/libkarst.a: $(ENGINE_OBJECTS)
 	$(AR) rcs $@ $^
 
 $(BUILD)/libkarst.so: $(ENGINE_OBJECTS)
-	$(CC) $(CFLAGS) $(LDFLAGS) -shared -Wl,-soname,libkarst.so -Wl,-z,defs -o $@ $^ $(LIBRARIES) -lm
+	$(CC) $(CFLAGS) $(LDFLAGS) -shared -Wl,-soname,libkarst.so -Wl,-z,defs -Wl,--exclude-libs,libiberty.a -o $@ $^ $(LIBRARIES) -lm
 
 $(BUILD)/karst: $(CLI_OBJECTS) $(BUILD)/libkarst.a
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBRARIES) -lm

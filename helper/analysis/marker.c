@@ -372,14 +372,14 @@ size_t karst_marker_frames(const struct karst_marker *marker, struct karst *sess
 }
 
 /* A return address is behind the call: the byte before it is in the calling function. */
-void karst_site_text(struct karst *session, uint64_t address, char *text, size_t size) {
+void karst_site_text(struct karst *session, uint64_t address, enum karst_symbol_form form, char *text,
+                     size_t size) {
     char symbol[300];
     const struct karst_module *module = karst_target_module(session->target, address - 1);
     const char *slash = module ? strrchr(module->path, '/') : NULL;
     const char *file = slash ? slash + 1 : module ? module->path : NULL;
-    if (karst_target_symbolize(session->target, address - 1, symbol, sizeof symbol)) {
-        snprintf(text, size, "%s%s%s", symbol, file && !strstr(symbol, " in ") ? " in " : "",
-                 file && !strstr(symbol, " in ") ? file : "");
+    if (module && karst_target_symbolize(session->target, address - 1, form, symbol, sizeof symbol)) {
+        snprintf(text, size, "%s in %s", symbol, file);
     } else if (module) {
         snprintf(text, size, "%s+0x%" PRIx64, file, address - module->bias);
     } else {
@@ -387,11 +387,11 @@ void karst_site_text(struct karst *session, uint64_t address, char *text, size_t
     }
 }
 
-void karst_site_summary(const struct karst_marker *marker, struct karst *session, uint64_t site, char *text,
-                        size_t size) {
+void karst_site_summary(const struct karst_marker *marker, struct karst *session, uint64_t site,
+                        enum karst_symbol_form form, char *text, size_t size) {
     uint64_t frames[KARST_SITE_FRAMES];
     if (karst_marker_frames(marker, session, site, frames)) {
-        karst_site_text(session, frames[0], text, size);
+        karst_site_text(session, frames[0], form, text, size);
     } else {
         snprintf(text, size, "?");
     }

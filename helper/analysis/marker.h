@@ -51,9 +51,10 @@ size_t karst_marker_frames(const struct karst_marker *marker, struct karst *sess
                            uint64_t frames[KARST_SITE_FRAMES]);
 /* One frame for a person: "read_message+0x12 in mailbox", or the module and offset where there are no
  * symbols. */
-void karst_site_text(struct karst *session, uint64_t address, char *text, size_t size);
+void karst_site_text(struct karst *session, uint64_t address, enum karst_symbol_form form, char *text,
+                     size_t size);
 /* The innermost frame of a site, "?" if it is unknown. */
-void karst_site_summary(const struct karst_marker *marker, struct karst *session, uint64_t site, char *text,
-                        size_t size);
+void karst_site_summary(const struct karst_marker *marker, struct karst *session, uint64_t site,
+                        enum karst_symbol_form form, char *text, size_t size);
 
 #endif

@@ -35,7 +35,8 @@ void karst_place_text(struct karst *session, uint64_t address, char *text, size_
     char symbol[200];
     if (!mapping) {
         snprintf(text, size, "unmapped memory");
-    } else if (module && karst_target_symbolize(target, address, symbol, sizeof symbol)) {
+    } else if (module &&
+               karst_target_symbolize(target, address, KARST_SYMBOL_READABLE, symbol, sizeof symbol)) {
         snprintf(text, size, "%s in %s", symbol, module->path);
     } else if (module) {
         snprintf(text, size, "%s+0x%" PRIx64, module->path, address - module->start);

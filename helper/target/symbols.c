@@ -1,11 +1,15 @@
 /* Symbols: names to addresses and back, from .symtab, the separate debug file and .dynsym. */
 #include "symbols.h"
 
+#include "demangle.h"
 #include "parts.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#define NAME_MAX_SIZE 1024
 
 /* An address range with a name, that of a symbol of the first table. */
 struct karst_place {
@@ -285,11 +289,12 @@ static const struct karst_place *find_place(const struct karst_symbols *symbols,
     return best;
 }
 
-bool karst_target_symbolize(struct karst_target *target, uint64_t address, char *text, size_t size) {
+/* The name of the symbol that holds address, and how far behind its start that is; NULL: unknown. */
+static const char *name_of(struct karst_target *target, uint64_t address, uint64_t *offset) {
     struct karst_module *module = karst_target_module(target, address);
     struct karst_symbols *symbols = module ? load_symbols(target, module) : NULL;
-    if (!symbols || size == 0) {
-        return false;
+    if (!symbols) {
+        return NULL;
     }
     if (!symbols->placed) {
         load_places(symbols);
@@ -297,16 +302,28 @@ bool karst_target_symbolize(struct karst_target *target, uint64_t address, char 
     uint64_t value = address - module->bias;
     const struct karst_place *place = find_place(symbols, value);
     const struct karst_symbol_table *table = &symbols->tables[0];
-    const char *name = place ? symbol_name(table, &table->symbols[place->symbol]) : NULL;
-    if (!name) {
+    *offset = place ? value - place->start : 0;
+    return place ? symbol_name(table, &table->symbols[place->symbol]) : NULL;
+}
+
+bool karst_target_symbolize(struct karst_target *target, uint64_t address, enum karst_symbol_form form,
+                            char *text, size_t size) {
+    char distance[24] = "", linked[NAME_MAX_SIZE];
+    uint64_t offset = 0;
+    const char *name = name_of(target, address, &offset);
+    if (!name || size <= sizeof distance) {
         return false;
     }
-    int length = (int)strcspn(name, "@");
-    if (value == place->start) {
-        snprintf(text, size, "%.*s", length, name);
-    } else {
-        snprintf(text, size, "%.*s+0x%llx", length, name, (unsigned long long)(value - place->start));
+    if (offset) {
+        snprintf(distance, sizeof distance, "+0x%" PRIx64, offset);
     }
+    size_t room = size - strlen(distance);
+    snprintf(linked, sizeof linked, "%.*s", (int)strcspn(name, "@"), name);
+    if (form == KARST_SYMBOL_LINKED || !karst_demangle(linked, text, room)) {
+        bool fits = strlen(linked) < room;
+        snprintf(text, room, "%.*s%s", (int)(fits ? room : room - 4), linked, fits ? "" : "...");
+    }
+    strcat(text, distance);
     return true;
 }
 

@@ -133,8 +133,14 @@ bool karst_module_symbol(struct karst_target *target, struct karst_module *modul
 /* Byte offset and size of type.member by the module's DWARF; member "": the size of type itself. */
 bool karst_module_member(struct karst_target *target, struct karst_module *module, const char *type,
                          const char *member, uint64_t *offset, uint64_t *size);
+enum karst_symbol_form {
+    KARST_SYMBOL_READABLE, /* C++ and Rust demangled, for people: "abc::add(int)" */
+    KARST_SYMBOL_LINKED    /* as the linker has it: "_ZN3abc3addEi" */
+};
+
 /* The name and offset of the function or object that holds address: "malloc+0x15". false: unknown. */
-bool karst_target_symbolize(struct karst_target *target, uint64_t address, char *text, size_t size);
+bool karst_target_symbolize(struct karst_target *target, uint64_t address, enum karst_symbol_form form,
+                            char *text, size_t size);
 /* The first place where needle stands in the module's file (its loaded sections), or without the file in
  * what can be read of the module; copies up to size - 1 bytes from there up to the first byte below ' ' and
  * terminates. For version strings. */

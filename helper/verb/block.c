@@ -74,7 +74,7 @@ static void say_pointers(struct karst *session, struct report *report) {
         memcpy(&word, report->bytes + 8 * i, sizeof word);
         pointers += karst_session_extent(session, word) != NULL;
         if (i == 0 && karst_target_module(session->target, word) &&
-            !karst_target_symbolize(session->target, word, symbol, sizeof symbol)) {
+            !karst_target_symbolize(session->target, word, KARST_SYMBOL_READABLE, symbol, sizeof symbol)) {
             karst_place_text(session, word, symbol, sizeof symbol);
         }
     }

@@ -10,7 +10,7 @@ void karst_site_write_stack(struct karst_call *call, uint64_t site) {
     size_t depth = karst_marker_frames(karst_session_marker(call->session), call->session, site, frames);
     for (size_t i = 0; i < depth; i++) {
         char text[400];
-        karst_site_text(call->session, frames[i], text, sizeof text);
+        karst_site_text(call->session, frames[i], KARST_SYMBOL_READABLE, text, sizeof text);
         karst_print(&call->writer, "    ");
         karst_print_address(&call->writer, frames[i]);
         karst_print(&call->writer, " %s\n", text);
@@ -25,9 +25,11 @@ json_t *karst_site_stack_json(struct karst_call *call, uint64_t site) {
     for (size_t i = 0; i < depth; i++) {
         char text[400];
         json_t *frame = karst_json_object(writer);
-        karst_site_text(call->session, frames[i], text, sizeof text);
         karst_json_set_address(writer, frame, "address", frames[i]);
+        karst_site_text(call->session, frames[i], KARST_SYMBOL_LINKED, text, sizeof text);
         karst_json_set_text(writer, frame, "text", text);
+        karst_site_text(call->session, frames[i], KARST_SYMBOL_READABLE, text, sizeof text);
+        karst_json_set_text(writer, frame, "demangled", text);
         karst_json_append(writer, stack, frame);
     }
     return stack;
@@ -42,10 +44,12 @@ static void clear_name(struct karst_site_name *name) {
 }
 
 static bool make_name(struct karst_site_name *name, struct karst *session, uint64_t site) {
+    const struct karst_marker *marker = karst_session_marker(session);
     char text[400];
-    karst_site_summary(karst_session_marker(session), session, site, text, sizeof text);
-    json_t *value = karst_json_text(text);
+    karst_site_summary(marker, session, site, KARST_SYMBOL_READABLE, text, sizeof text);
     name->text = strdup(text);
+    karst_site_summary(marker, session, site, KARST_SYMBOL_LINKED, text, sizeof text);
+    json_t *value = karst_json_text(text);
     name->quoted = json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT | JSON_ENSURE_ASCII);
     name->site = site;
     json_decref(value);

@@ -12,8 +12,8 @@ json_t *karst_site_stack_json(struct karst_call *call, uint64_t site);
 
 struct karst_site_name {
     uint64_t site; /* 0: the slot is empty */
-    char *text;    /* as karst_site_summary() has it */
-    char *quoted;  /* as a JSON string */
+    char *text;    /* as karst_site_summary() has it, for people */
+    char *quoted;  /* as the linker has it, a JSON string */
 };
 
 /* A name for each of the sites asked for last. All zeros but for the session is none. */

@@ -166,7 +166,7 @@ static void add_row(struct karst_call *call, struct karst_table *table, const st
     const struct karst_marker *marker = karst_session_marker(call->session);
     bool gives = event->kind == KARST_FLIGHT_FREE || event->kind == KARST_FLIGHT_MOVE;
     char site[400];
-    karst_site_summary(marker, call->session, event->site, site, sizeof site);
+    karst_site_summary(marker, call->session, event->site, KARST_SYMBOL_READABLE, site, sizeof site);
     karst_table_text(table, KARST_STYLE_DIM, "%s", clock_text(karst_flight_time(flight, event)).text);
     karst_table_text(table, KARST_STYLE_PLAIN, "%" PRId32, flight->rings[event->ring].header.thread);
     karst_table_text(table, KARST_STYLE_PLAIN, "%s", event_name(event));
@@ -348,7 +348,7 @@ bool karst_history_describe(struct karst *session, uint64_t address, struct kars
     }
     if (last) {
         char site[400];
-        karst_site_summary(marker, session, last->site, site, sizeof site);
+        karst_site_summary(marker, session, last->site, KARST_SYMBOL_READABLE, site, sizeof site);
         done = karst_facts_add(facts, "history", 0,
                                "%s event%s kept, see `history`; the last: %s by thread %" PRId32 " at %s",
                                karst_count_text(matched).text, karst_plural(matched), event_name(last),
@@ -376,7 +376,8 @@ const struct karst_verb karst_verb_history = {
             "\"event\" "
             "(alloc, free, realloc), \"size\" (asked for; null for frees), \"block\" (given back or handed "
             "to realloc, or "
-            "null), \"gave\" (or null), \"stack\": [{\"address\", \"text\"}]}], \"shown\", \"matched\", "
+            "null), \"gave\" (or null), \"stack\": [{\"address\", \"text\", \"demangled\"}]}], \"shown\", "
+            "\"matched\", "
             "\"kept\", "
             "\"disorder\", \"threads\": [{\"thread\", \"name\", \"events\", \"overwritten\", \"file\"}], "
             "\"target\"}.",

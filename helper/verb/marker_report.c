@@ -151,7 +151,7 @@ bool karst_marker_describe(struct karst *session, const struct karst_block *bloc
                                mark.size);
     }
     char site[400], freed[400];
-    karst_site_summary(marker, session, mark.site, site, sizeof site);
+    karst_site_summary(marker, session, mark.site, KARST_SYMBOL_READABLE, site, sizeof site);
     bool live = mark.state == KARST_MARK_LIVE;
     bool done = karst_facts_add(facts, "asked for", 0, "%" PRIu64 " bytes%s%s", mark.size,
                                 live ? "" : ", when it was live",
@@ -159,7 +159,7 @@ bool karst_marker_describe(struct karst *session, const struct karst_block *bloc
                 karst_facts_add(facts, "allocated", 0, "by %s at %s, thread %" PRId64 ", number %" PRIu64,
                                 karst_function_name(mark.function), site, mark.thread, mark.sequence);
     if (done && mark.freed_at) {
-        karst_site_summary(marker, session, mark.freed_at, freed, sizeof freed);
+        karst_site_summary(marker, session, mark.freed_at, KARST_SYMBOL_READABLE, freed, sizeof freed);
         done = karst_facts_add(facts, "freed", 0, "at %s", freed);
     }
     return done;
@@ -186,7 +186,8 @@ void karst_marker_set_json(struct karst_call *call, const struct karst_block *bl
     }
     bool known = karst_marker_asked(call->session, block, &mark);
     if (known) {
-        karst_site_summary(marks_of(call->session), call->session, mark.site, site, sizeof site);
+        karst_site_summary(marks_of(call->session), call->session, mark.site, KARST_SYMBOL_LINKED, site,
+                           sizeof site);
     }
     karst_json_set_known(&call->writer, object, "requested", known ? mark.size : UINT64_MAX);
     karst_json_set_text(&call->writer, object, "site", known ? site : NULL);
@@ -215,7 +216,7 @@ static bool check_block(void *context, uint64_t address, const struct karst_mark
         used += (size_t)snprintf(words + used, sizeof words - used, "%s%02x", i ? " " : "", bytes[i]);
     }
     const struct karst_extent *extent = karst_session_extent(session, address);
-    karst_site_summary(checking->marker, session, mark->site, site, sizeof site);
+    karst_site_summary(checking->marker, session, mark->site, KARST_SYMBOL_READABLE, site, sizeof site);
     karst_findings_add(checking->findings, KARST_FINDING_OVERFLOW, KARST_SEVERITY_CORRUPT,
                        extent ? extent->heap : 0, address, mark->size,
                        "written beyond the end of a block of %" PRIu64 " bytes, which thread %" PRId64

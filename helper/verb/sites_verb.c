@@ -71,7 +71,7 @@ static void write_table(struct karst_call *call, const struct karst_marker *mark
     for (size_t i = 0; i < shown; i++) {
         const struct karst_site *item = &sites->items[i];
         char text[400];
-        karst_site_summary(marker, call->session, item->site, text, sizeof text);
+        karst_site_summary(marker, call->session, item->site, KARST_SYMBOL_READABLE, text, sizeof text);
         karst_table_size(table, item->bytes);
         karst_table_text(table, KARST_STYLE_PLAIN, "%s", karst_share_text(item->bytes, sites->bytes).text);
         karst_table_count(table, item->blocks);
@@ -182,7 +182,8 @@ const struct karst_verb karst_verb_sites = {
             "were there "
             "before marks were on are not in the sums.",
     .json =
-        "{\"sites\": [{\"stack\": [{\"address\", \"text\"}] (innermost first), \"function\", \"blocks\", "
+        "{\"sites\": [{\"stack\": [{\"address\", \"text\", \"demangled\" (text, of C++ and Rust too as "
+        "people read it)}] (innermost first), \"function\", \"blocks\", "
         "\"bytes\" "
         "(asked for), \"largest\", \"sample\" (address of the largest), \"damaged\" (blocks written beyond "
         "their "

@@ -96,12 +96,13 @@ static void test_symbols(struct victim *victim) {
     CHECK(!karst_module_symbol(target, module, "victim_variabl", &symbol));
     CHECK(!karst_module_symbol(target, module, "", &symbol));
     CHECK(karst_module_symbol(target, module, "victim_thread_variable", &symbol) && symbol.thread_local_);
-    CHECK(karst_target_symbolize(target, victim->facts.function, text, sizeof text));
+    CHECK(karst_target_symbolize(target, victim->facts.function, KARST_SYMBOL_READABLE, text, sizeof text));
     CHECK_HAS(text, "victim_function");
     CHECK(strchr(text, '+') == NULL);
-    CHECK(karst_target_symbolize(target, victim->facts.function + 1, text, sizeof text));
+    CHECK(
+        karst_target_symbolize(target, victim->facts.function + 1, KARST_SYMBOL_READABLE, text, sizeof text));
     CHECK_HAS(text, "victim_function+0x1");
-    CHECK(!karst_target_symbolize(target, victim->facts.pattern, text, sizeof text));
+    CHECK(!karst_target_symbolize(target, victim->facts.pattern, KARST_SYMBOL_READABLE, text, sizeof text));
     CHECK(karst_module_member(target, module, "victim_layout", "inner", &offset, &size));
     CHECK_EQUAL(offset, offsetof(struct victim_layout, inner));
     CHECK_EQUAL(size, sizeof(struct victim_inner));

@@ -1,0 +1,64 @@
+/* Names of C++ and Rust, whole, too long, made up to explode. */
+#include "check.h"
+#include "demangle.h"
+
+static char text[200];
+
+static const char *readable(const char *name, size_t size) {
+    return karst_demangle(name, text, size) ? text : "(none)";
+}
+
+static void check_names(void) {
+    static const char *const names[][2] = {
+        {"_ZN3abc3addEi", "abc::add(int)"},
+        {"_ZN3abc3addIlEET_S1_", "abc::add<long>(long)"},
+        {"_Znwm", "operator new(unsigned long)"},
+        {"_ZTVN3foo3BarE", "vtable for foo::Bar"},
+        {"_ZN3fooIiE3barEv.cold", "foo<int>::bar() [clone .cold]"},
+        {"_ZN4core3fmt5write17h0123456789abcdefE", "core::fmt::write"},
+        {"malloc", "(none)"},
+        {"", "(none)"},
+        {"_", "(none)"},
+        {"_Z", "(none)"},
+        {"_ZN3abc", "(none)"},
+        {"_ZN99999999999999999999abcEv", "(none)"},
+    };
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        CHECK_HAS(readable(names[i][0], sizeof text), names[i][1]);
+        CHECK_EQUAL(strlen(readable(names[i][0], sizeof text)), strlen(names[i][1]));
+    }
+}
+
+static void check_cuts(void) {
+    const char *name = "_ZN3abc3addEiPKcd"; /* abc::add(int, char const*, double) */
+    CHECK_HAS(readable(name, 35), "abc::add(int, char const*, double)");
+    CHECK_HAS(readable(name, 34), "abc::add");
+    CHECK_EQUAL(strlen(text), 8);
+    CHECK_HAS(readable(name, 8), "abc:...");
+    CHECK_HAS(readable(name, 4), "(none)");
+}
+
+/* f(A<A<A<...>, A<...>>, A<...>>): each level names the one before twice. */
+static void check_explosion(void) {
+    static const char digits[] = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ";
+    char name[1000] = "_ZN1a1bI1AIiiE", before[4] = "S1_";
+    for (int level = 2; level < 34; level++) {
+        size_t used = strlen(name);
+        snprintf(name + used, sizeof name - used, "S0_I%s%sE", before, before);
+        snprintf(before, sizeof before, "S%c_", digits[level]);
+    }
+    strcat(name, "EEvv");
+    CHECK_EQUAL(strlen(readable(name, sizeof text)), sizeof text - 1);
+    CHECK_HAS(text, "a::b<A<int, int>, ");
+    CHECK_HAS(text + sizeof text - 4, "...");
+    memset(name + 2, 'P', sizeof name - 3); /* a pointer to a pointer to ... */
+    name[sizeof name - 1] = '\0';
+    CHECK_HAS(readable(name, sizeof text), "(none)");
+}
+
+int main(void) {
+    check_names();
+    check_cuts();
+    check_explosion();
+    return checks_done();
+}
