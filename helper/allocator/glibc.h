@@ -1,6 +1,7 @@
 /* glibc malloc: what its parts share. glibc_layout.c has the layouts of its versions as data, glibc_find.c
- * finds the roots, glibc_extents.c the memory, glibc_mapped.c mapped blocks, glibc_bins.c the bins and
- * caches, glibc.c walks, glibc_check.c checks. Facts: docs/allocators/glibc.md. */
+ * finds the heaps (glibc_find.h), glibc_extents.c their memory, glibc_mapped.c mapped blocks, glibc_bins.c
+ * the bins, glibc_tcache.c the threads' caches; glibc_lists.c follows lists, glibc_walk.c walks,
+ * glibc_check.c checks (glibc_check.h). Facts: docs/allocators/glibc.md. */
 #ifndef KARST_ALLOCATOR_GLIBC_H
 #define KARST_ALLOCATOR_GLIBC_H
 
@@ -169,6 +170,27 @@ uint64_t glibc_bin_head(const struct glibc_heap *glibc, const struct glibc_arena
 /* Entries that tcache's bin index says it has. */
 uint64_t glibc_tcache_said(struct glibc_heap *glibc, const struct glibc_tcache *tcache, unsigned index);
 
+/* Visits a node of a list (context: struct glibc_collect): counts it at its bin, adds it to the cached set.
+ */
+struct glibc_collect {
+    struct glibc_heap *glibc;
+    uint32_t bin;
+    bool out_of_memory;
+};
+bool glibc_collect_node(void *context, uint64_t chunk, uint64_t size_word);
+
+/* Chunks in a growing array. */
+struct glibc_addresses {
+    uint64_t *items;
+    size_t count, capacity;
+    bool out_of_memory;
+};
+/* Visits a node of a list: adds it to the struct glibc_addresses that context points to. */
+bool glibc_add_address(void *context, uint64_t chunk, uint64_t size_word);
+void glibc_sort_addresses(struct glibc_addresses *list);
+/* The first chunk in [from, to) that a list knows, 0: none. */
+uint64_t glibc_anchor_between(struct glibc_heap *glibc, uint64_t from, uint64_t to);
+
 /* ---- walking ---------------------------------------------------------------------------------------- */
 
 /* One chunk as the walk met it. */
@@ -208,6 +230,10 @@ uint64_t glibc_mapped_chunk(struct glibc_heap *glibc, uint64_t start, uint64_t l
 void glibc_sort_extents(struct glibc_heap *glibc);
 /* Does any extent touch [start, end)? *behind: where the one that does ends. */
 bool glibc_overlaps_extent(const struct glibc_heap *glibc, uint64_t start, uint64_t end, uint64_t *behind);
+/* Room for so many more rows of bins, all zeros; NULL: out of memory. */
+struct karst_bin *glibc_add_bins(struct glibc_heap *glibc, size_t count);
+/* Its kind, and its name: kind, smallest size and whose it is. */
+void glibc_name_bin(struct karst_bin *bin, const char *kind, const char *of);
 /* The rows of an arena's bins, and what its fastbins hold. */
 bool glibc_add_arena_bins(struct glibc_heap *glibc, uint32_t index);
 /* The threads' caches and what they hold; needs all extents. */
@@ -227,6 +253,8 @@ void glibc_hunt_close(struct glibc_hunt *hunt);
 
 /* ---- the ops, over files ---------------------------------------------------------------------------- */
 bool glibc_find(struct karst *session, struct karst_error *error);
+bool glibc_walk(struct karst_heap *heap, const struct karst_extent *extent, struct karst_sink *sink,
+                struct karst_error *error);
 bool glibc_check(struct karst_heap *heap, struct karst_findings *findings, struct karst_error *error);
 bool glibc_load_bins(struct karst_heap *heap, struct karst_error *error);
 void glibc_close(struct karst_heap *heap);

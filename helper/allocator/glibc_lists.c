@@ -1,10 +1,13 @@
 /* glibc malloc: its lists, followed: fastbins and tcaches, which are singly linked, and the bins, which are
- * doubly linked; and the set of chunks that caches hold. No list is trusted: it may be a cycle or lead
- * nowhere. */
+ * doubly linked; the set of chunks that caches hold; and the chunk starts that any list knows. No list is
+ * trusted: it may be a cycle or lead nowhere. */
 #include "glibc.h"
 
 #include <stdlib.h>
 #include <string.h>
+
+/* Lists beyond this give no more anchors: resynchronising needs the next one, not all. */
+#define ANCHORS_MAX (4u << 20)
 
 /* ---- the cached set --------------------------------------------------------------------------------- */
 
@@ -191,4 +194,72 @@ struct glibc_list_result glibc_follow_bin(struct glibc_heap *glibc, const struct
         }
         result.count++;
     }
+}
+
+/* ---- anchors: chunk starts that lists know ---------------------------------------------------------- */
+
+bool glibc_add_address(void *context, uint64_t chunk, uint64_t size_word) {
+    (void)size_word;
+    struct glibc_addresses *list = context;
+    if (list->count == list->capacity) {
+        size_t capacity = list->capacity ? list->capacity * 2 : 1024;
+        uint64_t *items = realloc(list->items, capacity * sizeof *items);
+        if (!items) {
+            list->out_of_memory = true;
+            return false;
+        }
+        list->items = items;
+        list->capacity = capacity;
+    }
+    list->items[list->count++] = chunk;
+    return list->count < ANCHORS_MAX;
+}
+
+static int compare_addresses(const void *a, const void *b) {
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+void glibc_sort_addresses(struct glibc_addresses *list) {
+    if (list->count) {
+        qsort(list->items, list->count, sizeof *list->items, compare_addresses);
+    }
+}
+
+static void load_anchors(struct glibc_heap *glibc) {
+    struct glibc_addresses list = {0};
+    for (size_t a = 0; a < glibc->heap.arena_count; a++) {
+        if (glibc->arenas[a].uninitialized) {
+            continue;
+        }
+        for (unsigned i = 1; i < GLIBC_BINS; i++) {
+            glibc_follow_bin(glibc, &glibc->arenas[a], i, false, glibc_add_address, &list);
+        }
+    }
+    for (size_t i = 0; i < glibc->cached_count; i++) {
+        if (!glibc_add_address(&list, glibc->cached[i].chunk, 0)) {
+            break;
+        }
+    }
+    glibc_sort_addresses(&list);
+    /* Without memory for them the walk goes on with what it has: headers alone. */
+    glibc->anchors = list.items;
+    glibc->anchor_count = list.count;
+    glibc->anchors_loaded = true;
+}
+
+uint64_t glibc_anchor_between(struct glibc_heap *glibc, uint64_t from, uint64_t to) {
+    if (!glibc->anchors_loaded) {
+        load_anchors(glibc);
+    }
+    size_t low = 0, high = glibc->anchor_count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (glibc->anchors[middle] < from) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low < glibc->anchor_count && glibc->anchors[low] < to ? glibc->anchors[low] : 0;
 }

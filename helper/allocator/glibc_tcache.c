@@ -1,0 +1,393 @@
+/* glibc malloc: the threads' caches, which are found by what the threads' local words point at.
+ *
+ * No symbol tells where a thread keeps its tcache pointer, so every word of its static TLS is tried: it is
+ * the offset that leads to a tcache in most threads. Control blocks whose thread is gone (a forked child has
+ * its parent's) are found in memory, for what their caches hold is lost. */
+#include "glibc.h"
+#include "threads.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define TLS_SPAN        8192u       /* how far from the thread pointer libc's thread-local words may be */
+#define MODULE_DATA_MAX (16u << 20) /* how much of a libc's variables is searched for the key */
+#define KEYS_TRIED      16u
+#define TCB_SPAN        16384u /* how far into a mapping thread control blocks are looked for */
+#define TCB_LINKS       0x240u /* where in struct pthread its list of stacks and its thread id are, about */
+#define TCB_LINKS_SIZE  0x100u
+#define TCBS_FOLLOWED   16384u
+
+/* A thread control block: what the thread pointer points at. */
+struct tcb {
+    uint64_t address;
+    int64_t tid; /* -1: no thread of the target has it */
+};
+
+struct tcb_list {
+    struct tcb *items;
+    size_t count;
+};
+
+static bool add_tcb(struct tcb_list *list, uint64_t address, int64_t tid) {
+    for (size_t i = 0; i < list->count; i++) {
+        if (list->items[i].address == address) {
+            return true;
+        }
+    }
+    struct tcb *items = realloc(list->items, (list->count + 1) * sizeof *items);
+    if (!items) {
+        return false;
+    }
+    list->items = items;
+    items[list->count++] = (struct tcb){address, tid};
+    return true;
+}
+
+/* Which thread a control block belongs to, when its registers are not known: struct pthread keeps the
+ * thread id about 0x2d0 bytes in (nptl/descr.h). */
+static int64_t tid_of_tcb(struct karst_target *target, uint64_t address) {
+    uint32_t words[TCB_LINKS_SIZE / 4];
+    if (!karst_target_read_all(target, address + TCB_LINKS, words, sizeof words)) {
+        return -1;
+    }
+    for (size_t w = 0; w < sizeof words / sizeof *words; w++) {
+        for (size_t t = 0; t < target->thread_count; t++) {
+            if (words[w] == (uint32_t)target->threads[t].tid && !target->threads[t].thread_pointer) {
+                return target->threads[t].tid;
+            }
+        }
+    }
+    return -1;
+}
+
+/* x86-64: tcbhead_t points at itself at 0 and 16 (sysdeps/x86_64/nptl/tls.h), 64-byte aligned. */
+static bool scan_for_tcbs(struct glibc_heap *glibc, uint64_t start, uint64_t end, struct tcb_list *list) {
+    for (uint64_t at = (start + 63) & ~63ull; at + 24 <= end; at += 64) {
+        const uint8_t *bytes = karst_window_at(&glibc->lists, at, 24);
+        if (!bytes) {
+            return true;
+        }
+        if (glibc_word(bytes) == at && glibc_word(bytes + 16) == at &&
+            !add_tcb(list, at, tid_of_tcb(glibc->heap.target, at))) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* struct pthread is in a list of stacks: the control blocks that the one at address is linked with. From 2.42
+ * on stacks have no mapping for a guard between them, so that only the last of a run is at a mapping's end.
+ */
+static bool follow_tcb_links(struct glibc_heap *glibc, uint64_t address, struct tcb_list *list) {
+    struct karst_target *target = glibc->heap.target;
+    uint64_t links[TCB_LINKS_SIZE / 8], words[3];
+    if (!karst_target_read_all(target, address + TCB_LINKS, links, sizeof links)) {
+        return true;
+    }
+    for (size_t i = 0; i < sizeof links / sizeof *links; i++) {
+        for (unsigned back = 0; back <= 8; back += 8) {
+            /* next leads to the same field of the neighbour, and so does prev, a word behind it. */
+            uint64_t other = links[i] - (TCB_LINKS + 8 * i - back);
+            if (other % 64 == 0 && links[i] > 0x1000 &&
+                karst_target_read_all(target, other, words, sizeof words) && words[0] == other &&
+                words[2] == other && !add_tcb(list, other, tid_of_tcb(target, other))) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+/* All control blocks: of the threads, and of those whose thread is gone (the child of a fork has its
+ * parent's other threads' caches in its heap, and nobody will ever use them). */
+static bool find_tcbs(struct glibc_heap *glibc, struct tcb_list *list) {
+    struct karst_target *target = glibc->heap.target;
+    for (size_t i = 0; i < target->thread_count; i++) {
+        if (target->threads[i].thread_pointer &&
+            !add_tcb(list, target->threads[i].thread_pointer, target->threads[i].tid)) {
+            return false;
+        }
+    }
+    for (size_t i = 0; i < target->mapping_count; i++) {
+        const struct karst_mapping *mapping = &target->mappings[i];
+        uint64_t behind;
+        if (!karst_mapping_is_anonymous(mapping) ||
+            glibc_overlaps_extent(glibc, mapping->start, mapping->start + 1, &behind)) {
+            continue;
+        }
+        uint64_t size = mapping->end - mapping->start;
+        uint64_t head = size < 2 * TCB_SPAN ? size : TCB_SPAN;
+        if (!scan_for_tcbs(glibc, mapping->start, mapping->start + head, list) ||
+            (size > head && !scan_for_tcbs(glibc, mapping->end - TCB_SPAN, mapping->end, list))) {
+            return false;
+        }
+    }
+    for (size_t i = 0; i < list->count && list->count < TCBS_FOLLOWED; i++) {
+        if (!follow_tcb_links(glibc, list->items[i].address, list)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+enum tcache_quality { TCACHE_NOT, TCACHE_EMPTY, TCACHE_SURE };
+
+/* Does address stand in a chunk of the size that a tcache_perthread_struct takes? */
+static bool has_tcache_size(struct glibc_heap *glibc, uint64_t address) {
+    uint64_t size_word;
+    if (address % GLIBC_ALIGN != 0 || !glibc_chunk_extent(glibc, address - GLIBC_HEADER) ||
+        !karst_target_read_u64(glibc->heap.target, address - 8, &size_word)) {
+        return false;
+    }
+    uint64_t size = size_word & ~(uint64_t)GLIBC_FLAGS;
+    uint64_t needed = (glibc->layout.tcache_size + 8ull + GLIBC_ALIGN - 1) & ~(uint64_t)(GLIBC_ALIGN - 1);
+    return size == needed || size == needed + GLIBC_ALIGN;
+}
+
+/* Is there a tcache_perthread_struct? In a chunk of its size, each list empty where its count is: but for
+ * one, in which its thread is just putting or taking a chunk. */
+static enum tcache_quality tcache_quality(struct glibc_heap *glibc, uint64_t address) {
+    const struct glibc_layout *layout = &glibc->layout;
+    uint8_t bytes[1024];
+    if (!has_tcache_size(glibc, address) || layout->tcache_size > sizeof bytes ||
+        !karst_target_read_all(glibc->heap.target, address, bytes, layout->tcache_size)) {
+        return TCACHE_NOT;
+    }
+    unsigned good = 0, bad = 0;
+    for (unsigned i = 0; i < layout->tcache_bins; i++) {
+        uint16_t count;
+        memcpy(&count, bytes + 2 * i, 2);
+        uint64_t entry = glibc_word(bytes + layout->tcache_entries + 8 * i);
+        bool empty = layout->tcache_counts_slots ? count == glibc->tcache_count : count == 0;
+        bool sensible = entry == 0 ? empty : !empty && entry % GLIBC_ALIGN == 0;
+        bad += !sensible;
+        good += sensible && (entry != 0 || (layout->tcache_counts_slots && count));
+    }
+    if (bad > 2 || (bad > 1 && good < 4 * bad)) {
+        return TCACHE_NOT;
+    }
+    return good ? TCACHE_SURE : TCACHE_EMPTY;
+}
+
+/* How many words of each thread's static TLS are looked at: not the frames of its stack behind, where calls
+ * that returned long ago left pointers to caches of threads that are gone. */
+static unsigned slots_of_storage(struct karst_target *target) {
+    uint64_t storage = karst_thread_storage(target);
+    return (unsigned)(storage && storage < TLS_SPAN ? storage / 8 + 2 : TLS_SPAN / 8);
+}
+
+/* The offset from the thread pointer at which the threads keep their tcache pointer: the one that leads to
+ * a tcache in most threads. */
+static bool find_tcache_offset(struct glibc_heap *glibc, const struct tcb_list *tcbs) {
+    const bool below = glibc->heap.target->machine != 183; /* EM_AARCH64 has its TLS above */
+    const unsigned slots = slots_of_storage(glibc->heap.target);
+    uint32_t *votes = calloc(slots, sizeof *votes);
+    if (!votes) {
+        return false;
+    }
+    for (size_t t = 0; t < tcbs->count; t++) {
+        for (unsigned slot = 0; slot < slots; slot++) {
+            uint64_t at =
+                below ? tcbs->items[t].address - 8 * (slot + 1ull) : tcbs->items[t].address + 8ull * slot;
+            uint64_t word;
+            if (!glibc_read(glibc, at, &word)) {
+                break;
+            }
+            enum tcache_quality quality = word ? tcache_quality(glibc, word) : TCACHE_NOT;
+            votes[slot] += quality == TCACHE_SURE ? 256 : quality == TCACHE_EMPTY ? 1 : 0;
+        }
+    }
+    unsigned best = 0;
+    for (unsigned slot = 1; slot < slots; slot++) {
+        best = votes[slot] > votes[best] ? slot : best;
+    }
+    if (votes[best]) {
+        glibc->tcache_tls_offset = below ? -8 * ((int64_t)best + 1) : 8 * (int64_t)best;
+    }
+    free(votes);
+    return true;
+}
+
+/* Keys of cached chunks: the majority has the right one (Boyer and Moore's vote). */
+struct key_vote {
+    uint64_t key;
+    uint64_t weight;
+};
+
+struct tcache_collect {
+    struct glibc_collect collect;
+    struct key_vote *vote;
+};
+
+static bool collect_node(void *context, uint64_t chunk, uint64_t size_word) {
+    struct tcache_collect *collect = context;
+    struct key_vote *vote = collect->vote;
+    uint64_t key;
+    if (glibc_read(collect->collect.glibc, chunk + 24, &key)) {
+        if (vote->weight == 0) {
+            *vote = (struct key_vote){key, 1};
+        } else {
+            vote->weight += vote->key == key ? 1 : UINT64_MAX;
+        }
+    }
+    return glibc_collect_node(&collect->collect, chunk, size_word);
+}
+
+static bool add_tcache_bin(struct glibc_heap *glibc, const struct glibc_tcache *tcache, unsigned index,
+                           struct key_vote *vote) {
+    struct karst_bin *bin = glibc_add_bins(glibc, 1);
+    if (!bin) {
+        return false;
+    }
+    *bin = (struct karst_bin){.arena = KARST_NONE, .owner = tcache->tid, .cache = true};
+    glibc_tcache_range(&glibc->layout, index, &bin->smallest, &bin->largest);
+    char of[32];
+    if (tcache->tid < 0) {
+        snprintf(of, sizeof of, "no thread");
+    } else {
+        snprintf(of, sizeof of, "thread %" PRId64, tcache->tid);
+    }
+    glibc_name_bin(bin, "tcache", of);
+    uint32_t row = (uint32_t)(glibc->heap.bin_count - 1);
+    struct tcache_collect collect = {{glibc, row, false}, vote};
+    struct glibc_list_result result = glibc_follow_tcache(glibc, tcache, index, collect_node, &collect);
+    glibc->heap.bins[row].damaged = result.end != GLIBC_LIST_END;
+    return !collect.collect.out_of_memory;
+}
+
+static bool add_tcache(struct glibc_heap *glibc, const struct tcb *tcb, struct key_vote *vote) {
+    uint64_t address;
+    if (!glibc_read(glibc, tcb->address + (uint64_t)glibc->tcache_tls_offset, &address) || address == 0 ||
+        address % GLIBC_ALIGN != 0 || !glibc_chunk_extent(glibc, address - GLIBC_HEADER)) {
+        return true; /* just started, exiting, or (2.43) on the shared dummy */
+    }
+    if (tcb->tid < 0 ? tcache_quality(glibc, address) != TCACHE_SURE : !has_tcache_size(glibc, address)) {
+        return true;
+    }
+    for (size_t i = 0; i < glibc->tcache_count_found; i++) {
+        if (glibc->tcaches[i].address == address) {
+            return true;
+        }
+    }
+    struct glibc_tcache *tcaches = realloc(glibc->tcaches, (glibc->tcache_count_found + 1) * sizeof *tcaches);
+    if (!tcaches) {
+        return false;
+    }
+    glibc->tcaches = tcaches;
+    struct glibc_tcache *tcache = &tcaches[glibc->tcache_count_found++];
+    *tcache = (struct glibc_tcache){
+        .address = address, .tid = tcb->tid, .first_bin = (uint32_t)glibc->heap.bin_count};
+    if (!glibc_add_cached(glibc, address - GLIBC_HEADER, KARST_NONE)) {
+        return false;
+    }
+    for (unsigned i = 0; i < glibc->layout.tcache_bins; i++) {
+        uint64_t entry;
+        bool used = glibc_tcache_said(glibc, tcache, i) != 0;
+        if (!glibc_read(glibc, address + glibc->layout.tcache_entries + 8ull * i, &entry)) {
+            break;
+        }
+        if (used || entry) {
+            tcache->bins++;
+            if (!add_tcache_bin(glibc, tcache, i, vote)) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+/* Does value stand in the module's writable data or the anonymous memory (its .bss) right behind? */
+static bool in_module_data(struct glibc_heap *glibc, uint64_t value) {
+    struct karst_target *target = glibc->heap.target;
+    struct karst_window window;
+    karst_window_open(&window, target, 1u << 16);
+    bool found = false;
+    for (size_t i = 0; i < target->mapping_count && !found; i++) {
+        const struct karst_mapping *mapping = &target->mappings[i];
+        bool data = mapping->start >= glibc->module->start && mapping->start < glibc->module->end;
+        bool bss = i > 0 && mapping->start == target->mappings[i - 1].end &&
+                   mapping->start >= glibc->module->end &&
+                   target->mappings[i - 1].start < glibc->module->end &&
+                   target->mappings[i - 1].start >= glibc->module->start;
+        if ((!data && !bss) || !(mapping->permissions & KARST_MAPPING_WRITE)) {
+            continue;
+        }
+        uint64_t end =
+            mapping->end - mapping->start > MODULE_DATA_MAX ? mapping->start + MODULE_DATA_MAX : mapping->end;
+        for (uint64_t at = mapping->start; at + 8 <= end && !found; at += 8) {
+            const uint8_t *bytes = karst_window_at(&window, at, 8);
+            if (!bytes) {
+                break;
+            }
+            found = glibc_word(bytes) == value;
+        }
+    }
+    karst_window_close(&window);
+    return found;
+}
+
+/* The key that free() leaves in cached chunks: by symbol, else the cached chunks' most frequent word if libc
+ * has it among its variables, else any of their words that libc has. 0: can't be told. */
+static uint64_t find_tcache_key(struct glibc_heap *glibc, const struct key_vote *vote) {
+    struct karst_symbol symbol;
+    uint64_t key;
+    if (!glibc->layout.tcache_key_random) {
+        return 0;
+    }
+    if (karst_module_symbol(glibc->heap.target, glibc->module, "tcache_key", &symbol) &&
+        !symbol.thread_local_ && karst_target_read_u64(glibc->heap.target, symbol.address, &key)) {
+        return key;
+    }
+    if (vote->weight && vote->key && in_module_data(glibc, vote->key)) {
+        return vote->key;
+    }
+    unsigned tried = 0;
+    for (size_t i = 0; i < glibc->cached_count && tried < KEYS_TRIED; i++) {
+        uint32_t bin = glibc->cached[i].bin;
+        if (bin != KARST_NONE && strcmp(glibc->heap.bins[bin].kind, "tcache") == 0 &&
+            glibc_read(glibc, glibc->cached[i].chunk + 24, &key) && key > UINT32_MAX) {
+            tried++;
+            if (in_module_data(glibc, key)) {
+                return key;
+            }
+        }
+    }
+    return 0;
+}
+
+bool glibc_find_tcaches(struct glibc_heap *glibc) {
+    struct tcb_list tcbs = {0};
+    struct key_vote vote = {0};
+    bool fine = find_tcbs(glibc, &tcbs) && find_tcache_offset(glibc, &tcbs);
+    for (size_t i = 0; fine && glibc->tcache_tls_offset && i < tcbs.count; i++) {
+        fine = add_tcache(glibc, &tcbs.items[i], &vote);
+    }
+    glibc->tcache_key = fine ? find_tcache_key(glibc, &vote) : 0;
+    size_t unknown = 0;
+    for (size_t t = 0; t < glibc->heap.target->thread_count; t++) {
+        bool known = false;
+        for (size_t i = 0; i < tcbs.count && !known; i++) {
+            known = tcbs.items[i].tid == glibc->heap.target->threads[t].tid;
+        }
+        unknown += !known;
+    }
+    free(tcbs.items);
+    if (!fine) {
+        return false;
+    }
+    if (glibc->tcache_tls_offset == 0) {
+        return karst_facts_add(&glibc->heap.facts, "tcache", 0,
+                               "none found: switched off, not used yet, or not to be told");
+    }
+    if (unknown &&
+        !karst_facts_add(&glibc->heap.facts, "threads unknown", 0,
+                         "the thread pointers of %zu threads are not known; what their caches hold "
+                         "counts as live",
+                         unknown)) {
+        return false;
+    }
+    return karst_facts_add(&glibc->heap.facts, "tcache", 0, "%zu found, at thread pointer %+" PRId64,
+                           glibc->tcache_count_found, glibc->tcache_tls_offset);
+}
