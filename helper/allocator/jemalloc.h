@@ -41,7 +41,7 @@ struct jemalloc_layout {
     uint32_t arena_internal, arena_tcaches, arena_index, arena_base;
     uint32_t arena_lru[3], arena_npages[3], arena_mutex[3]; /* of the dirty, muzzy and retained extents */
     /* base_t; the blocks are struct base_block_s {size, next, ...} */
-    uint16_t base_blocks, base_allocated, base_mapped;
+    uint16_t base_blocks, base_allocated, base_mapped; /* what is resident stands before what is mapped */
     uint16_t mutex_locked; /* in malloc_mutex_t: a byte; JEMALLOC_NOT_THERE & 0xffff: none */
     /* bin_t: its mutex is its first member; 5.2: the arena has pointers to each class's, else the bins */
     uint16_t bin_slabcur, bin_nonfull, bin_full;
@@ -67,8 +67,10 @@ struct jemalloc_layout {
     uint16_t chunk_self, chunk_is_arenas; /* 4.x: in the chunk, its address, and a flag; 0: none */
     uint32_t arena_bins, arena_bin_size;  /* bin_t, arena_bin_t; 3.x: what a run's header leads to */
     uint32_t arena_huge, huge_link;       /* 4.x: list of huge blocks */
-    bool stack_below;                     /* before 5.0: the pointer to the stack is its end, not its start */
-    bool stack_by_head;                   /* 5.3: the bin has the stack's head and the low bits of its end */
+    /* 4.x: in arena_t, what it counts: bytes, and pages */
+    uint16_t arena_mapped, arena_retained, arena_metadata_mapped, arena_metadata_allocated, arena_dirty;
+    bool stack_below;   /* before 5.0: the pointer to the stack is its end, not its start */
+    bool stack_by_head; /* 5.3: the bin has the stack's head and the low bits of its end */
 };
 
 extern const struct jemalloc_layout jemalloc_layouts[];
@@ -125,6 +127,7 @@ struct jemalloc_run {
     uint32_t next_region; /* 3.x: the header's nextind; JEMALLOC_NOT_THERE: has none */
     uint8_t kind;
     uint8_t problems;
+    bool huge;                              /* 3.x, 4.x: chunks of its own */
     uint64_t bitmap[JEMALLOC_BITMAP_WORDS]; /* small: 1 is free; as it is, beyond the last region too */
 };
 
@@ -132,8 +135,9 @@ typedef bool jemalloc_run_fn(void *context, const struct jemalloc_run *run);
 
 struct jemalloc_arena {
     uint64_t address;
-    uint64_t internal; /* bytes that the allocator took of itself */
-    uint64_t base_allocated, base_mapped;
+    uint64_t internal;                                   /* bytes that the allocator took of itself */
+    uint64_t base_allocated, base_resident, base_mapped; /* 5.x */
+    uint64_t mapped, retained, dirty, headers; /* 4.x: bytes, by its own account; headers: of chunks */
     uint32_t first_bin; /* of its rows in heap.bins: the small classes, then dirty, muzzy, retained */
     bool seen;          /* something is in it */
 };
@@ -175,6 +179,13 @@ struct jemalloc_chunk {
     bool huge;
 };
 
+/* 3.x, 4.x: the totals that jemalloc keeps in variables of its module. */
+struct jemalloc_counters {
+    bool known;
+    uint64_t chunks;                                     /* 3.x: stats_chunks.curchunks */
+    uint64_t base_allocated, base_resident, base_mapped; /* 4.x */
+};
+
 /* 3.x, 4.x: what a small run of a class is made of. */
 struct jemalloc_run_shape {
     uint32_t size, regions, first; /* first: offset of the first region; regions 0: not known */
@@ -204,6 +215,7 @@ struct jemalloc_heap {
     const char *configuration; /* opt.redzone and so on, in words that end a sentence */
     struct jemalloc_chunk *chunks;
     size_t chunk_count;
+    struct jemalloc_counters counters;
     uint8_t *map; /* the page map read last, of the chunk map_of */
     uint64_t map_of;
 };
@@ -279,10 +291,22 @@ void jemalloc_shape_runs(struct jemalloc_heap *jemalloc, bool redzones, bool pro
  * makes no sense by the layout in use. */
 unsigned jemalloc_chunk_fit(struct jemalloc_heap *jemalloc, const struct jemalloc_chunk *chunk);
 
+/* The arenas' own counts, and those of the module, which it needs: found by symbol or structure, for which
+ * the chunks have to be known. False: out of memory. */
+bool jemalloc_find_counters(struct jemalloc_heap *jemalloc);
+/* Arenas that have no chunk, by the table of arenas in the module's data, and the memory that they are in.
+ * False: out of memory. */
+bool jemalloc_find_arenas(struct jemalloc_heap *jemalloc);
+
 /* ---- finding, over files; each false: out of memory ------------------------------------------------- */
 
 bool jemalloc_find(struct karst *session, struct karst_error *error);
 bool jemalloc_find_chunks(struct karst *session, struct karst_error *error);
+/* A local name, with the prefixes that builds give them. */
+bool jemalloc_symbol(struct karst_target *target, struct karst_module *module, const char *name,
+                     struct karst_symbol *symbol);
+/* Are there size bytes of anonymous memory at address? Neighbouring mappings count as one. */
+bool jemalloc_has_room(const struct karst_target *target, uint64_t address, uint64_t size);
 struct jemalloc_heap *jemalloc_open(struct karst *session, struct karst_module *module);
 void jemalloc_close(struct karst_heap *heap);
 /* The arenas' rows up to index count - 1. */

@@ -90,7 +90,7 @@ bool jemalloc_runs(struct karst_heap *heap, bool (*run)(void *context, const str
 struct totals {
     struct jemalloc_heap *jemalloc;
     struct karst_error *error;
-    uint64_t small, large, active, unused, retained;
+    uint64_t small, large, huge, active, unused, retained;
     bool interrupted;
 };
 
@@ -103,8 +103,9 @@ static bool add_totals(void *context, const struct jemalloc_run *run) {
         break;
     case JEMALLOC_LARGE:
         /* What profiling sampled counts as of the smallest large class, src/prof.c arena_prof_promote(). */
-        totals->large += totals->jemalloc->layout.major < 5  ? run->sampled
-                         : run->class_ < JEMALLOC_SMALL_BINS ? jemalloc_class_size(JEMALLOC_SMALL_BINS)
+        *(run->huge ? &totals->huge : &totals->large) += totals->jemalloc->layout.major < 5 ? run->sampled
+                                                         : run->class_ < JEMALLOC_SMALL_BINS
+                                                             ? jemalloc_class_size(JEMALLOC_SMALL_BINS)
                                                              : run->usable;
         totals->active += run->size;
         break;
@@ -122,11 +123,63 @@ static bool add_totals(void *context, const struct jemalloc_run *run) {
     return !totals->interrupted;
 }
 
+struct figures {
+    struct karst_figure *items;
+    int count;
+};
+
+static void add_figure(struct figures *figures, const char *name, uint64_t bytes) {
+    figures->items[figures->count++] = (struct karst_figure){name, bytes, false};
+}
+
+/* 5.x: what is mapped is in the radix tree, or the base's. */
+static void figures_of_extents(const struct jemalloc_heap *jemalloc, const struct totals *totals,
+                               struct figures *figures) {
+    uint64_t metadata = 0, resident = 0, mapped = 0;
+    for (size_t i = 0; i < jemalloc->heap.arena_count; i++) {
+        const struct jemalloc_arena *arena = &jemalloc->arenas[i];
+        metadata += arena->base_allocated + arena->internal;
+        resident += arena->base_resident;
+        mapped += arena->base_mapped;
+    }
+    if (jemalloc->arenas_at) {
+        add_figure(figures, "metadata", metadata);
+        add_figure(figures, "resident", totals->active + totals->unused + resident);
+        add_figure(figures, "mapped", totals->active + totals->unused + mapped);
+    }
+    add_figure(figures, "retained", totals->retained);
+}
+
+/* 4.x: chunks that an arena keeps for later have no page map that says whether they are dirty, so it is its
+ * own counts that tell. */
+static void figures_of_chunks(const struct jemalloc_heap *jemalloc, const struct totals *totals,
+                              struct figures *figures) {
+    const struct jemalloc_counters *counters = &jemalloc->counters;
+    uint64_t headers = 0, internal = 0, dirty = 0, mapped = 0, retained = 0;
+    for (size_t i = 0; i < jemalloc->heap.arena_count; i++) {
+        const struct jemalloc_arena *arena = &jemalloc->arenas[i];
+        headers += arena->headers;
+        internal += arena->internal;
+        dirty += arena->dirty;
+        mapped += arena->mapped;
+        retained += arena->retained;
+    }
+    if (counters->known) {
+        add_figure(figures, "metadata", counters->base_allocated + headers + internal);
+        add_figure(figures, "resident", totals->active + dirty + counters->base_resident + headers);
+        add_figure(figures, "mapped", counters->base_mapped + mapped);
+    }
+    if (jemalloc->layout.arena_retained != (JEMALLOC_NOT_THERE & 0xffff) && mapped) {
+        add_figure(figures, "retained", retained);
+    }
+}
+
 /* As mallctl("stats....") tells them, src/ctl.c ctl_refresh(): what is in tcaches counts as allocated there.
  */
-int jemalloc_figures(struct karst_heap *heap, struct karst_figure *figures, struct karst_error *error) {
+int jemalloc_figures(struct karst_heap *heap, struct karst_figure *items, struct karst_error *error) {
     struct jemalloc_heap *jemalloc = (struct jemalloc_heap *)heap;
     struct totals totals = {.jemalloc = jemalloc, .error = error};
+    struct figures figures = {.items = items};
     for (size_t i = 0; i < heap->extent_count && !totals.interrupted; i++) {
         if (heap->extents[i].kind == KARST_EXTENT_PAGES) {
             jemalloc_walk_runs(jemalloc, heap->extents[i].start, heap->extents[i].end, add_totals, &totals);
@@ -135,25 +188,21 @@ int jemalloc_figures(struct karst_heap *heap, struct karst_figure *figures, stru
     if (totals.interrupted) {
         return -1;
     }
-    uint64_t metadata = 0, base_mapped = 0;
-    for (size_t i = 0; i < heap->arena_count; i++) {
-        metadata += jemalloc->arenas[i].base_allocated + jemalloc->arenas[i].internal;
-        base_mapped += jemalloc->arenas[i].base_mapped;
+    add_figure(&figures, "allocated", totals.small + totals.large + totals.huge);
+    add_figure(&figures, "small_allocated", totals.small);
+    add_figure(&figures, "large_allocated", totals.large);
+    if (jemalloc->layout.major < 5) {
+        add_figure(&figures, "huge_allocated", totals.huge);
     }
-    int count = 0;
-    figures[count++] = (struct karst_figure){"allocated", totals.small + totals.large, false};
-    figures[count++] = (struct karst_figure){"small_allocated", totals.small, false};
-    figures[count++] = (struct karst_figure){"large_allocated", totals.large, false};
-    figures[count++] = (struct karst_figure){"active", totals.active, false};
+    add_figure(&figures, "active", totals.active);
     if (jemalloc->layout.major >= 5) {
-        if (jemalloc->arenas_at) {
-            figures[count++] = (struct karst_figure){"metadata", metadata, false};
-            figures[count++] =
-                (struct karst_figure){"mapped", totals.active + totals.unused + base_mapped, false};
-        }
-        figures[count++] = (struct karst_figure){"retained", totals.retained, false};
+        figures_of_extents(jemalloc, &totals, &figures);
+    } else if (jemalloc->layout.major == 4) {
+        figures_of_chunks(jemalloc, &totals, &figures);
+    } else if (jemalloc->counters.known) {
+        add_figure(&figures, "mapped", jemalloc->counters.chunks << jemalloc->layout.lg_chunk);
     }
-    return count;
+    return figures.count;
 }
 
 /* ---- one block -------------------------------------------------------------------------------------- */

@@ -300,6 +300,7 @@ static bool walk_chunk(struct jemalloc_heap *jemalloc, const struct jemalloc_chu
                                .block = chunk->address,
                                .usable = chunk->size,
                                .sampled = chunk->size,
+                               .huge = chunk->huge,
                                .kind = JEMALLOC_LARGE};
     if (chunk->huge) {
         return visit(context, &run);

@@ -258,6 +258,7 @@ bool jemalloc_read_extent(struct jemalloc_heap *jemalloc, const struct jemalloc_
     run->size = PAGE;
     run->kind = JEMALLOC_BAD;
     run->problems = 0;
+    run->huge = false;
     run->map_class = element->szind;
     run->bin_pointer = 0;
     run->next_region = JEMALLOC_NOT_THERE;

@@ -39,8 +39,7 @@ static bool is_data(const struct karst_mapping *mapping) {
            !(mapping->permissions & KARST_MAPPING_SHARED);
 }
 
-/* Are there size bytes of anonymous memory at address? Neighbouring mappings count as one. */
-static bool has_room(const struct karst_target *target, uint64_t address, uint64_t size) {
+bool jemalloc_has_room(const struct karst_target *target, uint64_t address, uint64_t size) {
     const struct karst_mapping *mapping = karst_target_mapping(target, address);
     uint64_t end = address + size;
     if (end < address) {
@@ -111,7 +110,7 @@ static bool is_inner(struct karst_target *target, struct karst_window *node, str
         if (child == 0) {
             continue;
         }
-        if (child % 64 != 0 || !has_room(target, child, 16ull * NODE_ENTRIES_57) ||
+        if (child % 64 != 0 || !jemalloc_has_room(target, child, 16ull * NODE_ENTRIES_57) ||
             !is_leaf(target, leaf, window, child, 15, 16, &below) || below % NODE_ENTRIES_57 != i) {
             return false;
         }
@@ -134,11 +133,11 @@ static bool root_at(struct search *search, uint64_t address, uint64_t value, str
         return false;
     }
     uint64_t size = 8;
-    if (has_room(search->target, value, 8ull * LEAF_ENTRIES_48) &&
+    if (jemalloc_has_room(search->target, value, 8ull * LEAF_ENTRIES_48) &&
         is_leaf(search->target, &search->leaf, &search->extents, value, 18, 8, &key)) {
         root->lg_vaddr = 48;
         size *= LEAF_ENTRIES_48;
-    } else if (has_room(search->target, value, 8ull * NODE_ENTRIES_57) &&
+    } else if (jemalloc_has_room(search->target, value, 8ull * NODE_ENTRIES_57) &&
                is_inner(search->target, &search->node, &search->leaf, &search->extents, value, &key)) {
         root->lg_vaddr = 57;
         size *= NODE_ENTRIES_57;
@@ -199,9 +198,9 @@ static bool search_root(struct karst_target *target, const struct karst_module *
     return found;
 }
 
-/* Local names, with the prefixes that builds give them (--with-private-namespace, --with-jemalloc-prefix). */
-static bool symbol_of(struct karst_target *target, struct karst_module *module, const char *name,
-                      struct karst_symbol *symbol) {
+/* --with-private-namespace, --with-jemalloc-prefix */
+bool jemalloc_symbol(struct karst_target *target, struct karst_module *module, const char *name,
+                     struct karst_symbol *symbol) {
     static const char *const prefixes[] = {"je_", "", "_rjem_je_", "jemalloc_je_", "je_je_"};
     char text[80];
     for (size_t i = 0; i < sizeof prefixes / sizeof *prefixes; i++) {
@@ -230,9 +229,9 @@ static bool root_by_symbol(struct karst_target *target, struct karst_module *mod
     if (!symbols_worth(target, module)) {
         return false;
     }
-    if (symbol_of(target, module, "arena_emap_global", &symbol)) {
+    if (jemalloc_symbol(target, module, "arena_emap_global", &symbol)) {
         before = 120;
-    } else if (symbol_of(target, module, "extents_rtree", &symbol)) {
+    } else if (jemalloc_symbol(target, module, "extents_rtree", &symbol)) {
         uint64_t size = symbol.size - 8ull * LEAF_ENTRIES_48;
         before = size < 256 ? (uint32_t)size : (uint32_t)(symbol.size - 8ull * NODE_ENTRIES_57);
     } else {
@@ -326,7 +325,7 @@ static bool arena_at(struct jemalloc_heap *jemalloc, uint64_t address, uint32_t 
     }
     return *index < JEMALLOC_ARENAS_MAX && jemalloc_read(jemalloc, *base + layout->base_blocks, &block) &&
            block != 0 && block % PAGE == 0 && jemalloc_read(jemalloc, block, &size) && size != 0 &&
-           size % PAGE == 0 && has_room(jemalloc->heap.target, block, size);
+           size % PAGE == 0 && jemalloc_has_room(jemalloc->heap.target, block, size);
 }
 
 struct votes {
@@ -434,6 +433,7 @@ static void read_arena(struct jemalloc_heap *jemalloc, uint64_t address, uint32_
     row->attached_threads = threads ? jemalloc_half(threads) : 0;
     jemalloc_read(jemalloc, address + layout->arena_internal, &arena->internal);
     jemalloc_read(jemalloc, base + layout->base_allocated, &arena->base_allocated);
+    jemalloc_read(jemalloc, base + layout->base_mapped - 8, &arena->base_resident);
     jemalloc_read(jemalloc, base + layout->base_mapped, &arena->base_mapped);
     for (int i = 0; i < 3; i++) {
         row->locked |= is_locked(jemalloc, address + layout->arena_mutex[i]);
@@ -448,7 +448,7 @@ static bool add_base_blocks(struct jemalloc_heap *jemalloc, uint32_t index, uint
     }
     for (unsigned i = 0; block != 0 && i < BASE_BLOCKS_MAX; i++) {
         if (block % PAGE != 0 || !jemalloc_read(jemalloc, block, &size) || size == 0 || size % PAGE != 0 ||
-            !has_room(jemalloc->heap.target, block, size)) {
+            !jemalloc_has_room(jemalloc->heap.target, block, size)) {
             return true;
         }
         if (!jemalloc_add_extent(jemalloc, block, block + size, index, KARST_EXTENT_OWN)) {

@@ -385,6 +385,8 @@ static bool add_facts(struct jemalloc_heap *jemalloc, bool named) {
                            "the row of the table whose page maps and run headers agree%s%s%s",
                            named ? "" : "; no module names its version", jemalloc->layout.configuration,
                            jemalloc->configuration) &&
+           (!jemalloc->arenas_at ||
+            karst_facts_add(facts, "arenas", jemalloc->arenas_at, "found by structure")) &&
            karst_facts_add(facts, "chunks", 0, "%zu of %llu KB found by structure, huge blocks included",
                            jemalloc->chunk_count, (1ull << jemalloc->layout.lg_chunk) / 1024) &&
            (jemalloc->layout.major == 3 ||
@@ -430,13 +432,30 @@ static struct jemalloc_heap *try_shape(struct karst *session, const struct jemal
     return jemalloc;
 }
 
+/* Versions whose page maps are alike differ in their arenas: of those rows, the one of the version named. */
+static void prefer_version(struct jemalloc_layout *layout, const char *version) {
+    for (size_t i = 0; i < jemalloc_chunk_layout_count; i++) {
+        const struct jemalloc_layout *other = &jemalloc_chunk_layouts[i];
+        if (other->major == layout->major && other->map == layout->map &&
+            other->map_entry == layout->map_entry && other->misc == layout->misc &&
+            other->misc_run == layout->misc_run && strncmp(other->version, version, 3) == 0) {
+            uint8_t lg_chunk = layout->lg_chunk;
+            *layout = *other;
+            layout->lg_chunk = lg_chunk;
+            return;
+        }
+    }
+}
+
 static bool finish(struct karst *session, struct jemalloc_heap *jemalloc, const struct places *places,
                    struct karst_error *error) {
     char version[64];
     jemalloc->module = find_module(session->target, jemalloc->layout.major, version, sizeof version);
     snprintf(jemalloc->heap.version, sizeof jemalloc->heap.version, "%.20s",
              *version ? version : jemalloc->layout.version);
-    bool fine = add_damaged_chunks(jemalloc, places) && number_arenas(jemalloc);
+    prefer_version(&jemalloc->layout, version);
+    bool fine =
+        add_damaged_chunks(jemalloc, places) && number_arenas(jemalloc) && jemalloc_find_arenas(jemalloc);
     if (fine && jemalloc->layout.major == 3) {
         fine = add_huge_of_trees(jemalloc);
     }
@@ -444,6 +463,7 @@ static bool finish(struct karst *session, struct jemalloc_heap *jemalloc, const 
         fine = jemalloc->arenas[i].address == 0 || add_huge_of_arena(jemalloc, i);
     }
     sort_chunks(jemalloc);
+    fine = fine && jemalloc_find_counters(jemalloc);
     if (!fine || !add_facts(jemalloc, *version != '\0') || !jemalloc_make_extents(jemalloc) ||
         !jemalloc_make_bins(jemalloc) || !jemalloc_find_tcaches(jemalloc)) {
         jemalloc_close(&jemalloc->heap);

@@ -2,7 +2,8 @@
  * and 5.2.1: extent_structs.h, arena_structs_b.h, base_structs.h, tcache_structs.h, rtree.h; 5.3.0 and 5.3.1:
  * edata.h, arena_structs.h, base.h, tcache_structs.h, cache_bin.h, rtree.h), and the debug info of builds of
  * them with default options, with --enable-prof, and with --with-lg-vaddr=57. Profiling moves nothing that is
- * used here. Of 3.x and 4.x: arena.h, extent.h and tcache.h of 3.5.1, 3.6.0, 4.0.4, 4.2.1, 4.4.0 and 4.5.0.
+ * used here. Of 3.x and 4.x: arena.h, extent.h and tcache.h
+ * of 3.5.1, 3.6.0, 4.0.4, 4.1.1, 4.2.1, 4.3.1, 4.4.0 and 4.5.0.
  */
 #include "jemalloc.h"
 
@@ -81,23 +82,33 @@ const size_t jemalloc_layout_count = sizeof jemalloc_layouts / sizeof *jemalloc_
         .arena_bin_size = (bin_size)                                                                         \
     }
 
-#define SHAPE_4(name, misc_offset_of_run, tcaches, huge_list, huge_next, self, below, bins)                  \
+#define COUNTS_4_0                                                                                           \
+    .arena_mapped = 48, .arena_retained = NONE16, .arena_metadata_mapped = 80,                               \
+    .arena_metadata_allocated = 88, .arena_dirty = 232
+#define COUNTS_4_2(dirty)                                                                                    \
+    .arena_mapped = 96, .arena_retained = 104, .arena_metadata_mapped = 136,                                 \
+    .arena_metadata_allocated = 144, .arena_dirty = (dirty)
+
+#define SHAPE_4(name, misc_size, misc_offset_of_run, tcaches, huge_list, huge_next, self, below, bins, ...)  \
     {                                                                                                        \
         .version = (name), .major = 4, .configuration = "", .arena_tcaches = (tcaches),                      \
         .ring_to_tcache = NONE16, .own_stack = NONE16, .mutex_locked = NONE16, .tcache_bins = (bins),        \
         .tcache_large = NONE16, .tcache_bin_size = 32, .tcache_bin_stack = 24, .tcache_bin_count = 16,       \
         .tcache_classes = 41, .stack_below = (below), .arena_index = 0, .lg_chunk = 21, .map = (self),       \
-        .map_entry = 8, .map_bits = 0, .flag_dirty = 0x10, .class_shift = 5, .pages_shift = 13, .misc = 96,  \
-        .misc_run = (misc_offset_of_run), .chunk_self = 8, .chunk_is_arenas = (self) >= 120 ? 34 : 26,       \
-        .arena_huge = (huge_list), .huge_link = (huge_next)                                                  \
+        .map_entry = 8, .map_bits = 0, .flag_dirty = 0x10, .class_shift = 5, .pages_shift = 13,              \
+        .misc = (misc_size), .misc_run = (misc_offset_of_run), .chunk_self = 8,                              \
+        .chunk_is_arenas = (self) >= 120 ? 34 : 26, .arena_huge = (huge_list), .huge_link = (huge_next),     \
+        __VA_ARGS__                                                                                          \
     }
 
 const struct jemalloc_layout jemalloc_chunk_layouts[] = {
     SHAPE_3("", 24, 16, 288, 152),
     SHAPE_3(", built with profiling", 32, 24, 304, 160),
-    SHAPE_4("4.5.0", 24, 224, 2088, 80, 120, true, 40),
-    SHAPE_4("4.2.1", 24, 224, 2080, 72, 104, true, 40),
-    SHAPE_4("4.0.4", 16, 168, 464, 72, 104, false, 32),
+    SHAPE_4("4.5.0", 96, 24, 224, 2088, 80, 120, true, 40, COUNTS_4_2(304)),
+    SHAPE_4("4.3.1", 96, 24, 224, 2072, 72, 104, true, 40, COUNTS_4_2(296)),
+    SHAPE_4("4.2.1", 96, 24, 224, 2080, 72, 104, true, 40, COUNTS_4_2(296)),
+    SHAPE_4("4.1.1", 88, 16, 168, 2016, 72, 104, true, 40, COUNTS_4_0),
+    SHAPE_4("4.0.4", 96, 16, 168, 464, 72, 104, false, 32, COUNTS_4_0),
 };
 const size_t jemalloc_chunk_layout_count = sizeof jemalloc_chunk_layouts / sizeof *jemalloc_chunk_layouts;
 

@@ -199,7 +199,7 @@ static bool add_stack(struct jemalloc_heap *jemalloc, const struct jemalloc_tcac
 }
 
 /* 3.x, 4.x: the stacks stand behind the bins, so where the first begins tells how many bins there are
- * (nhbins, opt.lg_tcache_max). From 4.2 on its pointer is its end, 200 blocks (TCACHE_NSLOTS_SMALL_MAX)
+ * (nhbins, opt.lg_tcache_max). From 4.1 on its pointer is its end, 200 blocks (TCACHE_NSLOTS_SMALL_MAX)
  * further. */
 static uint32_t classes_of(struct jemalloc_heap *jemalloc, uint64_t address) {
     const struct jemalloc_layout *layout = &jemalloc->layout;

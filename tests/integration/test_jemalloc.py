@@ -37,13 +37,12 @@ def test_healthy(name: str, directory: Path) -> None:
 def test_totals_are_jemallocs_own(name: str, directory: Path) -> None:
     with start(HEAPS[name], SYSTEM, directory) as program:
         told = read_mallctl(directory)
-        found = totals_of_karst(Target.process(program.pid))
-    for size, (slabs, regions) in told.bins.items():
-        assert found.bins.get(size, (0, 0)) == (slabs, regions), f"class {size}"
-    for name_, value in told.totals.items():
-        if name_ not in found.totals and "KARST_JEMALLOC" in os.environ:
-            continue  # of an older one karst tells less
-        assert found.totals[name_] == value, f"{name_}: {found.totals}, jemalloc {told.totals}"
+        found = {way: totals_of_karst(Target.process(program.pid, *options)) for way, options in WAYS.items()}
+    for way, totals in found.items():
+        for size, (slabs, regions) in told.bins.items():
+            assert totals.bins.get(size, (0, 0)) == (slabs, regions), f"class {size}, {way}"
+        for name_, value in told.totals.items():
+            assert totals.totals.get(name_) == value, f"{name_}, {way}: {totals.totals}, jemalloc {told.totals}"
 
 
 @pytest.mark.parametrize("end", ["process", "core"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from karst_command import Finding, Target
-from karst_jemalloc_image import MAP_BIAS, Image, Image45, Profiling, Redzones, Run
+from karst_jemalloc_image import CHUNK, MAP_BIAS, Image, Image45, Profiling, Redzones, Run
 
 SIZE = 224
 NUMBERS = [0x1D0, 0x1D1, 0x1D2, 0x1D3]
@@ -251,3 +251,78 @@ def test_counts_4(directory: Path) -> None:
     _, findings = findings_of(image, directory)
     assert [finding.code for finding in findings] == ["bad-count"]
     assert "nfree says 4 free, its bitmap 2" in findings[0].text
+
+
+# ---- what jemalloc counts in variables of its own ----------------------------------------------------------
+
+
+def own_figures(target: Target) -> dict[str, int]:
+    [allocator] = target.json("summary")["allocators"]
+    own: dict[str, int] = allocator["own"]
+    return own
+
+
+HUGE = [(0x7F57D8000000, 8 << 20), (0x7F57D9000000, 4 << 20)]
+
+
+def test_mapped_3(directory: Path) -> None:
+    """Of 3.x: chunks, whosever they are: one an arena's, three of huge blocks, one the base allocator's, and one that
+    nothing leads to. It has no statistic of metadata."""
+    image, _, _ = heap()
+    image.huge = HUGE
+    image.count_chunks((12, 9, 6))
+    target, findings = findings_of(image, directory)
+    assert not findings, "\n".join(map(str, findings))
+    own = own_figures(target)
+    assert own["mapped"] == 6 * CHUNK
+    assert own["huge_allocated"] == 12 << 20
+    assert own["allocated"] == own["small_allocated"] + own["large_allocated"] + own["huge_allocated"]
+    assert "metadata" not in own and "retained" not in own and "resident" not in own
+    assert any(block.address == HUGE[0][0] and block.usable == HUGE[0][1] for block in target.blocks())
+    assert target.json("summary")["total"]["system_bytes"] == CHUNK + (12 << 20) + CHUNK
+
+
+@pytest.mark.parametrize("chunks", [(12, 9, 4), (12, 5, 6), (5, 9, 6), (90, 90, 90)])
+def test_mapped_3_makes_no_sense(chunks: tuple[int, int, int], directory: Path) -> None:
+    """Fewer than were found, more than ever, or far more than were found: nothing is told."""
+    image, _, _ = heap()
+    image.huge = HUGE
+    image.count_chunks(chunks)
+    target, _ = findings_of(image, directory)
+    assert "mapped" not in own_figures(target)
+    facts = {fact["name"]: fact["text"] for fact in target.json("info")["allocators"][0]["facts"]}
+    assert facts["own counts"] == "not found: how much is mapped is not told"
+
+
+BASE = (3 * 4096 + 128, 5 * 4096, 4 << 20)
+ARENA = {"mapped": 29 << 20, "retained": 6 << 20, "metadata_mapped": 13 * 4096, "metadata_allocated": 7168, "ndirty": 21}
+
+
+def test_own_counts_4(directory: Path) -> None:
+    image, _, _ = heap_of_4()
+    image.huge = [(0x7F57D8000000, 6 << 20)]
+    image.count(BASE, **ARENA)
+    target, findings = findings_of(image, directory)
+    assert not findings, "\n".join(map(str, findings))
+    small = 30 * 384 + 126 * 32 + 128 * 224
+    active = (9 + 3 + 1 + 7) * 4096 + (6 << 20)
+    assert own_figures(target) == {
+        "allocated": 8 * 4096 + small + (6 << 20),
+        "small_allocated": small,
+        "large_allocated": 8 * 4096,
+        "huge_allocated": 6 << 20,
+        "active": active,
+        "metadata": BASE[0] + ARENA["metadata_mapped"] + ARENA["metadata_allocated"],
+        "resident": BASE[1] + ARENA["metadata_mapped"] + active + ARENA["ndirty"] * 4096,
+        "mapped": BASE[2] + ARENA["mapped"],
+        "retained": ARENA["retained"],
+    }
+
+
+@pytest.mark.parametrize("base", [(BASE[0] + 8, *BASE[1:]), (*BASE[:2], BASE[2] + 4096), (6 * 4096, *BASE[1:])])
+def test_own_counts_4_make_no_sense(base: tuple[int, int, int], directory: Path) -> None:
+    """No lines of the cache; no chunks; more handed out than is resident."""
+    image, _, _ = heap_of_4()
+    image.count(base, **ARENA)
+    own = own_figures(findings_of(image, directory)[0])
+    assert own["retained"] == ARENA["retained"] and "mapped" not in own and "metadata" not in own

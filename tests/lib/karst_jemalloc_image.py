@@ -43,6 +43,43 @@ class Run:
 
 
 @dataclass
+class Module:
+    """The library in memory: a page of text, which names its version, and one of data."""
+
+    version: str
+    start: int = 0x7F57D7000000
+    data: bytearray = field(default_factory=lambda: bytearray(PAGE))
+
+    def words(self, offset: int, *values: int) -> None:
+        struct.pack_into(f"<{len(values)}Q", self.data, offset, *values)
+
+    def segments(self) -> list[Segment]:
+        text = bytearray(PAGE)
+        loads = ((5, 0), (6, PAGE))  # flags, and offset in the file and from the start
+        text[:64] = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 3, 62, 1, 0, 64, 0, 0, 64, 56, 2, 0, 0, 0)
+        for index, (flags, offset) in enumerate(loads):
+            struct.pack_into("<IIQQQQQQ", text, 64 + 56 * index, 1, flags, offset, offset, 0, PAGE, PAGE, PAGE)
+        name = f"{self.version}-0-g0000000000000000000000000000000000000000".encode()
+        text[1024:1024 + len(name)] = name
+        return [Segment(self.start, bytes(text), flags=5), Segment(self.start + PAGE, bytes(self.data))]
+
+    def note(self) -> bytes:
+        """NT_FILE, the files that are mapped."""
+        name = b"/usr/lib/libjemalloc.so.1\0"
+        ranges = struct.pack("<6Q", self.start, self.start + PAGE, 0, self.start + PAGE, self.start + 2 * PAGE, 1)
+        data = struct.pack("<QQ", 2, PAGE) + ranges + name + name
+        return struct.pack("<III", 5, len(data), 0x46494C45) + b"CORE\0\0\0\0" + data + bytes(-len(data) % 4)
+
+
+@dataclass
+class Segment:
+    address: int
+    data: bytes
+    size: int = 0  # in memory, 0: as much as data
+    flags: int = 6
+
+
+@dataclass
 class Image:
     entry: ClassVar[int] = MAP_ENTRY
     bias: ClassVar[int] = MAP_BIAS
@@ -55,6 +92,8 @@ class Image:
     own: bytearray = field(default_factory=lambda: bytearray(4 * PAGE))
     next_page: int = 0
     caches: dict[int, list[int]] = field(default_factory=dict)
+    module: Module | None = None
+    huge: list[tuple[int, int]] = field(default_factory=list)  # addresses and sizes
 
     def __post_init__(self) -> None:
         self.next_page = self.next_page or self.bias
@@ -126,8 +165,36 @@ class Image:
             if items:
                 self.words(stack, *items)
             stack += 8 * 20
-        path.write_bytes(core_file([(self.chunk, bytes(self.memory)), (self.arena, bytes(self.own))]))
+        return self.write_core(path)
+
+    def write_core(self, path: Path) -> Path:
+        segments = [Segment(self.chunk, bytes(self.memory)), Segment(self.arena, bytes(self.own))]
+        segments += [Segment(address, b"", size) for address, size in self.huge]
+        if self.module:
+            segments[1].size = len(self.memory)  # the base allocator's chunk, whole
+            segments += self.module.segments()
+        path.write_bytes(core_file(segments, self.module.note() if self.module else b""))
         return path
+
+    # ---- what it counts
+
+    TABLE = 3 * PAGE  # of arenas, in the base allocator's chunk; behind it nodes of huge blocks
+    NODES = TABLE + 1024
+
+    def count_chunks(self, chunks: tuple[int, int, int]) -> None:
+        """The module with its table of arenas, its tree of huge blocks by address (extent_tree_t and extent_node_t of
+        extent.h), and chunk_stats_t (ever, at most, now) beside what chunk.c has of the chunks' size."""
+        self.module = Module("3.6.0")
+        self.words(self.arena + self.TABLE, self.arena)
+        self.module.words(0x100, self.arena + self.TABLE)
+        self.module.words(0x200, 7, 6, 5, CHUNK)  # other variables
+        tree = self.module.start + PAGE + 0x300
+        nodes = [self.arena + self.NODES + 64 * index for index in range(len(self.huge))]
+        self.module.words(0x300, nodes[0] if nodes else tree + 8, 0, 0, tree + 8, tree + 8)
+        for index, (address, size) in enumerate(self.huge):
+            right = nodes[index + 1] if index + 1 < len(nodes) else tree + 8
+            self.words(nodes[index], 0, 0, tree + 8, right | 1, 0, address, size)
+        self.module.words(0x480, *chunks, 0, CHUNK, 0, CHUNK - 1, self.bias, CHUNK // PAGE)
 
 
 class Redzones(Image):
@@ -205,24 +272,40 @@ class Image45(Image):
             self.words(at + 24, stack)
             for index, item in enumerate(items):
                 self.words(stack - 8 * (index + 1), item)
-        path.write_bytes(core_file([(self.chunk, bytes(self.memory)), (self.arena, bytes(self.own))]))
-        return path
+        return self.write_core(path)
+
+    def count(self, base: tuple[int, int, int], **arena: int) -> None:
+        """The module with its table of arenas and what the base allocator has (allocated, resident, mapped); the arena's
+        own counts (arena_stats_t of stats.h, and ndirty), and its list of huge blocks."""
+        offsets = {"mapped": 96, "retained": 104, "metadata_mapped": 136, "metadata_allocated": 144, "ndirty": 304}
+        self.module = Module("4.5.0")
+        self.words(self.arena + self.TABLE, self.arena)
+        self.module.words(0x100, self.arena + self.TABLE)
+        self.module.words(0x200, self.CHUNK, PAGE, 8 * PAGE)  # other variables
+        self.module.words(0x400, *reversed(base))  # as gcc lays them out
+        for name, value in arena.items():
+            self.words(self.arena + offsets[name], value)
+        nodes = [self.arena + self.NODES + 128 * index for index in range(len(self.huge))]
+        self.words(self.arena + 2088, nodes[0] if nodes else 0)
+        for index, (address, size) in enumerate(self.huge):
+            self.words(nodes[index], self.arena, address, size)
+            self.words(nodes[index] + 80, nodes[(index + 1) % len(nodes)])
 
 
-def core_file(segments: list[tuple[int, bytes]]) -> bytes:
+def core_file(segments: list[Segment], notes: bytes = b"") -> bytes:
     """An ELF core of one thread, whose registers are zeros."""
     status = bytearray(336)  # struct elf_prstatus
     struct.pack_into("<i", status, 32, 1000)  # pr_pid
-    note = struct.pack("<III", 5, len(status), 1) + b"CORE\0\0\0\0" + bytes(status)
+    note = struct.pack("<III", 5, len(status), 1) + b"CORE\0\0\0\0" + bytes(status) + notes
     count = 1 + len(segments)
     header = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 4, 62, 1, 0, 64, 0, 0, 64, 56, count, 0, 0, 0)
     offset = 64 + 56 * count
     table = struct.pack("<IIQQQQQQ", 4, 0, offset, 0, 0, len(note), 0, 4)
     body = note + bytes(-(offset + len(note)) % PAGE)
-    for address, data in segments:
-        at = offset + len(body)
-        table += struct.pack("<IIQQQQQQ", 1, 6, at, address, 0, len(data), len(data), PAGE)
-        body += data
+    for segment in segments:
+        at, size = offset + len(body), segment.size or len(segment.data)
+        table += struct.pack("<IIQQQQQQ", 1, segment.flags, at, segment.address, 0, len(segment.data), size, PAGE)
+        body += segment.data
     return header + table + body
 
 
@@ -238,5 +321,11 @@ def example(image: Image) -> Image:
 
 
 if __name__ == "__main__":
-    example(Image()).write(Path(sys.argv[1], "jemalloc-3.core"))
-    example(Image45()).write(Path(sys.argv[1], "jemalloc-4.core"))
+    image, image45 = Image(), Image45()
+    for one in (image, image45):
+        one.huge = [(0x7F57D8000000, 8 << 20), (0x7F57D9000000, 4 << 20)]
+        example(one)
+    image.count_chunks((12, 9, 6))
+    image45.count((3 * PAGE + 128, 5 * PAGE, 4 << 20), mapped=29 << 20, retained=6 << 20, ndirty=21)
+    image.write(Path(sys.argv[1], "jemalloc-3.core"))
+    image45.write(Path(sys.argv[1], "jemalloc-4.core"))

@@ -464,17 +464,39 @@ static void write_information(void) {
 extern int OWN(mallctl)(const char *name, void *old, size_t *old_size, void *fresh, size_t fresh_size)
     __attribute__((weak));
 
-#define ALL_ARENAS "4096" /* MALLCTL_ARENAS_ALL */
-
-static size_t jemalloc_says(const char *format, unsigned index) {
+/* Of all arenas: "stats.arenas.<MALLCTL_ARENAS_ALL>" since 5.0, before that the one behind the last. */
+static size_t jemalloc_says(const char *format, unsigned arenas, unsigned index) {
     char name[80];
     size_t value = 0, size = sizeof value;
-    snprintf(name, sizeof name, format, index);
+    snprintf(name, sizeof name, format, arenas, index);
     return OWN(mallctl)(name, &value, &size, NULL, 0) == 0 ? value : (size_t)-1;
 }
 
+static unsigned jemalloc_count(const char *name) {
+    unsigned count = 0;
+    size_t size = sizeof count;
+    return OWN(mallctl)(name, &count, &size, NULL, 0) == 0 ? count : 0;
+}
+
+#define UNTOLD ((size_t)-1)
+
+static void write_jemalloc_bin(unsigned arenas, unsigned bin) {
+    size_t region = jemalloc_says("arenas.bin.%u.size", bin, 0);
+    size_t slabs = jemalloc_says("stats.arenas.%u.bins.%u.curslabs", arenas, bin);
+    size_t regions = jemalloc_says("stats.arenas.%u.bins.%u.curregs", arenas, bin);
+    if (slabs == UNTOLD) { /* before 5.0 */
+        slabs = jemalloc_says("stats.arenas.%u.bins.%u.curruns", arenas, bin);
+    }
+    if (regions == UNTOLD) { /* 3.x */
+        size_t bytes = jemalloc_says("stats.arenas.%u.bins.%u.allocated", arenas, bin);
+        regions = bytes == UNTOLD ? UNTOLD : bytes / region;
+    }
+    ledger_write("bin-%zu %zu %zu\n", region, slabs, regions);
+}
+
 static void write_jemalloc(void) {
-    static const char *const names[] = {"allocated", "active", "metadata", "mapped", "retained"};
+    static const char *const names[] = {"allocated", "active", "metadata", "mapped", "retained", "resident"};
+    static const char *const kinds[] = {"small", "large", "huge"};
     uint64_t epoch = 1;
     size_t size = sizeof epoch;
     if (OWN(mallctl) == NULL || OWN(mallctl)("epoch", &epoch, &size, &epoch, size) != 0) {
@@ -484,14 +506,24 @@ static void write_jemalloc(void) {
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         char name[40];
         snprintf(name, sizeof name, "stats.%s", names[i]);
-        ledger_write("%s %zu\n", names[i], jemalloc_says(name, 0));
+        ledger_write("%s %zu\n", names[i], jemalloc_says(name, 0, 0));
     }
-    unsigned bins = 0;
-    size = sizeof bins;
-    for (unsigned bin = 0; OWN(mallctl)("arenas.nbins", &bins, &size, NULL, 0) == 0 && bin < bins; bin++) {
-        ledger_write("bin-%zu %zu %zu\n", jemalloc_says("arenas.bin.%u.size", bin),
-                     jemalloc_says("stats.arenas." ALL_ARENAS ".bins.%u.curslabs", bin),
-                     jemalloc_says("stats.arenas." ALL_ARENAS ".bins.%u.curregs", bin));
+    unsigned arenas = 4096;
+    if (jemalloc_says("stats.arenas.%u.small.allocated", arenas, 0) == UNTOLD) {
+        arenas = jemalloc_count("arenas.narenas");
+    }
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        char name[60];
+        snprintf(name, sizeof name, "stats.arenas.%%u.%s.allocated", kinds[i]);
+        size_t bytes = jemalloc_says(name, arenas, 0);
+        if (bytes == UNTOLD) { /* 3.x: huge blocks are no arena's */
+            snprintf(name, sizeof name, "stats.%s.allocated", kinds[i]);
+            bytes = jemalloc_says(name, 0, 0);
+        }
+        ledger_write("%s_allocated %zu\n", kinds[i], bytes);
+    }
+    for (unsigned bin = 0; bin < jemalloc_count("arenas.nbins"); bin++) {
+        write_jemalloc_bin(arenas, bin);
     }
     close(ledger_file);
 }
