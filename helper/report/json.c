@@ -92,7 +92,7 @@ void karst_json_set_flag(struct karst_writer *writer, json_t *object, const char
 
 static int write_piece(const char *text, size_t size, void *data) {
     struct karst_writer *writer = data;
-    karst_write(writer, KARST_STYLE_PLAIN, text, size);
+    karst_write_raw(writer, KARST_STYLE_PLAIN, text, size);
     return writer->closed ? -1 : 0;
 }
 
@@ -103,7 +103,7 @@ void karst_json_write(struct karst_writer *writer, json_t *root) {
             !writer->closed) {
             writer->out_of_memory = true;
         }
-        karst_write(writer, KARST_STYLE_PLAIN, "\n", 1);
+        karst_write_raw(writer, KARST_STYLE_PLAIN, "\n", 1);
     }
     json_decref(root);
 }

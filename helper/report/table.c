@@ -5,50 +5,43 @@
 #include <string.h>
 
 #include "clean.h"
+#include "table_fit.h"
 #include "writer.h"
-
-#define GAP         2  /* spaces between columns */
-#define FLEXIBLE_AT 12 /* what a flexible column keeps at least */
 
 struct cell {
     size_t offset, size; /* in the table's text */
     enum karst_style style;
 };
 
-struct layout {
-    size_t width;  /* of the widest cell so far */
-    size_t shown;  /* what it gets */
-    bool left_out; /* a spare column for which there is no room */
-};
-
 struct karst_table {
     struct karst_writer *writer;
     const struct karst_column *columns;
     size_t column_count;
-    struct layout *layout; /* of each column */
-    struct cell *cells;    /* row by row */
+    struct karst_column_fit *fits; /* of each column */
+    struct cell *cells;            /* row by row */
     size_t cell_count, cell_room;
     char *text;
     size_t text_size, text_room;
     bool headed;    /* the header row was printed */
+    bool in_lines;  /* no row fits: a line for each of its cells */
     bool shortened; /* some cell was cut */
+    size_t column;  /* where on the line, blanks counted */
     size_t blanks;  /* owed: written only when something follows on the line */
 };
 
 struct karst_table *karst_table_open(struct karst_writer *writer, const struct karst_column *columns,
                                      size_t count) {
     struct karst_table *table = calloc(1, sizeof *table);
-    struct layout *layout = calloc(count, sizeof *layout);
-    if (!table || !layout) {
+    struct karst_column_fit *fits = calloc(count, sizeof *fits);
+    if (!table || !fits) {
         free(table);
-        free(layout);
+        free(fits);
         writer->out_of_memory = true;
         return NULL;
     }
-    *table =
-        (struct karst_table){.writer = writer, .columns = columns, .column_count = count, .layout = layout};
+    *table = (struct karst_table){.writer = writer, .columns = columns, .column_count = count, .fits = fits};
     for (size_t i = 0; i < count; i++) {
-        layout[i].width = karst_columns(columns[i].title, strlen(columns[i].title));
+        fits[i].width = karst_columns(columns[i].title, strlen(columns[i].title));
     }
     return table;
 }
@@ -88,7 +81,7 @@ static void add_cell(struct karst_table *table, enum karst_style style, const ch
     cell->size =
         karst_clean(text, size, table->writer->output->unicode, false, table->text + table->text_size);
     table->text_size += cell->size;
-    size_t *width = &table->layout[table->cell_count % table->column_count].width;
+    size_t *width = &table->fits[table->cell_count % table->column_count].width;
     size_t columns = karst_columns(table->text + cell->offset, cell->size);
     if (*width < columns) {
         *width = columns;
@@ -143,57 +136,6 @@ void karst_table_empty(struct karst_table *table) {
     }
 }
 
-static size_t total_width(const struct karst_table *table) {
-    size_t total = 0;
-    for (size_t i = 0; i < table->column_count; i++) {
-        if (!table->layout[i].left_out) {
-            total += table->layout[i].shown + (total ? GAP : 0);
-        }
-    }
-    return total;
-}
-
-/* The rightmost spare column that is still there; false: there is none. */
-static bool leave_one_out(struct karst_table *table) {
-    for (size_t i = table->column_count; i-- > 0;) {
-        enum karst_align align = table->columns[i].align;
-        if ((align == KARST_SPARE_LEFT || align == KARST_SPARE_RIGHT) && !table->layout[i].left_out) {
-            table->layout[i].left_out = true;
-            return true;
-        }
-    }
-    return false;
-}
-
-/* The widest flexible column gives one character; false: none can. */
-static bool narrow_one(struct karst_table *table) {
-    struct layout *widest = NULL;
-    for (size_t i = 0; i < table->column_count; i++) {
-        struct layout *layout = &table->layout[i];
-        if (table->columns[i].align == KARST_FLEXIBLE && layout->shown > FLEXIBLE_AT &&
-            (!widest || layout->shown > widest->shown)) {
-            widest = layout;
-        }
-    }
-    if (widest) {
-        widest->shown--;
-    }
-    return widest != NULL;
-}
-
-/* Makes the table fit the output, as far as it can: first spare columns go, then flexible ones shrink.
- * Columns that were in a header that was printed stay. */
-static void fit_widths(struct karst_table *table) {
-    size_t limit = table->writer->output->width;
-    for (size_t i = 0; i < table->column_count; i++) {
-        table->layout[i].shown = table->layout[i].width;
-    }
-    while (limit && !table->headed && total_width(table) > limit && leave_one_out(table)) {
-    }
-    while (limit && total_width(table) > limit && narrow_one(table)) {
-    }
-}
-
 /* The bytes of the first columns characters of text. */
 static size_t prefix_size(const char *text, size_t size, size_t columns) {
     size_t end = 0;
@@ -220,9 +162,8 @@ static void write_after_blanks(struct karst_table *table, enum karst_style style
 static void write_text(struct karst_table *table, size_t column, enum karst_style style, const char *text,
                        size_t size) {
     const char *ellipsis = table->writer->output->unicode ? "\xe2\x80\xa6" : "...";
-    size_t width = table->layout[column].shown, columns = karst_columns(text, size);
-    enum karst_align align = table->columns[column].align;
-    bool right = align == KARST_RIGHT || align == KARST_SPARE_RIGHT, shorten = columns > width;
+    size_t width = table->fits[column].shown, columns = karst_columns(text, size);
+    bool right = karst_column_align(&table->columns[column]) == KARST_RIGHT, shorten = columns > width;
     if (shorten) {
         size = prefix_size(text, size, width - karst_columns(ellipsis, strlen(ellipsis)));
         columns = width;
@@ -236,16 +177,43 @@ static void write_text(struct karst_table *table, size_t column, enum karst_styl
         write_after_blanks(table, style, ellipsis, strlen(ellipsis));
     }
     table->blanks += right ? 0 : width - columns;
-    table->blanks += GAP;
+    table->blanks += KARST_TABLE_GAP;
+    table->column += width + KARST_TABLE_GAP;
 }
 
 static void write_cell(struct karst_table *table, size_t column, enum karst_style style, const char *text,
                        size_t size) {
-    if (!table->layout[column].left_out) {
+    bool wrapped =
+        karst_column_align(&table->columns[column]) == KARST_WRAPPED && table->writer->output->width;
+    if (wrapped && size) {
+        write_after_blanks(table, style, "", 0);
+        karst_wrap_hang(table->writer, table->column);
+        karst_write(table->writer, style, text, size);
+    } else if (!table->fits[column].left_out) {
         write_text(table, column, style, text, size);
     }
     if (column + 1 == table->column_count) {
-        table->blanks = 0;
+        table->blanks = table->column = 0;
+        karst_write(table->writer, KARST_STYLE_PLAIN, "\n", 1);
+    }
+}
+
+/* A row as lines, each a title and what stands under it; all but the first are set in. */
+static void write_lines(struct karst_table *table, const struct cell *row) {
+    size_t widest = 0;
+    for (size_t i = 0; i < table->column_count; i++) {
+        size_t width = strlen(table->columns[i].title);
+        widest = width > widest ? width : widest;
+    }
+    for (size_t i = 0; i < table->column_count; i++) {
+        if (row[i].size == 0) {
+            continue;
+        }
+        const char *title = table->columns[i].title;
+        karst_print_styled(table->writer, KARST_STYLE_TITLE, "%s%s", i ? "  " : "", title);
+        karst_print(table->writer, "%*s", (int)(widest - strlen(title)) + (i ? 2 : 4), "");
+        karst_wrap_hang(table->writer, widest + 4);
+        karst_write(table->writer, row[i].style, table->text + row[i].offset, row[i].size);
         karst_write(table->writer, KARST_STYLE_PLAIN, "\n", 1);
     }
 }
@@ -255,7 +223,7 @@ static void write_note(const struct karst_table *table) {
     struct karst_writer *writer = table->writer;
     const char *before = "(left out to fit: ";
     for (size_t i = 0; i < table->column_count; i++) {
-        if (table->layout[i].left_out) {
+        if (table->fits[i].left_out && *table->columns[i].title) {
             karst_print_styled(writer, KARST_STYLE_DIM, "%s%s", before, table->columns[i].title);
             before = ", ";
         }
@@ -266,20 +234,37 @@ static void write_note(const struct karst_table *table) {
     }
 }
 
-void karst_table_flush(struct karst_table *table) {
-    if (!table || table->cell_count == 0 || table->column_count == 0) {
-        return;
+/* Columns that were in a header that was printed stay. */
+static void fit(struct karst_table *table) {
+    size_t limit = table->writer->output->width;
+    bool first = !table->headed;
+    if (!karst_table_fit(table->columns, table->fits, table->column_count, limit, first) && first) {
+        table->in_lines = true;
+        for (size_t i = 0; i < table->column_count; i++) {
+            table->fits[i].left_out = false;
+        }
     }
-    fit_widths(table);
-    for (size_t i = 0; !table->headed && i < table->column_count; i++) {
+    for (size_t i = 0; first && !table->in_lines && i < table->column_count; i++) {
         const char *title = table->columns[i].title;
         write_cell(table, i, KARST_STYLE_TITLE, title, strlen(title));
     }
     table->headed = true;
-    for (size_t i = 0, column = 0; i < table->cell_count; i++) {
-        const struct cell *cell = &table->cells[i];
-        write_cell(table, column, cell->style, table->text + cell->offset, cell->size);
-        column = column + 1 < table->column_count ? column + 1 : 0;
+}
+
+void karst_table_flush(struct karst_table *table) {
+    if (!table || table->cell_count == 0 || table->column_count == 0) {
+        return;
+    }
+    fit(table);
+    for (size_t row = 0; row + table->column_count <= table->cell_count; row += table->column_count) {
+        const struct cell *cells = table->cells + row;
+        if (table->in_lines) {
+            write_lines(table, cells);
+            continue;
+        }
+        for (size_t i = 0; i < table->column_count; i++) {
+            write_cell(table, i, cells[i].style, table->text + cells[i].offset, cells[i].size);
+        }
     }
     table->cell_count = table->text_size = 0;
 }
@@ -290,7 +275,7 @@ void karst_table_close(struct karst_table *table) {
     }
     karst_table_flush(table);
     write_note(table);
-    free(table->layout);
+    free(table->fits);
     free(table->cells);
     free(table->text);
     free(table);

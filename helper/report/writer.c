@@ -14,6 +14,7 @@ void karst_writer_open(struct karst_writer *writer, const struct karst_output *o
     writer->exact = exact;
     writer->closed = writer->out_of_memory = false;
     writer->style = KARST_STYLE_PLAIN;
+    writer->wrap = (struct karst_wrap){0};
     writer->used = 0;
 }
 
@@ -30,11 +31,12 @@ static void flush(struct karst_writer *writer) {
 }
 
 bool karst_writer_finish(struct karst_writer *writer, struct karst_error *error) {
+    karst_wrap_finish(writer);
     flush(writer);
     return !writer->out_of_memory || karst_fail_memory(error);
 }
 
-void karst_write(struct karst_writer *writer, enum karst_style style, const char *text, size_t size) {
+void karst_write_raw(struct karst_writer *writer, enum karst_style style, const char *text, size_t size) {
     if (style != writer->style || size > sizeof writer->buffer - writer->used) {
         flush(writer);
         writer->style = style;
@@ -45,6 +47,14 @@ void karst_write(struct karst_writer *writer, enum karst_style style, const char
     }
     memcpy(writer->buffer + writer->used, text, size);
     writer->used += size;
+}
+
+void karst_write(struct karst_writer *writer, enum karst_style style, const char *text, size_t size) {
+    if (writer->output->width) {
+        karst_wrap_write(writer, style, text, size);
+    } else {
+        karst_write_raw(writer, style, text, size);
+    }
 }
 
 static void print(struct karst_writer *writer, enum karst_style style, const char *format,
@@ -130,24 +140,6 @@ void karst_print_wrapped(struct karst_writer *writer, size_t column, size_t inde
         text += *text == ' ';
     }
     karst_print(writer, "\n");
-}
-
-void karst_print_sentence(struct karst_writer *writer, const char *format, ...) {
-    char *text = NULL;
-    va_list arguments;
-    va_start(arguments, format);
-    int length = vasprintf(&text, format, arguments);
-    va_end(arguments);
-    if (length < 0) {
-        writer->out_of_memory = true;
-        return;
-    }
-    if (writer->output->width) {
-        karst_print_wrapped(writer, 0, 0, text);
-    } else {
-        karst_print(writer, "%s\n", text);
-    }
-    free(text);
 }
 
 struct karst_text karst_count_text(uint64_t count) {

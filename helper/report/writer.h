@@ -7,12 +7,33 @@
 
 #include "karst.h"
 
+#define KARST_WRAP_PIECES 8
+
+struct karst_wrap_piece {
+    enum karst_style style;
+    size_t size;
+};
+
+/* The line under way, on an output with a width; see wrap.c. */
+struct karst_wrap {
+    size_t column;       /* what stands on the line */
+    size_t indent;       /* the blanks that its paragraph began with */
+    size_t hang;         /* where what follows the line begins; 0: a little behind that */
+    size_t blanks;       /* owed before the word */
+    bool split;          /* the word goes on from what was too long to be kept */
+    size_t word_columns; /* of the word that did not end yet */
+    size_t word_size, piece_count;
+    struct karst_wrap_piece pieces[KARST_WRAP_PIECES];
+    char word[512];
+};
+
 struct karst_writer {
     const struct karst_output *output;
     bool exact;         /* sizes as plain numbers of bytes (--bytes) */
     bool closed;        /* output->write said that nobody reads any more */
     bool out_of_memory; /* some of the answer could not be made */
     enum karst_style style;
+    struct karst_wrap wrap;
     size_t used;
     char buffer[16384]; /* text of one style that was not handed on yet */
 };
@@ -23,8 +44,16 @@ void karst_writer_open(struct karst_writer *writer, const struct karst_output *o
  * went away is no error. */
 bool karst_writer_finish(struct karst_writer *writer, struct karst_error *error) KARST_CHECKED;
 
-/* Text as it is, which has to be karst's own: control characters pass. */
+/* Text as it is, which has to be karst's own: control characters pass. Lines that are longer than the output
+ * is wide are broken at a blank; all that is printed goes this way. */
 void karst_write(struct karst_writer *writer, enum karst_style style, const char *text, size_t size);
+/* The same without a look at its lines: JSON. */
+void karst_write_raw(struct karst_writer *writer, enum karst_style style, const char *text, size_t size);
+/* For writer.c: as karst_write(), on an output with a width; and at the end what was kept back. */
+void karst_wrap_write(struct karst_writer *writer, enum karst_style style, const char *text, size_t size);
+void karst_wrap_finish(struct karst_writer *writer);
+/* Where the line under way goes on if it is too long; until it ends. */
+void karst_wrap_hang(struct karst_writer *writer, size_t column);
 /* printf. Characters that a terminal could take for commands, as names in a hostile target may hold, are
  * replaced; so are those beyond ASCII where the output takes none. Newlines pass. */
 void karst_print(struct karst_writer *writer, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -33,9 +62,6 @@ void karst_print_styled(struct karst_writer *writer, enum karst_style style, con
 /* A paragraph, broken between words at the output's width (78 columns when that is unlimited), each line
  * after indent spaces. The first line begins at column: what was already printed on it. */
 void karst_print_wrapped(struct karst_writer *writer, size_t column, size_t indent, const char *text);
-/* A line of text; broken so as well, but on an output of unlimited width it stays one line. */
-void karst_print_sentence(struct karst_writer *writer, const char *format, ...)
-    __attribute__((format(printf, 2, 3)));
 /* "0x7f12..." */
 void karst_print_address(struct karst_writer *writer, uint64_t address);
 /* A line in the style of titles. */
@@ -62,16 +88,39 @@ const char *karst_plural(uint64_t count);
 enum karst_align {
     KARST_LEFT,
     KARST_RIGHT,
-    KARST_SPARE_LEFT, /* left out when the output is too narrow, which is said under the table */
-    KARST_SPARE_RIGHT,
-    KARST_FLEXIBLE /* left, and shortened with an ellipsis when it is still too narrow. The JSON has to have
-                      all of what is left out or shortened. */
+    KARST_FLEXIBLE, /* left, and shortened with an ellipsis where the output is too narrow */
+    KARST_WRAPPED   /* left, of the last column: goes on below itself */
+};
+
+/* On an output that is too narrow columns are left out, which is said under the table: first the spare ones;
+ * then, if it does not help to shorten those that can be, the others, NEED_8 before NEED_7. Of equal ones the
+ * rightmost goes first. If it is too narrow for those that are needed, each row becomes a few lines. The JSON
+ * has to have all of what may be left out or shortened. */
+enum karst_need {
+    KARST_NEED_1 = 1 << 4,
+    KARST_NEED_2 = 2 << 4,
+    KARST_NEED_3 = 3 << 4,
+    KARST_NEED_4 = 4 << 4,
+    KARST_NEED_5 = 5 << 4,
+    KARST_NEED_6 = 6 << 4,
+    KARST_NEED_7 = 7 << 4,
+    KARST_NEED_8 = 8 << 4,
+    KARST_SPARE = 9 << 4
 };
 
 struct karst_column {
     const char *title;
-    enum karst_align align;
+    unsigned
+        layout; /* an enum karst_align, and an enum karst_need if it is not always needed: LEFT | SPARE */
 };
+
+static inline enum karst_align karst_column_align(const struct karst_column *column) {
+    return (enum karst_align)(column->layout & 0xf);
+}
+
+static inline unsigned karst_column_need(const struct karst_column *column) {
+    return column->layout & ~0xfu;
+}
 
 struct karst_table;
 

@@ -38,17 +38,17 @@ static void write_row(struct karst_table *table, const struct karst_arena_text *
 static void write_text(struct karst_call *call, const struct karst_summary *summary) {
     static const struct karst_column columns[] = {
         {"arena", KARST_FLEXIBLE},
-        {"address", KARST_SPARE_LEFT},
-        {"threads", KARST_SPARE_RIGHT},
-        {"extents", KARST_SPARE_RIGHT},
+        {"address", KARST_LEFT | KARST_SPARE},
+        {"threads", KARST_RIGHT | KARST_SPARE},
+        {"extents", KARST_RIGHT | KARST_SPARE},
         {"system", KARST_RIGHT},
         {"live", KARST_RIGHT},
-        {"cached", KARST_RIGHT},
+        {"cached", KARST_RIGHT | KARST_NEED_7},
         {"free", KARST_RIGHT},
-        {"top", KARST_SPARE_RIGHT},
-        {"largest", KARST_RIGHT},
-        {"resident", KARST_RIGHT},
-        {"not live", KARST_SPARE_RIGHT},
+        {"top", KARST_RIGHT | KARST_SPARE},
+        {"largest", KARST_RIGHT | KARST_NEED_8},
+        {"resident", KARST_RIGHT | KARST_NEED_6},
+        {"not live", KARST_RIGHT | KARST_SPARE},
         {"", KARST_LEFT},
     };
     struct karst_table *table = karst_table_open(&call->writer, columns, sizeof columns / sizeof *columns);

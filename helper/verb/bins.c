@@ -104,8 +104,9 @@ static void fold_heap(struct karst_call *call, struct karst_table *table, const 
 
 static void write_folded_table(struct karst_call *call) {
     static const struct karst_column columns[] = {
-        {"kind", KARST_LEFT},   {"arena", KARST_FLEXIBLE},   {"lists", KARST_RIGHT}, {"blocks", KARST_RIGHT},
-        {"bytes", KARST_RIGHT}, {"owner", KARST_SPARE_LEFT}, {"", KARST_LEFT},
+        {"kind", KARST_LEFT},    {"arena", KARST_FLEXIBLE}, {"lists", KARST_RIGHT | KARST_NEED_5},
+        {"blocks", KARST_RIGHT}, {"bytes", KARST_RIGHT},    {"owner", KARST_LEFT | KARST_SPARE},
+        {"", KARST_LEFT},
     };
     struct karst_table *table = karst_table_open(&call->writer, columns, sizeof columns / sizeof *columns);
     for (size_t i = 0; i < call->session->heap_count; i++) {
@@ -116,10 +117,14 @@ static void write_folded_table(struct karst_call *call) {
 
 static void write_full_table(struct karst_call *call) {
     static const struct karst_column columns[] = {
-        {"bin", KARST_FLEXIBLE},     {"arena", KARST_SPARE_LEFT},
-        {"from", KARST_RIGHT},       {"to", KARST_RIGHT},
-        {"blocks", KARST_RIGHT},     {"bytes", KARST_RIGHT},
-        {"owner", KARST_SPARE_LEFT}, {"", KARST_LEFT},
+        {"bin", KARST_FLEXIBLE},
+        {"arena", KARST_LEFT | KARST_SPARE},
+        {"from", KARST_RIGHT | KARST_NEED_4},
+        {"to", KARST_RIGHT | KARST_NEED_5},
+        {"blocks", KARST_RIGHT},
+        {"bytes", KARST_RIGHT},
+        {"owner", KARST_LEFT | KARST_SPARE},
+        {"", KARST_LEFT},
     };
     struct karst_table *table = karst_table_open(&call->writer, columns, sizeof columns / sizeof *columns);
     for (size_t i = 0; i < call->session->heap_count; i++) {

@@ -227,14 +227,26 @@ static void write_facts(struct karst_writer *writer, const struct karst_facts *f
     }
 }
 
+#define DUMP_LINE 16u
+
+/* Bytes a line: an address of up to 14 characters, three for each byte, and one for each as a character. */
+static size_t dump_line(const struct karst_writer *writer) {
+    size_t bytes = DUMP_LINE, width = writer->output->width;
+    while (width && bytes > 4 && 2 + 14 + 1 + 4 * bytes + 2 > width) {
+        bytes /= 2;
+    }
+    return bytes;
+}
+
 static void write_dump(struct karst_writer *writer, const struct report *report) {
-    for (size_t line = 0; line < report->byte_count; line += 16) {
-        size_t count = report->byte_count - line < 16 ? report->byte_count - line : 16;
-        char ascii[17] = "";
+    size_t most = dump_line(writer);
+    for (size_t line = 0; line < report->byte_count; line += most) {
+        size_t count = report->byte_count - line < most ? report->byte_count - line : most;
+        char ascii[DUMP_LINE + 1] = "";
         karst_print(writer, "  ");
         karst_print_address(writer, report->place.block.address + line);
         karst_print(writer, " ");
-        for (size_t i = 0; i < 16; i++) {
+        for (size_t i = 0; i < most; i++) {
             uint8_t byte = i < count ? report->bytes[line + i] : 0;
             karst_print(writer, i < count ? " %02x" : "   ", byte);
             if (i < count) {

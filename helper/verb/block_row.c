@@ -26,9 +26,14 @@ json_t *karst_block_json(struct karst_call *call, const struct karst_block *bloc
 
 struct karst_table *karst_block_table(struct karst_call *call) {
     static const struct karst_column columns[] = {
-        {"address", KARST_LEFT}, {"size", KARST_RIGHT},       {"usable", KARST_SPARE_RIGHT},
-        {"state", KARST_LEFT},   {"arena", KARST_SPARE_LEFT}, {"bin", KARST_FLEXIBLE},
-        {"asked", KARST_RIGHT},  {"site", KARST_FLEXIBLE},
+        {"address", KARST_LEFT},
+        {"size", KARST_RIGHT},
+        {"usable", KARST_RIGHT | KARST_SPARE},
+        {"state", KARST_LEFT | KARST_NEED_6},
+        {"arena", KARST_LEFT | KARST_SPARE},
+        {"bin", KARST_FLEXIBLE | KARST_NEED_8},
+        {"asked", KARST_RIGHT | KARST_NEED_7},
+        {"site", KARST_FLEXIBLE},
     };
     size_t count = sizeof columns / sizeof *columns;
     return karst_table_open(&call->writer, columns,
@@ -195,18 +200,18 @@ static void write_asked(struct karst_block_lines *lines, struct karst_writer *wr
     }
     if (!name) {
         static const char none[] = "null,\"site\":null,\"sequence\":null}\n";
-        karst_write(writer, KARST_STYLE_PLAIN, text, (size_t)(at - text));
-        karst_write(writer, KARST_STYLE_PLAIN, none, sizeof none - 1);
+        karst_write_raw(writer, KARST_STYLE_PLAIN, text, (size_t)(at - text));
+        karst_write_raw(writer, KARST_STYLE_PLAIN, none, sizeof none - 1);
         return;
     }
     at = put_number(at, mark.size);
     at = stpcpy(at, ",\"site\":");
-    karst_write(writer, KARST_STYLE_PLAIN, text, (size_t)(at - text));
-    karst_write(writer, KARST_STYLE_PLAIN, name->quoted, strlen(name->quoted));
+    karst_write_raw(writer, KARST_STYLE_PLAIN, text, (size_t)(at - text));
+    karst_write_raw(writer, KARST_STYLE_PLAIN, name->quoted, strlen(name->quoted));
     at = stpcpy(text, ",\"sequence\":");
     at = put_number(at, mark.sequence);
     at = stpcpy(at, "}\n");
-    karst_write(writer, KARST_STYLE_PLAIN, text, (size_t)(at - text));
+    karst_write_raw(writer, KARST_STYLE_PLAIN, text, (size_t)(at - text));
 }
 
 void karst_block_line(struct karst_block_lines *lines, struct karst_writer *writer,
@@ -225,9 +230,9 @@ void karst_block_line(struct karst_block_lines *lines, struct karst_writer *writ
     at = stpcpy(at, ",\"state\":\"");
     at = stpcpy(at, karst_state_name(block->state));
     *at++ = '"';
-    karst_write(writer, KARST_STYLE_PLAIN, line, (size_t)(at - line));
-    karst_write(writer, KARST_STYLE_PLAIN, arena->text, arena->size);
-    karst_write(writer, KARST_STYLE_PLAIN, bin->text, bin->size);
+    karst_write_raw(writer, KARST_STYLE_PLAIN, line, (size_t)(at - line));
+    karst_write_raw(writer, KARST_STYLE_PLAIN, arena->text, arena->size);
+    karst_write_raw(writer, KARST_STYLE_PLAIN, bin->text, bin->size);
     if (lines->marked) {
         write_asked(lines, writer, block);
     }

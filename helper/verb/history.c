@@ -201,9 +201,13 @@ static void write_losses(struct karst_call *call, const struct karst_flight *fli
 
 static void write_text(struct karst_call *call, const struct karst_flight *flight,
                        const struct selection *selection) {
-    static const struct karst_column columns[] = {
-        {"time", KARST_SPARE_LEFT}, {"thread", KARST_RIGHT}, {"event", KARST_LEFT},   {"size", KARST_RIGHT},
-        {"block", KARST_LEFT},      {"gave", KARST_LEFT},    {"site", KARST_FLEXIBLE}};
+    static const struct karst_column columns[] = {{"time", KARST_LEFT | KARST_SPARE},
+                                                  {"thread", KARST_RIGHT | KARST_NEED_8},
+                                                  {"event", KARST_LEFT},
+                                                  {"size", KARST_RIGHT | KARST_NEED_7},
+                                                  {"block", KARST_LEFT},
+                                                  {"gave", KARST_LEFT},
+                                                  {"site", KARST_FLEXIBLE | KARST_NEED_6}};
     struct karst_writer *writer = &call->writer;
     struct karst_table *table = karst_table_open(writer, columns, 7);
     for (size_t i = 0; i < shown(selection); i++) {

@@ -13,11 +13,6 @@
 
 enum { OPTION_LIMIT, OPTION_FIT, OPTION_ARENA };
 
-/* Room for all columns of tables that have two or three addresses a row. */
-static bool is_wide(const struct karst_writer *writer) {
-    return writer->output->width == 0 || writer->output->width >= 110;
-}
-
 /* ---- text ---------------------------------------------------------------------------------------- */
 
 static void write_headline(struct karst_call *call, const struct karst_holes *holes) {
@@ -28,21 +23,21 @@ static void write_headline(struct karst_call *call, const struct karst_holes *ho
         return;
     }
     bool known = holes->resident_bytes != UINT64_MAX;
-    karst_print_sentence(
-        writer, "%s hole%s, %s in all: %s free, %s cached; %s%s", karst_count_text(holes->holes).text,
-        karst_plural(holes->holes), karst_size_text(writer, holes->bytes).text,
-        karst_size_text(writer, holes->free_bytes).text, karst_size_text(writer, holes->cached_bytes).text,
-        known ? karst_size_text(writer, holes->resident_bytes).text : "what is resident is unknown",
-        known ? " resident" : "");
+    karst_print(writer, "%s hole%s, %s in all: %s free, %s cached; %s%s\n",
+                karst_count_text(holes->holes).text, karst_plural(holes->holes),
+                karst_size_text(writer, holes->bytes).text, karst_size_text(writer, holes->free_bytes).text,
+                karst_size_text(writer, holes->cached_bytes).text,
+                known ? karst_size_text(writer, holes->resident_bytes).text : "what is resident is unknown",
+                known ? " resident" : "");
     if (holes->region_holes) {
-        karst_print_sentence(
-            writer, "%s of them, %s, are regions inside page runs: each good for its class alone (runs)",
+        karst_print(
+            writer, "%s of them, %s, are regions inside page runs: each good for its class alone (runs)\n",
             karst_count_text(holes->region_holes).text, karst_size_text(writer, holes->region_bytes).text);
     }
     if (holes->edge_free_bytes + holes->edge_cached_bytes) {
-        karst_print_sentence(writer, "outside holes, at the edges of heaps: %s free, %s cached",
-                             karst_size_text(writer, holes->edge_free_bytes).text,
-                             karst_size_text(writer, holes->edge_cached_bytes).text);
+        karst_print(writer, "outside holes, at the edges of heaps: %s free, %s cached\n",
+                    karst_size_text(writer, holes->edge_free_bytes).text,
+                    karst_size_text(writer, holes->edge_cached_bytes).text);
     }
 }
 
@@ -68,9 +63,9 @@ static void write_bar(struct karst_writer *writer, struct karst_table *table, ui
 }
 
 static void write_census(struct karst_call *call, const struct karst_holes *holes) {
-    static const struct karst_column columns[] = {{"of size", KARST_RIGHT},  {"to", KARST_RIGHT},
-                                                  {"holes", KARST_RIGHT},    {"bytes", KARST_RIGHT},
-                                                  {"resident", KARST_RIGHT}, {"", KARST_LEFT}};
+    static const struct karst_column columns[] = {
+        {"of size", KARST_RIGHT}, {"to", KARST_RIGHT | KARST_NEED_5},       {"holes", KARST_RIGHT},
+        {"bytes", KARST_RIGHT},   {"resident", KARST_RIGHT | KARST_NEED_4}, {"", KARST_LEFT | KARST_SPARE}};
     struct karst_writer *writer = &call->writer;
     uint64_t most = 1;
     for (size_t i = 0; i < KARST_HOLE_CLASSES; i++) {
@@ -94,42 +89,37 @@ static void write_census(struct karst_call *call, const struct karst_holes *hole
 }
 
 static void write_hole(struct karst_call *call, struct karst_table *table,
-                       const struct karst_listed_hole *one, bool wide) {
+                       const struct karst_listed_hole *one) {
     karst_table_address(table, one->hole.start);
     karst_table_size(table, one->hole.end - one->hole.start);
     karst_table_size(table, one->hole.usable);
-    if (wide) {
-        karst_table_size(table, one->hole.cached_bytes);
-    }
+    karst_table_size(table, one->hole.cached_bytes);
     karst_table_known_size(table, one->resident_bytes);
     karst_table_address(table, one->before.address);
     karst_table_address(table, one->after.address);
-    if (wide) {
-        karst_table_text(table, KARST_STYLE_PLAIN, "%s",
-                         karst_arena_text(call->session, one->heap, one->arena).text);
-    }
+    karst_table_text(table, KARST_STYLE_PLAIN, "%s",
+                     karst_arena_text(call->session, one->heap, one->arena).text);
     call->last_address = one->hole.start;
 }
 
 static void write_biggest(struct karst_call *call, const struct karst_holes *holes) {
-    static const struct karst_column all[] = {{"hole", KARST_LEFT},         {"size", KARST_RIGHT},
-                                              {"usable", KARST_RIGHT},      {"cached", KARST_RIGHT},
-                                              {"resident", KARST_RIGHT},    {"block before", KARST_LEFT},
-                                              {"block behind", KARST_LEFT}, {"arena", KARST_FLEXIBLE}};
-    static const struct karst_column few[] = {{"hole", KARST_LEFT},         {"size", KARST_RIGHT},
-                                              {"usable", KARST_RIGHT},      {"resident", KARST_RIGHT},
-                                              {"block before", KARST_LEFT}, {"block behind", KARST_LEFT}};
+    static const struct karst_column columns[] = {{"hole", KARST_LEFT},
+                                                  {"size", KARST_RIGHT},
+                                                  {"usable", KARST_RIGHT | KARST_NEED_6},
+                                                  {"cached", KARST_RIGHT | KARST_SPARE},
+                                                  {"resident", KARST_RIGHT | KARST_NEED_5},
+                                                  {"block before", KARST_LEFT | KARST_NEED_7},
+                                                  {"block behind", KARST_LEFT | KARST_NEED_1},
+                                                  {"arena", KARST_FLEXIBLE | KARST_SPARE}};
     struct karst_writer *writer = &call->writer;
     if (holes->biggest.count == 0) {
         return;
     }
     karst_print(writer, "\n");
     karst_print_title(writer, "the biggest");
-    bool wide = is_wide(writer);
-    struct karst_table *table = wide ? karst_table_open(writer, all, sizeof all / sizeof *all)
-                                     : karst_table_open(writer, few, sizeof few / sizeof *few);
+    struct karst_table *table = karst_table_open(writer, columns, sizeof columns / sizeof *columns);
     for (size_t i = 0; i < holes->biggest.count; i++) {
-        write_hole(call, table, karst_best_item(&holes->biggest, i), wide);
+        write_hole(call, table, karst_best_item(&holes->biggest, i));
     }
     karst_table_close(table);
     if (holes->holes > holes->biggest.count) {
@@ -200,8 +190,8 @@ static void write_nearest(struct karst_call *call, const struct karst_fit *fit) 
     write_blocker(call, miss);
 }
 
-static void write_miss(struct karst_call *call, struct karst_table *table, const struct karst_near_miss *miss,
-                       bool wide) {
+static void write_miss(struct karst_call *call, struct karst_table *table,
+                       const struct karst_near_miss *miss) {
     uint64_t joined = karst_near_miss_joined(miss);
     karst_table_address(table, miss->address);
     karst_table_count(table, miss->size);
@@ -215,24 +205,24 @@ static void write_miss(struct karst_call *call, struct karst_table *table, const
     }
     karst_table_text(table, joined >= miss->needed ? KARST_STYLE_GOOD : KARST_STYLE_PLAIN, "%s",
                      karst_count_text(joined).text);
-    if (wide) {
-        karst_table_text(table, KARST_STYLE_PLAIN, "%s",
-                         miss->has_blocker ? karst_state_name((enum karst_state)miss->blocker.state) : "");
-        karst_table_text(table, KARST_STYLE_PLAIN, "%s",
-                         karst_arena_text(call->session, miss->heap, miss->arena).text);
-    }
+    karst_table_text(table, KARST_STYLE_PLAIN, "%s",
+                     miss->has_blocker ? karst_state_name((enum karst_state)miss->blocker.state) : "");
+    karst_table_text(table, KARST_STYLE_PLAIN, "%s",
+                     karst_arena_text(call->session, miss->heap, miss->arena).text);
 }
 
 static void write_nearest_table(struct karst_call *call, const struct karst_fit *fit) {
-    static const struct karst_column columns[] = {{"free at", KARST_LEFT},   {"bytes", KARST_RIGHT},
-                                                  {"short by", KARST_RIGHT}, {"blocked by", KARST_LEFT},
-                                                  {"its size", KARST_RIGHT}, {"without it", KARST_RIGHT},
-                                                  {"it is", KARST_LEFT},     {"arena", KARST_FLEXIBLE}};
-    bool wide = is_wide(&call->writer);
-    struct karst_table *table =
-        karst_table_open(&call->writer, columns, sizeof columns / sizeof *columns - (wide ? 0 : 2));
+    static const struct karst_column columns[] = {{"free at", KARST_LEFT},
+                                                  {"bytes", KARST_RIGHT | KARST_NEED_5},
+                                                  {"short by", KARST_RIGHT},
+                                                  {"blocked by", KARST_LEFT | KARST_NEED_1},
+                                                  {"its size", KARST_RIGHT | KARST_NEED_7},
+                                                  {"without it", KARST_RIGHT | KARST_NEED_6},
+                                                  {"it is", KARST_LEFT | KARST_SPARE},
+                                                  {"arena", KARST_FLEXIBLE | KARST_SPARE}};
+    struct karst_table *table = karst_table_open(&call->writer, columns, sizeof columns / sizeof *columns);
     for (size_t i = 0; i < fit->nearest.count; i++) {
-        write_miss(call, table, karst_best_item(&fit->nearest, i), wide);
+        write_miss(call, table, karst_best_item(&fit->nearest, i));
     }
     karst_table_close(table);
 }

@@ -173,21 +173,21 @@ static void write_legend(struct karst_writer *writer, const struct karst_picture
         column += room;
     }
     karst_print(writer, "\n");
-    karst_print_sentence(writer, "a row is %s, a character %s; on the right: how much of the row is live",
-                         karst_size_text(writer, picture->cell_size * picture->columns).text,
-                         karst_size_text(writer, picture->cell_size).text);
+    karst_print(writer, "a row is %s, a character %s; on the right: how much of the row is live\n",
+                karst_size_text(writer, picture->cell_size * picture->columns).text,
+                karst_size_text(writer, picture->cell_size).text);
 }
 
 static void write_not_drawn(struct karst_writer *writer, const struct karst_picture *picture) {
     if (picture->mapped) {
-        karst_print_sentence(writer, "not drawn: %s live block%s with mappings of their own, %s",
-                             karst_count_text(picture->mapped).text, karst_plural(picture->mapped),
-                             karst_size_text(writer, picture->mapped_bytes).text);
+        karst_print(writer, "not drawn: %s live block%s with mappings of their own, %s\n",
+                    karst_count_text(picture->mapped).text, karst_plural(picture->mapped),
+                    karst_size_text(writer, picture->mapped_bytes).text);
     }
     if (picture->left_out) {
-        karst_print_sentence(writer, "no room for %s smaller arena%s, %s; --rows makes room",
-                             karst_count_text(picture->left_out).text, karst_plural(picture->left_out),
-                             karst_size_text(writer, picture->left_out_bytes).text);
+        karst_print(writer, "no room for %s smaller arena%s, %s; --rows makes room\n",
+                    karst_count_text(picture->left_out).text, karst_plural(picture->left_out),
+                    karst_size_text(writer, picture->left_out_bytes).text);
     }
 }
 

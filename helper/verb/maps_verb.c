@@ -11,7 +11,6 @@ enum { OPTION_LIST };
 struct listing {
     struct karst_call *call;
     struct karst_table *table; /* text */
-    bool wide;                 /* there is room for the mappings' ends */
     json_t *list;              /* JSON */
     uint64_t unflushed;
 };
@@ -50,13 +49,13 @@ static void detail_text(const struct karst *session, const struct karst_map *map
 
 static void write_row(struct listing *listing, const struct karst_map *map) {
     struct karst_table *table = listing->table;
+    uint32_t width = listing->call->writer.output->width;
+    bool whole_path = width == 0 || width >= 110;
     char permissions[5], detail[400];
     permissions_text(map->mapping, permissions);
-    detail_text(listing->call->session, map, listing->wide, detail, sizeof detail);
+    detail_text(listing->call->session, map, whole_path, detail, sizeof detail);
     karst_table_address(table, map->mapping->start);
-    if (listing->wide) {
-        karst_table_address(table, map->mapping->end);
-    }
+    karst_table_address(table, map->mapping->end);
     karst_table_text(table, KARST_STYLE_PLAIN, "%s", permissions);
     karst_table_size(table, map->mapping->end - map->mapping->start);
     karst_table_known_size(table, map->resident);
@@ -122,8 +121,10 @@ static void write_count(struct karst_table *table, enum karst_style style, const
 }
 
 static void write_owners(struct karst_writer *writer, const struct karst_maps *maps) {
-    static const struct karst_column columns[] = {
-        {"owner", KARST_LEFT}, {"mappings", KARST_RIGHT}, {"bytes", KARST_RIGHT}, {"resident", KARST_RIGHT}};
+    static const struct karst_column columns[] = {{"owner", KARST_FLEXIBLE},
+                                                  {"mappings", KARST_RIGHT | KARST_NEED_5},
+                                                  {"bytes", KARST_RIGHT},
+                                                  {"resident", KARST_RIGHT}};
     struct karst_table *table = karst_table_open(writer, columns, sizeof columns / sizeof *columns);
     for (size_t i = 0; i < KARST_MAP_OWNERS; i++) {
         if (maps->owners[i].mappings) {
@@ -163,7 +164,7 @@ static void write_reasons(struct karst_writer *writer, const struct karst_maps *
         [KARST_MAP_FIRST] = "anonymous memory with nothing before it to be one with",
     };
     static const struct karst_column columns[] = {{"mappings", KARST_RIGHT},
-                                                  {"are there because of", KARST_LEFT}};
+                                                  {"are there because of", KARST_WRAPPED}};
     struct karst_table *table = karst_table_open(writer, columns, sizeof columns / sizeof *columns);
     for (size_t i = 0; i < KARST_MAP_REASONS; i++) {
         if (maps->reasons[i]) {
@@ -178,21 +179,20 @@ static void write_reasons(struct karst_writer *writer, const struct karst_maps *
 }
 
 static bool run_text(struct karst_call *call) {
-    static const struct karst_column wide[] = {
-        {"start", KARST_LEFT},     {"end", KARST_LEFT},   {"", KARST_LEFT},        {"size", KARST_RIGHT},
-        {"resident", KARST_RIGHT}, {"owner", KARST_LEFT}, {"what", KARST_FLEXIBLE}};
-    static const struct karst_column narrow[] = {{"start", KARST_LEFT}, {"", KARST_LEFT},
-                                                 {"size", KARST_RIGHT}, {"resident", KARST_RIGHT},
-                                                 {"owner", KARST_LEFT}, {"what", KARST_FLEXIBLE}};
+    static const struct karst_column columns[] = {{"start", KARST_LEFT},
+                                                  {"end", KARST_LEFT | KARST_SPARE},
+                                                  {"", KARST_LEFT | KARST_NEED_8},
+                                                  {"size", KARST_RIGHT},
+                                                  {"resident", KARST_RIGHT | KARST_NEED_7},
+                                                  {"owner", KARST_LEFT | KARST_NEED_6},
+                                                  {"what", KARST_FLEXIBLE}};
     struct karst_writer *writer = &call->writer;
     struct listing listing = {.call = call};
     bool list = call->options[OPTION_LIST].given;
     struct karst_maps maps;
     karst_print_title(writer, "%s", call->session->target->name);
     if (list) {
-        listing.wide = writer->output->width == 0 || writer->output->width >= 110;
-        listing.table = listing.wide ? karst_table_open(writer, wide, sizeof wide / sizeof *wide)
-                                     : karst_table_open(writer, narrow, sizeof narrow / sizeof *narrow);
+        listing.table = karst_table_open(writer, columns, sizeof columns / sizeof *columns);
     }
     bool done = karst_maps_count(call->session, &maps, list ? take_mapping : NULL, &listing, call->error);
     karst_table_close(listing.table);

@@ -32,9 +32,13 @@ static void write_pin(struct karst_call *call, struct karst_table *table, const 
 }
 
 void karst_pins_write_between(struct karst_call *call, const struct karst_pins *pins) {
-    static const struct karst_column columns[] = {
-        {"pin", KARST_LEFT},     {"size", KARST_RIGHT},   {"blocks", KARST_LEFT},   {"before", KARST_RIGHT},
-        {"behind", KARST_RIGHT}, {"joined", KARST_RIGHT}, {"arena", KARST_FLEXIBLE}};
+    static const struct karst_column columns[] = {{"pin", KARST_LEFT},
+                                                  {"size", KARST_RIGHT},
+                                                  {"blocks", KARST_LEFT | KARST_NEED_5},
+                                                  {"before", KARST_RIGHT | KARST_NEED_6},
+                                                  {"behind", KARST_RIGHT | KARST_NEED_7},
+                                                  {"joined", KARST_RIGHT},
+                                                  {"arena", KARST_FLEXIBLE | KARST_NEED_8}};
     struct karst_writer *writer = &call->writer;
     if (pins->pins.count == 0) {
         karst_print(writer, "no pins: no free memory is kept apart by just a few small blocks\n");
@@ -79,10 +83,13 @@ static void write_top(struct karst_call *call, struct karst_table *table, const 
 }
 
 void karst_pins_write_tops(struct karst_call *call, const struct karst_pins *pins, size_t depth) {
-    static const struct karst_column columns[] = {
-        {"under the top", KARST_LEFT},     {"size", KARST_RIGHT},      {"blocks", KARST_LEFT},
-        {"to the top", KARST_SPARE_RIGHT}, {"to system", KARST_RIGHT}, {"resident", KARST_RIGHT},
-        {"arena", KARST_FLEXIBLE}};
+    static const struct karst_column columns[] = {{"under the top", KARST_LEFT},
+                                                  {"size", KARST_RIGHT | KARST_NEED_6},
+                                                  {"blocks", KARST_LEFT | KARST_NEED_7},
+                                                  {"to the top", KARST_RIGHT | KARST_SPARE},
+                                                  {"to system", KARST_RIGHT},
+                                                  {"resident", KARST_RIGHT | KARST_NEED_4},
+                                                  {"arena", KARST_FLEXIBLE | KARST_NEED_8}};
     struct karst_writer *writer = &call->writer;
     if (pins->tops.count == 0) {
         karst_print(writer, "nothing lies under a heap's top\n");

@@ -256,39 +256,42 @@ static void write_head(struct pools *pools) {
     uint64_t free_pools = total->free_pools * pymalloc->pool_size;
     karst_print_title(writer, "%s of CPython %s in %s", pymalloc->heap.name, pymalloc->heap.version,
                       pools->call->session->target->name);
-    karst_print_sentence(
-        writer, "%s arena%s of %s, %s pools of %s; %s live in %s blocks, %s",
-        karst_count_text(pymalloc->arena_count).text, karst_plural(pymalloc->arena_count),
-        karst_size_text(writer, pymalloc->arena_size).text, karst_count_text(total->pools).text,
-        karst_size_text(writer, pymalloc->pool_size).text, karst_size_text(writer, total->live_bytes).text,
-        karst_count_text(total->live_blocks).text, karst_share_text(total->live_bytes, system).text);
-    karst_print_sentence(
-        writer, "unused: %s in %s free pools, %s in pools of a class, %s in headers and rests",
-        karst_size_text(writer, free_pools).text, karst_count_text(total->free_pools).text,
-        karst_size_text(writer, total->unused_bytes).text,
-        karst_size_text(writer, system - free_pools - total->live_bytes - total->unused_bytes).text);
+    karst_print(writer, "%s arena%s of %s, %s pools of %s; %s live in %s blocks, %s\n",
+                karst_count_text(pymalloc->arena_count).text, karst_plural(pymalloc->arena_count),
+                karst_size_text(writer, pymalloc->arena_size).text, karst_count_text(total->pools).text,
+                karst_size_text(writer, pymalloc->pool_size).text,
+                karst_size_text(writer, total->live_bytes).text, karst_count_text(total->live_blocks).text,
+                karst_share_text(total->live_bytes, system).text);
+    karst_print(writer, "unused: %s in %s free pools, %s in pools of a class, %s in headers and rests\n",
+                karst_size_text(writer, free_pools).text, karst_count_text(total->free_pools).text,
+                karst_size_text(writer, total->unused_bytes).text,
+                karst_size_text(writer, system - free_pools - total->live_bytes - total->unused_bytes).text);
     if (total->own != UINT64_MAX && total->resident != UINT64_MAX) {
         uint64_t own = total->own < total->resident ? total->own : total->resident;
-        karst_print_sentence(writer,
-                             "resident: %s, of it %s this process's own, %s shared with other processes",
-                             karst_size_text(writer, total->resident).text, karst_size_text(writer, own).text,
-                             karst_size_text(writer, total->resident - own).text);
+        karst_print(writer, "resident: %s, of it %s this process's own, %s shared with other processes\n",
+                    karst_size_text(writer, total->resident).text, karst_size_text(writer, own).text,
+                    karst_size_text(writer, total->resident - own).text);
     }
     if (pools->pinned) {
-        karst_print_sentence(
-            writer, "%s arena%s could go back to the system, were it not for %s block%s of %s in all",
-            karst_count_text(pools->pinned).text, karst_plural(pools->pinned),
-            karst_count_text(pools->pin_blocks).text, karst_plural(pools->pin_blocks),
-            karst_size_text(writer, pools->pin_bytes).text);
+        karst_print(writer,
+                    "%s arena%s could go back to the system, were it not for %s block%s of %s in all\n",
+                    karst_count_text(pools->pinned).text, karst_plural(pools->pinned),
+                    karst_count_text(pools->pin_blocks).text, karst_plural(pools->pin_blocks),
+                    karst_size_text(writer, pools->pin_bytes).text);
     }
     karst_print(writer, "\n");
 }
 
 static bool write_arenas(struct pools *pools) {
-    static const struct karst_column columns[] = {
-        {"arena", KARST_LEFT},     {"pools", KARST_SPARE_RIGHT}, {"free", KARST_RIGHT},
-        {"blocks", KARST_RIGHT},   {"live", KARST_RIGHT},        {"fill", KARST_RIGHT},
-        {"resident", KARST_RIGHT}, {"own", KARST_SPARE_RIGHT},   {"what is live", KARST_FLEXIBLE}};
+    static const struct karst_column columns[] = {{"arena", KARST_LEFT},
+                                                  {"pools", KARST_RIGHT | KARST_SPARE},
+                                                  {"free", KARST_RIGHT | KARST_NEED_6},
+                                                  {"blocks", KARST_RIGHT | KARST_NEED_8},
+                                                  {"live", KARST_RIGHT},
+                                                  {"fill", KARST_RIGHT},
+                                                  {"resident", KARST_RIGHT | KARST_NEED_7},
+                                                  {"own", KARST_RIGHT | KARST_SPARE},
+                                                  {"what is live", KARST_FLEXIBLE | KARST_NEED_5}};
     struct karst_writer *writer = &pools->call->writer;
     struct karst_table *table = karst_table_open(writer, columns, sizeof columns / sizeof *columns);
     size_t shown = 0, count = pools->pymalloc->arena_count;
@@ -320,9 +323,14 @@ static bool write_arenas(struct pools *pools) {
 }
 
 static void write_classes(struct pools *pools) {
-    static const struct karst_column columns[] = {
-        {"size", KARST_RIGHT}, {"pools", KARST_RIGHT}, {"blocks", KARST_RIGHT}, {"live", KARST_RIGHT},
-        {"free", KARST_RIGHT}, {"fill", KARST_RIGHT},  {"unused", KARST_RIGHT}, {"lost", KARST_RIGHT}};
+    static const struct karst_column columns[] = {{"size", KARST_RIGHT},
+                                                  {"pools", KARST_RIGHT | KARST_NEED_6},
+                                                  {"blocks", KARST_RIGHT},
+                                                  {"live", KARST_RIGHT},
+                                                  {"free", KARST_RIGHT | KARST_NEED_5},
+                                                  {"fill", KARST_RIGHT},
+                                                  {"unused", KARST_RIGHT | KARST_NEED_7},
+                                                  {"lost", KARST_RIGHT | KARST_NEED_8}};
     struct karst_writer *writer = &pools->call->writer;
     struct karst_table *table = karst_table_open(writer, columns, sizeof columns / sizeof *columns);
     for (uint32_t i = 0; i < PYMALLOC_CLASSES; i++) {

@@ -88,10 +88,14 @@ static void add_bytes(struct karst_table *table, const struct cpython_copied_byt
 }
 
 static void write_groups(struct pages *pages) {
-    static const struct karst_column columns[] = {{"memory", KARST_LEFT},    {"extents", KARST_RIGHT},
-                                                  {"resident", KARST_RIGHT}, {"shared", KARST_RIGHT},
-                                                  {"own", KARST_RIGHT},      {"collector", KARST_RIGHT},
-                                                  {"counts", KARST_RIGHT},   {"writes", KARST_RIGHT}};
+    static const struct karst_column columns[] = {{"memory", KARST_FLEXIBLE},
+                                                  {"extents", KARST_RIGHT | KARST_SPARE},
+                                                  {"resident", KARST_RIGHT},
+                                                  {"shared", KARST_RIGHT | KARST_NEED_5},
+                                                  {"own", KARST_RIGHT},
+                                                  {"collector", KARST_RIGHT | KARST_NEED_8},
+                                                  {"counts", KARST_RIGHT | KARST_NEED_8},
+                                                  {"writes", KARST_RIGHT | KARST_NEED_8}};
     struct karst_table *table =
         karst_table_open(&pages->call->writer, columns, sizeof columns / sizeof *columns);
     for (size_t i = 0; i < pages->group_count; i++) {
@@ -113,10 +117,15 @@ static void write_groups(struct pages *pages) {
 }
 
 static void write_rows(struct pages *pages, size_t limit) {
-    static const struct karst_column columns[] = {
-        {"start", KARST_LEFT},         {"memory", KARST_LEFT},        {"resident", KARST_RIGHT},
-        {"shared", KARST_RIGHT},       {"own", KARST_RIGHT},          {"collector", KARST_SPARE_RIGHT},
-        {"counts", KARST_SPARE_RIGHT}, {"writes", KARST_SPARE_RIGHT}, {"what it is", KARST_FLEXIBLE}};
+    static const struct karst_column columns[] = {{"start", KARST_LEFT},
+                                                  {"memory", KARST_LEFT | KARST_NEED_5},
+                                                  {"resident", KARST_RIGHT | KARST_NEED_6},
+                                                  {"shared", KARST_RIGHT | KARST_NEED_7},
+                                                  {"own", KARST_RIGHT},
+                                                  {"collector", KARST_RIGHT | KARST_SPARE},
+                                                  {"counts", KARST_RIGHT | KARST_SPARE},
+                                                  {"writes", KARST_RIGHT | KARST_SPARE},
+                                                  {"what it is", KARST_FLEXIBLE | KARST_NEED_4}};
     struct karst_call *call = pages->call;
     struct karst_table *table = karst_table_open(&call->writer, columns, sizeof columns / sizeof *columns);
     size_t shown = 0;

@@ -201,8 +201,8 @@ static void write_types(struct census *census) {
     static const struct karst_column columns[] = {{"type", KARST_FLEXIBLE},
                                                   {"objects", KARST_RIGHT},
                                                   {"bytes", KARST_RIGHT},
-                                                  {"buffers", KARST_RIGHT},
-                                                  {"tracked", KARST_RIGHT}};
+                                                  {"buffers", KARST_RIGHT | KARST_NEED_5},
+                                                  {"tracked", KARST_RIGHT | KARST_NEED_6}};
     struct karst_writer *writer = &census->call->writer;
     struct karst_table *table = karst_table_open(writer, columns, sizeof columns / sizeof *columns);
     size_t shown = 0;
@@ -233,9 +233,9 @@ static void write_types(struct census *census) {
     karst_print_styled(writer, KARST_STYLE_DIM,
                        "no objects: blocks in pools that hold buffers, tables and what else is no object\n");
     if (census->total.kept) {
-        karst_print_sentence(
-            writer, "%s object%s nobody refers to: kept by the interpreter for the next of their type",
-            karst_count_text(census->total.kept).text, karst_plural(census->total.kept));
+        karst_print(writer,
+                    "%s object%s nobody refers to: kept by the interpreter for the next of their type\n",
+                    karst_count_text(census->total.kept).text, karst_plural(census->total.kept));
     }
     if (census->tracked.damaged || census->tracked.unknown) {
         karst_print_styled(writer, KARST_STYLE_WARNING, "%s: `tracked` is not all\n",
@@ -280,9 +280,9 @@ static void set_types(struct census *census, json_t *root) {
 
 static void write_found(struct census *census) {
     static const struct karst_column columns[] = {{"address", KARST_LEFT},
-                                                  {"bytes", KARST_RIGHT},
-                                                  {"buffers", KARST_RIGHT},
-                                                  {"references", KARST_SPARE_RIGHT},
+                                                  {"bytes", KARST_RIGHT | KARST_NEED_5},
+                                                  {"buffers", KARST_RIGHT | KARST_NEED_6},
+                                                  {"references", KARST_RIGHT | KARST_SPARE},
                                                   {"object", KARST_FLEXIBLE}};
     struct karst_writer *writer = &census->call->writer;
     struct karst_table *table = karst_table_open(writer, columns, sizeof columns / sizeof *columns);

@@ -65,8 +65,10 @@ static bool is_stale(enum karst_ref_kind kind) {
 }
 
 static void write_rows(struct karst_call *call, const struct karst_refs *refs) {
-    static const struct karst_column columns[] = {
-        {"pointer at", KARST_LEFT}, {"points to", KARST_LEFT}, {"kind", KARST_LEFT}, {"in", KARST_FLEXIBLE}};
+    static const struct karst_column columns[] = {{"pointer at", KARST_LEFT},
+                                                  {"points to", KARST_LEFT},
+                                                  {"kind", KARST_LEFT | KARST_NEED_6},
+                                                  {"in", KARST_FLEXIBLE}};
     struct karst_table *table = karst_table_open(&call->writer, columns, sizeof columns / sizeof *columns);
     for (size_t i = 0; i < refs->refs.count; i++) {
         const struct karst_ref *ref = karst_best_item(&refs->refs, i);

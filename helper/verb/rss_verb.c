@@ -39,9 +39,9 @@ static struct karst_text difference(const struct karst_writer *writer, uint64_t 
 static void write_sources(struct karst_writer *writer, const struct karst_rss *rss,
                           const struct karst_rss_trial *trial) {
     static const struct karst_column columns[] = {{"source", KARST_LEFT},
-                                                  {"figure", KARST_LEFT},
+                                                  {"figure", KARST_LEFT | KARST_NEED_6},
                                                   {"resident", KARST_RIGHT},
-                                                  {"difference", KARST_RIGHT},
+                                                  {"difference", KARST_RIGHT | KARST_NEED_7},
                                                   {"on this kernel", KARST_LEFT}};
     struct karst_table *table = karst_table_open(writer, columns, 5);
     for (int source = 0; source < KARST_RSS_SOURCES; source++) {
@@ -86,7 +86,7 @@ static void write_figures(struct karst_writer *writer, const struct karst_rss *r
         {"peak", rss->peak, "the most that VmRSS was (VmHWM)"},
     };
     static const struct karst_column columns[] = {
-        {"kind", KARST_LEFT}, {"bytes", KARST_RIGHT}, {"what it is", KARST_FLEXIBLE}};
+        {"kind", KARST_LEFT}, {"bytes", KARST_RIGHT}, {"what it is", KARST_WRAPPED}};
     struct karst_table *table = karst_table_open(writer, columns, 3);
     for (size_t i = 0; i < sizeof figures / sizeof *figures; i++) {
         karst_table_text(table, KARST_STYLE_PLAIN, "%s", figures[i].name);
@@ -306,10 +306,15 @@ static void write_totals(struct karst_table *table, const struct tree_totals *to
 
 static void write_tree(struct karst_call *call, const struct tree *tree,
                        const struct karst_rss_trial *trial) {
-    static const struct karst_column columns[] = {
-        {"pid", KARST_RIGHT},    {"VSS", KARST_RIGHT},  {"RSS", KARST_RIGHT},
-        {"PSS", KARST_RIGHT},    {"USS", KARST_RIGHT},  {"shared", KARST_RIGHT},
-        {"forked", KARST_RIGHT}, {"swap", KARST_RIGHT}, {"process", KARST_FLEXIBLE}};
+    static const struct karst_column columns[] = {{"pid", KARST_RIGHT},
+                                                  {"VSS", KARST_RIGHT | KARST_NEED_8},
+                                                  {"RSS", KARST_RIGHT},
+                                                  {"PSS", KARST_RIGHT | KARST_NEED_3},
+                                                  {"USS", KARST_RIGHT | KARST_NEED_4},
+                                                  {"shared", KARST_RIGHT | KARST_NEED_5},
+                                                  {"forked", KARST_RIGHT | KARST_NEED_6},
+                                                  {"swap", KARST_RIGHT | KARST_NEED_7},
+                                                  {"process", KARST_FLEXIBLE}};
     struct karst_writer *writer = &call->writer;
     struct karst_table *table = karst_table_open(writer, columns, sizeof columns / sizeof *columns);
     struct tree_totals totals = {0};

@@ -232,10 +232,16 @@ static int compare_rows(const void *a, const void *b) {
 }
 
 static void write_classes(struct listing *listing) {
-    static const struct karst_column columns[] = {
-        {"kind", KARST_LEFT},     {"runs", KARST_RIGHT}, {"size", KARST_RIGHT},   {"class", KARST_RIGHT},
-        {"regions", KARST_RIGHT}, {"live", KARST_RIGHT}, {"cached", KARST_RIGHT}, {"free", KARST_RIGHT},
-        {"fill", KARST_RIGHT},    {"", KARST_LEFT}};
+    static const struct karst_column columns[] = {{"kind", KARST_LEFT},
+                                                  {"runs", KARST_RIGHT | KARST_NEED_4},
+                                                  {"size", KARST_RIGHT | KARST_NEED_7},
+                                                  {"class", KARST_RIGHT},
+                                                  {"regions", KARST_RIGHT | KARST_NEED_6},
+                                                  {"live", KARST_RIGHT},
+                                                  {"cached", KARST_RIGHT | KARST_NEED_8},
+                                                  {"free", KARST_RIGHT | KARST_NEED_5},
+                                                  {"fill", KARST_RIGHT},
+                                                  {"", KARST_LEFT}};
     struct karst_table *table = karst_table_open(&listing->call->writer, columns, 10);
     for (size_t i = 0; i < listing->row_count; i++) {
         const struct class_row *row = &listing->rows[i];
@@ -283,12 +289,12 @@ static void write_footer(struct listing *listing) {
         return;
     }
     bool rows = !listing->classes;
-    karst_print_sentence(writer, "%s%s%s run%s%s, %s in all; %s of %s regions live, %s cached, %s free",
-                         rows ? karst_count_text(listing->shown).text : "", rows ? " of " : "",
-                         karst_count_text(listing->matched).text, karst_plural(listing->matched),
-                         rows ? " shown" : "", karst_size_text(writer, listing->matched_bytes).text,
-                         karst_count_text(total->live).text, karst_count_text(total->regions).text,
-                         karst_count_text(total->cached).text, karst_count_text(total->free).text);
+    karst_print(writer, "%s%s%s run%s%s, %s in all; %s of %s regions live, %s cached, %s free\n",
+                rows ? karst_count_text(listing->shown).text : "", rows ? " of " : "",
+                karst_count_text(listing->matched).text, karst_plural(listing->matched), rows ? " shown" : "",
+                karst_size_text(writer, listing->matched_bytes).text, karst_count_text(total->live).text,
+                karst_count_text(total->regions).text, karst_count_text(total->cached).text,
+                karst_count_text(total->free).text);
     if (listing->other_classes) {
         karst_print_styled(writer, KARST_STYLE_WARNING, "%s runs of further classes: see check\n",
                            karst_count_text(listing->other_classes).text);
@@ -352,11 +358,17 @@ static bool walk(struct listing *listing) {
 }
 
 static bool open_listing(struct listing *listing) {
-    static const struct karst_column columns[] = {
-        {"address", KARST_LEFT},     {"size", KARST_RIGHT},    {"kind", KARST_LEFT},
-        {"class", KARST_RIGHT},      {"regions", KARST_RIGHT}, {"live", KARST_RIGHT},
-        {"cached", KARST_RIGHT},     {"free", KARST_RIGHT},    {"fill", KARST_RIGHT},
-        {"arena", KARST_SPARE_LEFT}, {"", KARST_LEFT}};
+    static const struct karst_column columns[] = {{"address", KARST_LEFT},
+                                                  {"size", KARST_RIGHT},
+                                                  {"kind", KARST_LEFT | KARST_NEED_6},
+                                                  {"class", KARST_RIGHT},
+                                                  {"regions", KARST_RIGHT | KARST_NEED_8},
+                                                  {"live", KARST_RIGHT},
+                                                  {"cached", KARST_RIGHT | KARST_NEED_7},
+                                                  {"free", KARST_RIGHT | KARST_NEED_5},
+                                                  {"fill", KARST_RIGHT | KARST_NEED_4},
+                                                  {"arena", KARST_LEFT | KARST_SPARE},
+                                                  {"", KARST_LEFT}};
     struct karst_call *call = listing->call;
     const struct karst_value *values = call->options;
     listing->classes = values[OPTION_CLASSES].given;

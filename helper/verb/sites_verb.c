@@ -64,9 +64,12 @@ static void write_stack(struct karst_call *call, const struct karst_site *item) 
 
 static void write_table(struct karst_call *call, const struct karst_marker *marker,
                         const struct karst_sites *sites, size_t shown) {
-    static const struct karst_column columns[] = {
-        {"bytes", KARST_RIGHT},         {"share", KARST_SPARE_RIGHT},   {"blocks", KARST_RIGHT},
-        {"largest", KARST_SPARE_RIGHT}, {"function", KARST_SPARE_LEFT}, {"site", KARST_FLEXIBLE}};
+    static const struct karst_column columns[] = {{"bytes", KARST_RIGHT},
+                                                  {"share", KARST_RIGHT | KARST_SPARE},
+                                                  {"blocks", KARST_RIGHT},
+                                                  {"largest", KARST_RIGHT | KARST_SPARE},
+                                                  {"function", KARST_LEFT | KARST_SPARE},
+                                                  {"site", KARST_FLEXIBLE}};
     struct karst_table *table = karst_table_open(&call->writer, columns, 6);
     for (size_t i = 0; i < shown; i++) {
         const struct karst_site *item = &sites->items[i];

@@ -77,12 +77,14 @@ static void write_text(struct karst_call *call, const struct karst_filter *filte
                                                   {"to", KARST_RIGHT},
                                                   {"blocks", KARST_RIGHT},
                                                   {"bytes", KARST_RIGHT},
-                                                  {"share", KARST_RIGHT}};
+                                                  {"share", KARST_RIGHT | KARST_SPARE}};
     struct karst_writer *writer = &call->writer;
     bool exact = call->options[OPTION_EXACT].given;
     const char *state = call->options[OPTION_STATE].given ? call->options[OPTION_STATE].text : "live";
-    static const struct karst_column exact_columns[] = {
-        {"size", KARST_RIGHT}, {"blocks", KARST_RIGHT}, {"bytes", KARST_RIGHT}, {"share", KARST_RIGHT}};
+    static const struct karst_column exact_columns[] = {{"size", KARST_RIGHT},
+                                                        {"blocks", KARST_RIGHT},
+                                                        {"bytes", KARST_RIGHT},
+                                                        {"share", KARST_RIGHT | KARST_SPARE}};
     struct karst_table *table =
         exact ? karst_table_open(writer, exact_columns, 4) : karst_table_open(writer, columns, 5);
     size_t shown = count_shown(call, sizes);

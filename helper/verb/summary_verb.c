@@ -42,9 +42,9 @@ static void write_mapped(struct karst_table *table, const struct karst_summary_r
 
 static void write_states(struct karst_writer *writer, const struct karst_summary_row *row) {
     static const struct karst_column columns[] = {{"state", KARST_LEFT},
-                                                  {"blocks", KARST_RIGHT},
+                                                  {"blocks", KARST_RIGHT | KARST_NEED_1},
                                                   {"bytes", KARST_RIGHT},
-                                                  {"share", KARST_RIGHT},
+                                                  {"share", KARST_RIGHT | KARST_SPARE},
                                                   {"resident", KARST_RIGHT}};
     static const enum karst_state order[] = {KARST_STATE_LIVE, KARST_STATE_CACHED,   KARST_STATE_FREE,
                                              KARST_STATE_TOP,  KARST_STATE_METADATA, KARST_STATE_UNKNOWN};
@@ -129,9 +129,9 @@ static void write_heap(struct karst_call *call, struct karst_heap *heap,
                       karst_plural(heap->arena_count), attached);
     struct karst_nested_count nested = karst_count_nested(call->session, heap);
     if (nested.extents) {
-        karst_print_sentence(
+        karst_print(
             &call->writer,
-            "%s of it in %s extent%s within blocks of another allocator: `all` counts each byte once",
+            "%s of it in %s extent%s within blocks of another allocator: `all` counts each byte once\n",
             karst_size_text(&call->writer, nested.bytes).text, karst_count_text(nested.extents).text,
             karst_plural(nested.extents));
     }

@@ -451,36 +451,6 @@ static void test_check(void) {
     extents[1].heap = 0;
 }
 
-static void test_tables(void) {
-    static const struct karst_column columns[] = {
-        {"name", KARST_FLEXIBLE}, {"spare", KARST_SPARE_RIGHT}, {"size", KARST_RIGHT}, {"note", KARST_LEFT}};
-    struct karst_writer *writer = calloc(1, sizeof *writer);
-    for (int unicode = 0; unicode < 2; unicode++) {
-        struct karst_output output = output_of(24, unicode);
-        karst_writer_open(writer, &output, false);
-        struct karst_table *table = karst_table_open(writer, columns, 4);
-        karst_table_text(table, KARST_STYLE_PLAIN, "a very long name indeed\n");
-        karst_table_count(table, 1000);
-        karst_table_size(table, 1 << 20);
-        karst_table_empty(table);
-        karst_table_text(table, KARST_STYLE_PLAIN, "b");
-        karst_table_count(table, 3);
-        karst_table_known_size(table, UINT64_MAX);
-        karst_table_text(table, KARST_STYLE_PLAIN, "x");
-        karst_table_close(table);
-        CHECK(karst_writer_finish(writer, NULL));
-        CHECK_TEXT(collected.text, unicode ? "name            size  note\n"
-                                             "a very long\xe2\x80\xa6  1.0 MB\n"
-                                             "b                  ?  x\n"
-                                             "(left out to fit: spare; --json has all)\n"
-                                           : "name            size  note\n"
-                                             "a very lo...  1.0 MB\n"
-                                             "b                  ?  x\n"
-                                             "(left out to fit: spare; --json has all)\n");
-    }
-    free(writer);
-}
-
 static void test_closed_output(void) {
     struct karst_output output = output_of(0, true);
     collected.most = 1;
@@ -540,7 +510,6 @@ int main(void) {
     test_block();
     test_sizes();
     test_check();
-    test_tables();
     test_closed_output();
     test_every_verb_helps();
     printf("%s\n", failures ? "FAILED" : "ok");
