@@ -16,7 +16,7 @@ ALL_CFLAGS = $(WARNINGS) -fPIC -fvisibility=hidden $(CPPFLAGS) $(INCLUDES) $(CFL
 
 ENGINE_SOURCES := $(wildcard helper/target/*.c helper/allocator/*.c helper/runtime/*.c helper/analysis/*.c helper/report/*.c helper/verb/*.c)
 # How traps are written, which the preload library has to know as well.
-ENGINE_SOURCES += helper/preload/trap_spec.c
+ENGINE_SOURCES += helper/preload/trap_spec.c helper/preload/nearest.c
 ENGINE_OBJECTS := $(ENGINE_SOURCES:%.c=$(BUILD)/%.o)
 CLI_OBJECTS    := $(patsubst %.c,$(BUILD)/%.o,$(wildcard helper/cli/*.c))
 C_FILES        := $(shell git ls-files -co --exclude-standard -- '*.c' '*.h' '*.cc')

@@ -11,7 +11,7 @@ from typing import Any, Optional
 
 import karst_engine
 from drgn import FaultError, Program
-from karst_engine import ErrorCode, KarstError
+from karst_engine import ErrorCode, KarstError, did_you_mean
 
 from karst_drgn import heap, output, programs, tasks, verbs
 from karst_drgn.output import Writer
@@ -64,7 +64,9 @@ def _take(line: Line, name: str, value: str) -> None:
         line.pid = int(value)
     elif name == "--color":
         if value not in _COLOURS:
-            raise _usage_error(f"--color takes auto, always or never, not {value!r}")
+            meant = did_you_mean(value, _COLOURS)
+            raise _usage_error(f"--color takes no {value!r}{meant}" if meant else
+                               f"--color takes auto, always or never, not {value!r}")
         line.colour = value
     else:
         line.options[_ENGINE_OPTIONS[name]] = os.path.expanduser(value) if _TARGET_OPTIONS[name] else True
@@ -139,7 +141,10 @@ def _dispatch(prog: Program, line: Line, writer: Writer) -> int:
     kernel = programs.is_kernel(prog)
     if name in verbs.VERBS and (kernel or name != "rss"):
         return verbs.VERBS[name].run(prog, line.pid, line.words[1:], writer)
-    if name not in {verb["name"] for verb in karst_engine.verbs()} or {"-h", "--help"} & set(line.words):
+    known = [verb["name"] for verb in karst_engine.verbs()]
+    if name not in known or {"-h", "--help"} & set(line.words):
+        if did_you_mean(name, [*verbs.VERBS]):
+            raise _usage_error(f"no verb '{name}'{did_you_mean(name, [*verbs.VERBS, *known])}")
         karst_engine.help_text(name)  # fails, and names the nearest verb
         writer.write(karst_engine.Style.PLAIN, karst_engine.help_text(name, output.width(), output.unicode()))
         return 0

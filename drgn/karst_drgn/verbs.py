@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 from drgn import Object, Program
-from karst_engine import ErrorCode, KarstError, Style
+from karst_engine import ErrorCode, KarstError, Style, did_you_mean
 
 from karst_drgn import gcore, programs, residency, rss, tasks
 from karst_drgn.output import Cell, Writer, clean
@@ -59,7 +59,7 @@ class Verb:
                 given.arguments.append(word)
                 continue
             if name not in known or (equals and not known[name]):
-                raise _usage(f"no option {name} here; see --help")
+                raise _usage(f"no option {name} here{did_you_mean(name, list(known)) or '; see --help'}")
             if known[name] and not equals:
                 if not words:
                     raise _usage(f"{name} needs a value")
@@ -153,7 +153,9 @@ def _sorted(found: list[rss.TaskRss], key: str) -> list[rss.TaskRss]:
         "exact": lambda one: -one.rss.exact, "cached": lambda one: -one.rss.cached,
         "drift": lambda one: -abs(one.rss.drift), "pid": lambda one: one.pid, "name": lambda one: one.name}
     if key not in keys:
-        raise _usage(f"--sort takes one of {', '.join(_SORT_KEYS)}, not {key!r}")
+        meant = did_you_mean(key, _SORT_KEYS)
+        raise _usage(f"--sort takes no {key!r}{meant}" if meant else
+                     f"--sort takes one of {', '.join(_SORT_KEYS)}, not {key!r}")
     return sorted(found, key=keys[key])
 
 

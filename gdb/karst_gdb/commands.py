@@ -10,6 +10,8 @@ import karst_engine
 
 from karst_gdb import completion, engine, pages, python_stack, session, settings, styles, values, variables
 from karst_gdb.arguments import Parsed, parse, split
+from karst_gdb.expressions import one_line
+from karst_gdb.prefixes import Prefix
 
 _TYPE_OPTION = {"name": "type", "letter": None, "kind": "text", "value": "TYPE", "choices": None}
 _OWN_OPTIONS: dict[str, list[dict[str, Any]]] = {
@@ -23,7 +25,7 @@ _NAMES_HOLDERS = ("block", "refs")
 _LIMIT, _SKIP = "limit", "skip"
 
 
-class KarstPrefix(gdb.Command):
+class KarstPrefix(Prefix):
     """Explore the holes of a heap: what is live, free and cached, what pins the holes, what is corrupt.
 
 Addresses are GDB expressions: `karst block req->buf`, `karst refs $rdi`. Enter goes on with a long list.
@@ -31,7 +33,7 @@ Every verb takes --json. Functions for expressions: $_karst_size(p), $_karst_usa
 $_karst_start(p), $_karst_arena(p). Settings: `show karst`."""
 
     def __init__(self) -> None:
-        super().__init__("karst", gdb.COMMAND_DATA, gdb.COMPLETE_NONE, True)
+        super().__init__("karst", "verb")
 
 
 class MissingEngine(gdb.Command):
@@ -85,6 +87,10 @@ class Verb(gdb.Command):
             values.type_named(parsed.own["type"])  # fails now, not behind the answer
         words = [self.name, *parsed.words[:parsed.options], *self._rows(argument, from_tty, parsed),
                  *_typed_filter(parsed), *parsed.words[parsed.options:]]
+        try:
+            karst_engine.check_words(words)  # what is mistyped is told before there is a process
+        except karst_engine.KarstError as error:
+            raise gdb.GdbError(one_line(error)) from None
         with session.current() as current:
             if "native" in parsed.own:
                 python_stack.write(current, parsed.words)

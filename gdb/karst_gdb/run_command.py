@@ -24,6 +24,11 @@ _PT_INTERP = 3
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        unknown = re.match(r"unrecognized arguments: (-\S*)", message)
+        if unknown:
+            option = unknown[1].partition("=")[0]
+            raise gdb.GdbError(f"run has no option {option}"
+                               f"{karst_engine.did_you_mean(option, _OPTIONS) or '; see `help karst run`'}")
         raise gdb.GdbError(f"karst run: {one_line(ValueError(message))}; see `help karst run`")
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import gdb
 
+from karst_gdb.prefixes import Prefix
+
 _PREFIX = "karst "
 
 
@@ -108,20 +110,22 @@ class EnginePath(_Setting):
         return ""
 
 
-class _Prefix(gdb.Command):
+class _SetPrefix(Prefix):
     """Settings of karst."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name, gdb.COMMAND_DATA, gdb.COMPLETE_NONE, True)
+    def __init__(self) -> None:
+        super().__init__("set karst", "setting")
 
 
-class _ShowPrefix(gdb.Command):
+class _ShowPrefix(Prefix):
     """Show karst's settings."""
 
     def __init__(self) -> None:
-        super().__init__("show karst", gdb.COMMAND_DATA, gdb.COMPLETE_NONE, True)
+        super().__init__("show karst", "setting")
 
     def invoke(self, argument: str, from_tty: bool) -> None:
+        if argument.strip():
+            super().invoke(argument, from_tty)
         for name in all_settings:
             gdb.execute(f"show karst {name}", from_tty)
 
@@ -132,7 +136,7 @@ all_settings: dict[str, gdb.Parameter] = {}
 def register(begin_anew: Callable[[], None], loaded_engine: Callable[[], str], load_engine: Callable[[], None]) -> None:
     """begin_anew: drops what was learned so far; loaded_engine: the path of the engine, "" if none is loaded;
     load_engine: tries again, from the path that was set."""
-    _Prefix("set karst")
+    _SetPrefix()
     _ShowPrefix()
     all_settings["count"] = Count("count", gdb.PARAM_ZINTEGER, 20)
     all_settings["color"] = Colour("color", gdb.PARAM_ENUM, "auto", ["auto", "on", "off"])

@@ -8,6 +8,7 @@ import gdb
 from karst_abi import FUNCTIONS, GROUPS, TRAP_KEYS, TRAP_WORDS
 
 from karst_gdb import completion, trap_events, traps
+from karst_gdb.prefixes import Prefix
 
 _SPEC = """TRAP is a function (malloc, calloc, realloc, free, new, ..., alloc, frees, any), a size, and conditions:
   realloc 8880819            exactly that many bytes
@@ -19,14 +20,14 @@ With libkarst-preload.so in the process also growth, event=N, returned=ADDRESS, 
 overflow. Words that begin with $, & , * or ( are expressions."""
 
 
-class TrapPrefix(gdb.Command):
+class TrapPrefix(Prefix):
     """Stop the program when an allocator's function is called in a certain way, at nearly full speed.
 
 The library of `karst run` is told of the trap, or, in a process without it, a detour is put into the
 function's module, and taken out again when the trap is removed, on detach and when GDB ends."""
 
     def __init__(self) -> None:
-        super().__init__("karst trap", gdb.COMMAND_BREAKPOINTS, gdb.COMPLETE_NONE, True)
+        super().__init__("karst trap", "trap command", gdb.COMMAND_BREAKPOINTS)
 
 
 class Add(gdb.Command):
@@ -59,7 +60,7 @@ def _numbers(argument: str) -> list[int] | None:
     if not words or words == ["all"]:
         return None
     if not all(word.isdigit() for word in words):
-        raise gdb.GdbError(f"{argument}: the numbers of traps are wanted, or nothing for all")
+        raise gdb.GdbError(f"'{argument}' are no numbers of traps; `karst trap list` shows them; without any: all")
     return [int(word) for word in words]
 
 
@@ -96,7 +97,7 @@ hits: calls that met the conditions, those that were skipped too; stops: times t
 
     def invoke(self, argument: str, from_tty: bool) -> None:
         if argument.strip() not in ("", "--json"):
-            raise gdb.GdbError(f"{argument}: only --json may be given")
+            raise gdb.GdbError(f"karst trap list: what is '{argument.strip()}'? Only --json may be given")
         rows = traps.rows()
         if argument.strip():
             gdb.write(json.dumps({"traps": [{"number": row.number, "text": row.text, "state": row.state, "by": row.by,

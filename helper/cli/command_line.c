@@ -75,13 +75,18 @@ static void collect_options(struct all_options *all) {
 
 static bool take_color(struct command_line *line, const char *text, struct karst_error *error) {
     static const char *const names[] = {"auto", "always", "never"};
+    struct karst_nearest nearest = {.word = text};
     for (size_t i = 0; i < 3; i++) {
+        karst_nearest_offer(&nearest, names[i]);
         if (strcmp(text, names[i]) == 0) {
             line->color = (enum color_mode)i;
             return true;
         }
     }
-    return karst_fail(error, KARST_ERROR_USAGE, "--color takes auto, always or never, not '%s'", text);
+    return karst_fail(error, KARST_ERROR_USAGE,
+                      nearest.nearest ? "--color takes no '%s'; did you mean %s?"
+                                      : "--color takes auto, always or never, not '%s'",
+                      text, nearest.nearest);
 }
 
 static bool take_pid(struct command_line *line, const char *text, struct karst_error *error) {

@@ -135,12 +135,36 @@ static void take_files(struct command_line *line, const struct karst_call *call)
     }
 }
 
+/* Where no target is named, a number or a file among the words was meant to be it. */
+static bool is_target_word(const struct command_line *line, const char *word) {
+    bool is_number = *word && strspn(word, "0123456789") == strlen(word);
+    return !line->pid && !line->core && (is_number || access(word, F_OK) == 0);
+}
+
+static bool fail_target_word(const char *verb, const char *word, struct karst_error *error) {
+    bool is_file = access(word, F_OK) == 0;
+    return karst_fail(error, KARST_ERROR_USAGE, "'%s' is no verb's; did you mean `karst %s %s %s`?", word,
+                      is_file ? "-c" : "-p", word, verb);
+}
+
+static const char *meant_verb(const struct command_line *line) {
+    for (int i = 1; i < line->verb_count; i++) {
+        if (karst_verb_find(line->verb[i], NULL)) {
+            return line->verb[i];
+        }
+    }
+    return "summary";
+}
+
 /* Parses the verb's words before the target is opened, which may take a while. */
 static bool check_verb(struct command_line *line, struct karst_error *error) {
     if (line->verb_count == 0) {
         return karst_fail(error, KARST_ERROR_USAGE, "no verb; try summary, or see `karst --help`");
     }
     const struct karst_verb *verb = karst_verb_find(line->verb[0], error);
+    if (!verb && is_target_word(line, line->verb[0])) {
+        return fail_target_word(meant_verb(line), line->verb[0], error);
+    }
     struct karst_call *call = verb ? calloc(1, sizeof *call) : NULL;
     if (!call) {
         return verb && karst_fail_memory(error);
@@ -148,8 +172,11 @@ static bool check_verb(struct command_line *line, struct karst_error *error) {
     call->verb = verb;
     call->error = error;
     bool parsed = karst_call_parse(call, line->verb_count, line->verb);
+    const char *last = line->verb[line->verb_count - 1];
     if (parsed) {
         take_files(line, call);
+    } else if (line->verb_count > 1 && !verb->arguments && is_target_word(line, last)) {
+        fail_target_word(verb->name, last, error);
     }
     free(call);
     return parsed;

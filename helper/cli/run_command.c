@@ -95,15 +95,49 @@ static bool check_number(const char *option, const char *text, uint64_t most, st
 }
 
 static bool check_action(const char *text, struct karst_error *error) {
+    struct karst_nearest nearest = {.word = text};
     for (uint32_t i = KARST_ACTION_LOG; i < KARST_ACTIONS; i++) {
         if (strcmp(text, karst_action_name(i)) == 0) {
             return true;
         }
+        karst_nearest_offer(&nearest, karst_action_name(i));
     }
-    return karst_fail(error, KARST_ERROR_USAGE, "--action takes log, stop, core or abort, not '%s'", text);
+    return karst_fail(error, KARST_ERROR_USAGE,
+                      nearest.nearest ? "--action takes no '%s'; did you mean %s?"
+                                      : "--action takes log, stop, core or abort, not '%s'",
+                      text, nearest.nearest);
 }
 
-static bool take_option(struct run *run, int option, struct karst_error *error) {
+static const struct option options[] = {{"mark", no_argument, NULL, 'm'},
+                                        {"recorder", optional_argument, NULL, 'r'},
+                                        {"recorder-dir", required_argument, NULL, 'd'},
+                                        {"stacks", required_argument, NULL, 's'},
+                                        {"trap", required_argument, NULL, 't'},
+                                        {"action", required_argument, NULL, 'a'},
+                                        {"help", no_argument, NULL, 'h'},
+                                        {0}};
+
+/* An option that getopt_long() did not take, as it was typed; known: it is one, but its value is wrong. */
+static bool fail_option(const char *typed, bool known, bool lacks_value, struct karst_error *error) {
+    if (lacks_value) {
+        return karst_fail(error, KARST_ERROR_USAGE, "%s needs a value; see `karst run --help`", typed);
+    }
+    if (known) {
+        return karst_fail(error, KARST_ERROR_USAGE, "%.*s takes no value", (int)strcspn(typed, "="), typed);
+    }
+    char name[64];
+    snprintf(name, sizeof name, "%.*s", (int)strcspn(typed, "="), typed);
+    struct karst_nearest nearest = {.word = name + strspn(name, "-")};
+    for (size_t i = 0; options[i].name; i++) {
+        karst_nearest_offer(&nearest, options[i].name);
+    }
+    return nearest.nearest && strncmp(name, "--", 2) == 0
+               ? karst_fail(error, KARST_ERROR_USAGE, "run has no option %s; did you mean --%s?", name,
+                            nearest.nearest)
+               : karst_fail(error, KARST_ERROR_USAGE, "run has no option %s; see `karst run --help`", name);
+}
+
+static bool take_option(struct run *run, int option, const char *typed, struct karst_error *error) {
     switch (option) {
     case 'm':
         run->mark = "1";
@@ -124,9 +158,8 @@ static bool take_option(struct run *run, int option, struct karst_error *error) 
         run->action = optarg;
         return check_action(optarg, error);
     default:
-        return karst_fail(error, KARST_ERROR_USAGE,
-                          "run does not know that option, or it needs a value; see "
-                          "`karst run --help`");
+        return fail_option(typed, option == '?' && optopt && strncmp(typed, "--", 2) == 0, option == ':',
+                           error);
     }
 }
 
@@ -260,22 +293,14 @@ static int fail(const struct karst_error *error, int status) {
 }
 
 int run_command(int argc, char **argv) {
-    static const struct option options[] = {{"mark", no_argument, NULL, 'm'},
-                                            {"recorder", optional_argument, NULL, 'r'},
-                                            {"recorder-dir", required_argument, NULL, 'd'},
-                                            {"stacks", required_argument, NULL, 's'},
-                                            {"trap", required_argument, NULL, 't'},
-                                            {"action", required_argument, NULL, 'a'},
-                                            {"help", no_argument, NULL, 'h'},
-                                            {0}};
     struct run run = {0};
     struct karst_error error = {0};
     opterr = 0;
-    for (int option; (option = getopt_long(argc, argv, "+mr::s:t:a:h", options, NULL)) != -1;) {
+    for (int option; (option = getopt_long(argc, argv, "+:mr::s:t:a:h", options, NULL)) != -1;) {
         if (option == 'h') {
             return fputs(help, stdout) < 0 ? EXIT_NOT_ANSWERED : EXIT_ANSWERED;
         }
-        if (!take_option(&run, option, &error)) {
+        if (!take_option(&run, option, argv[optind - 1], &error)) {
             return fail(&error, EXIT_NOT_ANSWERED);
         }
     }

@@ -17,8 +17,9 @@ extern "C" {
 #endif
 
 #define KARST_VERSION "0.1.0"
-/* Raised whenever a struct or a function below changes shape; the Python binding refuses another. */
-#define KARST_API_VERSION 2
+/* Raised whenever a struct or a function below changes shape or is added; the Python binding refuses another.
+ */
+#define KARST_API_VERSION 3
 
 #define KARST_EXPORT  __attribute__((visibility("default")))
 #define KARST_CHECKED __attribute__((warn_unused_result))
@@ -224,6 +225,8 @@ KARST_EXPORT int karst_run(struct karst *session, int argc, const char *const *a
 /* All verbs, their arguments, options and help as JSON, for completion and help in other front ends.
  * Static storage of the library; NULL when there was no memory. */
 KARST_EXPORT const char *karst_verbs_json(void);
+/* Which of count words was meant by a mistyped one; NULL: none is near enough. For front ends' own words. */
+KARST_EXPORT const char *karst_nearest_word(const char *typed, const char *const *words, size_t count);
 
 /* ---- traps ------------------------------------------------------------------------------------ */
 

@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "nearest.h"
+
 /* ---- text ------------------------------------------------------------------------------------------ */
 
 void karst_line_add(struct karst_line *line, const char *text) {
@@ -104,6 +106,26 @@ static bool fail(struct parser *parser, const char *before, struct word word, co
     }
     karst_line_add(&parser->error, behind);
     parser->failed = true;
+    return false;
+}
+
+/* As fail(), with the one of names that may have been meant; all says what there is if none is near. */
+static bool fail_meant(struct parser *parser, struct word word, const char *const *names, size_t count,
+                       const char *all) {
+    char typed[64];
+    size_t length = word.length < sizeof typed - 1 ? word.length : sizeof typed - 1;
+    memcpy(typed, word.text, length);
+    typed[length] = '\0';
+    struct karst_nearest nearest = {.word = typed};
+    for (size_t i = 0; i < count; i++) {
+        karst_nearest_offer(&nearest, names[i]);
+    }
+    if (!nearest.nearest) {
+        return fail(parser, "", word, all);
+    }
+    fail(parser, "", word, " is unknown; did you mean ");
+    karst_line_add(&parser->error, nearest.nearest);
+    karst_line_add(&parser->error, "?");
     return false;
 }
 
@@ -215,17 +237,20 @@ static bool parse_sizes(struct parser *parser, struct word word) {
     return true;
 }
 
+static const struct {
+    const char *name;
+    uint32_t bits;
+} groups[] = {
+    {"any", KARST_ALLOCATING | KARST_FREEING},
+    {"all", KARST_ALLOCATING | KARST_FREEING},
+    {"alloc", KARST_ALLOCATING},
+    {"frees", KARST_FREEING},
+    {"operators", 1u << KARST_NEW | 1u << KARST_NEW_ARRAY | 1u << KARST_DELETE | 1u << KARST_DELETE_ARRAY}};
+
+#define GROUPS (sizeof groups / sizeof *groups)
+
 static uint32_t function_bits(struct word word) {
-    static const struct {
-        const char *name;
-        uint32_t bits;
-    } groups[] = {{"any", KARST_ALLOCATING | KARST_FREEING},
-                  {"all", KARST_ALLOCATING | KARST_FREEING},
-                  {"alloc", KARST_ALLOCATING},
-                  {"frees", KARST_FREEING},
-                  {"operators",
-                   1u << KARST_NEW | 1u << KARST_NEW_ARRAY | 1u << KARST_DELETE | 1u << KARST_DELETE_ARRAY}};
-    for (size_t i = 0; i < sizeof groups / sizeof *groups; i++) {
+    for (size_t i = 0; i < GROUPS; i++) {
         if (is_word(word, groups[i].name)) {
             return groups[i].bits;
         }
@@ -238,8 +263,8 @@ static uint32_t function_bits(struct word word) {
     return 0;
 }
 
-/* "malloc,calloc"; 0: it is something else, or one of the names is none. */
-static uint32_t parse_functions(struct word word) {
+/* "malloc,calloc"; 0: it is something else, or one of the names is none, which is left in *unknown. */
+static uint32_t parse_functions(struct word word, struct word *unknown) {
     uint32_t bits = 0;
     for (size_t from = 0; from <= word.length;) {
         struct word one = {word.text + from, 0};
@@ -248,6 +273,7 @@ static uint32_t parse_functions(struct word word) {
         }
         uint32_t bit = function_bits(one);
         if (!bit) {
+            *unknown = one;
             return 0;
         }
         bits |= bit;
@@ -276,14 +302,15 @@ static bool parse_addresses(struct parser *parser, struct word word, struct word
     return true;
 }
 
-static bool parse_action(struct parser *parser, struct word word, struct word value) {
+static bool parse_action(struct parser *parser, struct word value) {
     for (uint32_t i = 0; i < KARST_ACTIONS; i++) {
         if (is_word(value, action_names[i])) {
             parser->trap->action = i;
             return true;
         }
     }
-    return fail(parser, "", word, ": actions are log, stop, core and abort");
+    return fail_meant(parser, value, action_names, KARST_ACTIONS,
+                      " is no action; they are log, stop, core and abort");
 }
 
 static bool parse_caller(struct parser *parser, struct word word, struct word value) {
@@ -341,11 +368,36 @@ static bool parse_pair(struct parser *parser, struct word word, const char *equa
         return parse_caller(parser, word, value);
     }
     if (is_word(key, "action")) {
-        return parse_action(parser, word, value);
+        return parse_action(parser, value);
     }
-    return fail(parser, "", key,
-                "= is unknown; there are size, thread, caller, event, returned, freed, address, skip, count "
-                "and action");
+    static const char *const keys[] = {"size=",  "thread=",  "caller=", "event=", "returned=",
+                                       "freed=", "address=", "skip=",   "count=", "action="};
+    struct word typed = {key.text, key.length + 1};
+    return fail_meant(
+        parser, typed, keys, sizeof keys / sizeof *keys,
+        " is unknown; there are size, thread, caller, event, returned, freed, address, skip, count "
+        "and action");
+}
+
+static bool fail_unknown(struct parser *parser, struct word word) {
+    static const char *const others[] = {"growth", "before", "faults"};
+    const char *names[KARST_FUNCTIONS + KARST_FAULTS + GROUPS + sizeof others / sizeof *others];
+    size_t count = 0;
+    for (size_t i = 0; i < KARST_FUNCTIONS; i++) {
+        names[count++] = function_names[i];
+    }
+    for (size_t i = KARST_FAULT_NONE + 1; i < KARST_FAULTS; i++) {
+        names[count++] = fault_names[i];
+    }
+    for (size_t i = 0; i < GROUPS; i++) {
+        names[count++] = groups[i].name;
+    }
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        names[count++] = others[i];
+    }
+    return fail_meant(parser, word, names, count,
+                      " is neither a function, a size, growth, double-free, foreign, interior, overflow "
+                      "nor KEY=VALUE");
 }
 
 static bool parse_word(struct parser *parser, struct word word) {
@@ -357,7 +409,8 @@ static bool parse_word(struct parser *parser, struct word word) {
     if ((word.text[0] >= '0' && word.text[0] <= '9') || word.text[0] == ':') {
         return parse_sizes(parser, word);
     }
-    uint32_t functions = parse_functions(word);
+    struct word unknown = word;
+    uint32_t functions = parse_functions(word, &unknown);
     if (functions) {
         trap->functions |= functions;
         return true;
@@ -378,9 +431,7 @@ static bool parse_word(struct parser *parser, struct word word) {
             known = true;
         }
     }
-    return known || fail(parser, "", word,
-                         " is neither a function, a size, growth, double-free, foreign, interior, overflow "
-                         "nor KEY=VALUE");
+    return known || fail_unknown(parser, unknown);
 }
 
 /* What no call can meet is told at once; functions not named are those that can meet it. */

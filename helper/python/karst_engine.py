@@ -20,8 +20,8 @@ from karst_library import (API_VERSION, BLOCKS, NO_INDEX, POLL, THREAD, UNKNOWN,
                            KarstError, Permission, RawError, RawOptions, RawOutput, State, Style, error_of, load)
 
 __all__ = ["API_VERSION", "NO_INDEX", "UNKNOWN", "Answer", "Block", "EngineMissing", "ErrorCode", "KarstError",
-           "Mapping", "Permission", "Session", "State", "Style", "Symbol", "Target", "Thread", "help_text", "load",
-           "read_trap", "say_why", "verbs", "version"]
+           "Mapping", "Permission", "Session", "State", "Style", "Symbol", "Target", "Thread", "check_words", "did_you_mean", "help_text",
+           "load", "read_trap", "say_why", "verbs", "version"]
 
 
 class Answer(NamedTuple):
@@ -47,6 +47,23 @@ def help_text(verb: str, width: int = 0, unicode: bool = True) -> str:
     caught = Caught()
     _run(None, [verb, "--help"], lambda style, text: pieces.append(text), caught, width, unicode)
     return "".join(pieces)
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Fails if a verb's words are wrong, which can be told before there is a target."""
+    caught = Caught()
+    try:
+        _run(None, words, lambda style, text: None, caught, 0, True)
+    except KarstError as error:
+        if error.code == ErrorCode.USAGE:
+            raise
+
+
+def did_you_mean(typed: str, words: Sequence[str]) -> str:
+    """"; did you mean X?" with the one of words that a mistyped one may have meant; "" if none is near."""
+    names = [os.fsencode(word) for word in words]
+    found = load().karst_nearest_word(os.fsencode(typed), (ctypes.c_char_p * len(names))(*names), len(names))
+    return f"; did you mean {os.fsdecode(found)}?" if found is not None else ""
 
 
 def read_trap(text: str, size: int) -> bytes:

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, Optional
 
-API_VERSION = 2
+API_VERSION = 3
 UNKNOWN = 2**64 - 1  # "can't be told" where the engine has bytes
 NO_INDEX = 2**32 - 1  # no arena, no bin
 REGISTERS_MAX = 40
@@ -221,6 +221,7 @@ def _declare(library: ctypes.CDLL) -> None:
             ],
         ),
         "karst_verbs_json": (ctypes.c_char_p, []),
+        "karst_nearest_word": (ctypes.c_char_p, [ctypes.c_char_p, ctypes.POINTER(ctypes.c_char_p), ctypes.c_size_t]),
         "karst_read_trap": (ctypes.c_bool, [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t, error]),
         "karst_say_why": (ctypes.c_bool, [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_size_t]),
     }

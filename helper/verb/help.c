@@ -166,3 +166,11 @@ const char *karst_verbs_json(void) {
     pthread_once(&once, make_verbs_json);
     return verbs_json;
 }
+
+const char *karst_nearest_word(const char *typed, const char *const *words, size_t count) {
+    struct karst_nearest nearest = {.word = typed};
+    for (size_t i = 0; i < count; i++) {
+        karst_nearest_offer(&nearest, words[i]);
+    }
+    return nearest.nearest;
+}

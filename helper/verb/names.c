@@ -56,6 +56,7 @@ static void list_name(char *list, size_t room, const char *name) {
 }
 
 bool karst_call_check_arena(struct karst_call *call, const struct karst_value *value) {
+    struct karst_nearest nearest = {.word = value->text};
     char names[300] = "";
     if (!value->given) {
         return true;
@@ -66,17 +67,24 @@ bool karst_call_check_arena(struct karst_call *call, const struct karst_value *v
             if (karst_arena_matches(heap, arena, value->text)) {
                 return true;
             }
+            karst_nearest_offer(&nearest, heap->arenas[arena].name);
             list_name(names, sizeof names, karst_arena_text(call->session, (uint16_t)i, arena).text);
         }
         if (karst_arena_matches(heap, KARST_NONE, value->text)) {
             return true;
         }
     }
+    karst_nearest_offer(&nearest, "mapped");
+    if (nearest.nearest) {
+        return karst_fail(call->error, KARST_ERROR_NOT_FOUND, "no arena '%s'; did you mean %s?", value->text,
+                          nearest.nearest);
+    }
     return karst_fail(call->error, KARST_ERROR_NOT_FOUND, "no arena '%s'; there are: %s, mapped", value->text,
                       names);
 }
 
 bool karst_call_check_bin(struct karst_call *call, const struct karst_value *value) {
+    struct karst_nearest nearest = {.word = value->text};
     char kinds[200] = "";
     if (!value->given) {
         return true;
@@ -87,10 +95,16 @@ bool karst_call_check_bin(struct karst_call *call, const struct karst_value *val
             if (karst_bin_matches(heap, bin, value->text)) {
                 return true;
             }
+            karst_nearest_offer(&nearest, heap->bins[bin].name);
+            karst_nearest_offer(&nearest, heap->bins[bin].kind);
             if (!strstr(kinds, heap->bins[bin].kind)) {
                 list_name(kinds, sizeof kinds, heap->bins[bin].kind);
             }
         }
+    }
+    if (nearest.nearest) {
+        return karst_fail(call->error, KARST_ERROR_NOT_FOUND, "no bin '%s'; did you mean '%s'?", value->text,
+                          nearest.nearest);
     }
     return karst_fail(call->error, KARST_ERROR_NOT_FOUND,
                       "no bin '%s'; kinds: %s; `bins --all` lists the names", value->text, kinds);

@@ -1,6 +1,7 @@
 #include <ctype.h>
 #include <getopt.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -88,16 +89,26 @@ static bool fail_unknown_option(struct karst_call *call, const char *typed) {
                       verb->name, name, verb->name);
 }
 
-static bool choice_matches(const char *choices, const char *text) {
-    size_t size = strlen(text);
-    while (*choices) {
-        size_t length = strcspn(choices, "|");
-        if (length == size && memcmp(choices, text, size) == 0) {
+/* Whether text is one of the words of an option's choices; else the error names the nearest, or all. */
+static bool check_choice(const struct karst_verb_option *option, const char *text,
+                         struct karst_error *error) {
+    char words[200], all[220] = "";
+    struct karst_nearest nearest = {.word = text};
+    snprintf(words, sizeof words, "%s", option->choices);
+    char *kept = NULL;
+    for (char *word = strtok_r(words, "|", &kept); word; word = strtok_r(NULL, "|", &kept)) {
+        if (strcmp(word, text) == 0) {
             return true;
         }
-        choices += length + (choices[length] == '|');
+        karst_nearest_offer(&nearest, word);
+        size_t used = strlen(all);
+        snprintf(all + used, sizeof all - used, "%s%s", used ? ", " : "", word);
     }
-    return false;
+    if (nearest.nearest) {
+        return karst_fail(error, KARST_ERROR_USAGE, "--%s takes no '%s'; did you mean %s?", option->name,
+                          text, nearest.nearest);
+    }
+    return karst_fail(error, KARST_ERROR_USAGE, "--%s takes one of %s, not '%s'", option->name, all, text);
 }
 
 /* Puts the name of the option or argument in front of an error's text. */
@@ -129,9 +140,8 @@ static bool take_option(struct karst_call *call, int index, const char *text) {
         value->given = true;
         return true;
     }
-    if (option->choices && !choice_matches(option->choices, text)) {
-        return karst_fail(call->error, KARST_ERROR_USAGE, "--%s takes %s, not '%s'", option->name,
-                          option->choices, text);
+    if (option->choices && !check_choice(option, text, call->error)) {
+        return false;
     }
     return karst_parse_value(option->kind, text, value, call->error) ||
            blame(call->error, "--", option->name);

@@ -7,8 +7,23 @@
 #define FOUND        1
 #define NOT_ANSWERED 2
 
+/* Words that are no verbs, and what is. */
+static const char *const elsewhere[][2] = {
+    {"trap", "traps are set by `karst run --trap SPEC COMMAND`, or in GDB by `karst trap add SPEC`"},
+    {"inject", "the library is put into a process in GDB, by `karst inject`"},
+    {"run", "`run` begins: `karst run [OPTIONS] COMMAND` starts a target of its own"},
+    {"help", "`karst --help` lists the verbs, `karst VERB --help` tells more of one"},
+};
+
 const struct karst_verb *karst_verb_find(const char *name, struct karst_error *error) {
     struct karst_nearest nearest = {.word = name};
+    for (size_t i = 0; i < sizeof elsewhere / sizeof *elsewhere; i++) {
+        if (strcmp(elsewhere[i][0], name) == 0) {
+            karst_fail(error, KARST_ERROR_USAGE, "%s", elsewhere[i][1]);
+            return NULL;
+        }
+        karst_nearest_offer(&nearest, elsewhere[i][0]);
+    }
     for (size_t i = 0; karst_verbs[i]; i++) {
         if (strcmp(karst_verbs[i]->name, name) == 0) {
             return karst_verbs[i];
@@ -48,7 +63,7 @@ static bool answer(struct karst_call *call, int argc, const char *const *argv) {
         return true;
     }
     if (!call->session) {
-        return karst_fail(call->error, KARST_ERROR_USAGE, "%s needs a target", call->verb->name);
+        return karst_fail(call->error, KARST_ERROR_NOT_FOUND, "%s needs a target", call->verb->name);
     }
     return meet_needs(call) && call->verb->run(call);
 }

@@ -3,6 +3,7 @@
 #ifndef KARST_VERB_VERB_H
 #define KARST_VERB_VERB_H
 
+#include "nearest.h"
 #include "session.h"
 #include "writer.h"
 
@@ -130,13 +131,5 @@ enum karst_style karst_state_style(enum karst_state state);
 bool karst_call_parse(struct karst_call *call, int argc, const char *const *argv);
 bool karst_parse_value(enum karst_value_kind kind, const char *text, struct karst_value *value,
                        struct karst_error *error);
-
-/* The word nearest to word so far; for "did you mean". */
-struct karst_nearest {
-    const char *word;
-    const char *nearest; /* NULL: none is near enough */
-    size_t distance;
-};
-void karst_nearest_offer(struct karst_nearest *nearest, const char *candidate);
 
 #endif

@@ -99,7 +99,7 @@ def test_options_that_are_addresses(core: Path, directory: Path) -> None:
     ("karst blocks --type Nothing", "no type Nothing"),
     ("karst block kept --type Nothing", "no type Nothing"),
     ("karst summary --nothing", "--nothing"),
-    ("karst nothing", "Undefined karst command"),
+    ("karst nothing", "no verb 'nothing'"),
     ("print $_karst_size()", "one address"),
     ("print $_karst_size(1, 2)", "one address"),
     ("print $_karst_size(*kept)", "not an address"),

@@ -159,7 +159,7 @@ def test_counts_in_static_program(directory: Path) -> None:
     ("malloc 100 thread=1", "no such thread"),
     ("malloc 100 caller=libnowhere.so", "no such module"),
     ("new 100", "no module defines it"),
-    ("mallocs 100", "'mallocs' is neither a function"),
+    ("mallocs 100", "'mallocs' is unknown; did you mean malloc?"),
     ("malloc 1x", "'1x' is no size"),
     ("free 100", "no call can meet this"),
     ("free freed=nothing_here", "nothing_here"),

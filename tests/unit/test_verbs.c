@@ -296,7 +296,7 @@ static void test_mistakes(void) {
         {"blocks --a", "--a may be any of 2 options"},
         {"blocks --limit x", "--limit: 'x' is no count"},
         {"blocks --state lvie", "did you mean live?"},
-        {"blocks --sort name", "takes address|size"},
+        {"blocks --sort name", "takes one of address, size"},
         {"blocks --arena thread", "there are: main, mapped"},
         {"blocks --bin fast", "kinds: unsorted, tcache, small"},
         {"blocks --from 0x20 --to 0x10", "below"},

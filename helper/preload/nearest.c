@@ -1,6 +1,7 @@
-#include <string.h>
+#include "nearest.h"
 
-#include "verb.h"
+#include <stdbool.h>
+#include <string.h>
 
 #define WORD_MAX 40
 
