@@ -310,7 +310,7 @@ static bool parse_action(struct parser *parser, struct word value) {
         }
     }
     return fail_meant(parser, value, action_names, KARST_ACTIONS,
-                      " is no action; they are log, stop, core and abort");
+                      " is no action; actions are log, stop, core and abort");
 }
 
 static bool parse_caller(struct parser *parser, struct word word, struct word value) {

@@ -131,7 +131,7 @@ def test_several_traps_each_count_for_themselves() -> None:
 @pytest.mark.parametrize(("spec", "word"), [
     ("mallox 10", "'mallox'"), ("malloc 10x", "'10x'"), ("malloc 5:4", "'5:4'"), ("free 10", "no call"),
     ("malloc thread=x", "thread"), ("malloc 1/2/3/4/5/6/7/8/9", "8 sizes"), ("", "empty"), ("malloc 1 2", "second"),
-    ("malloc action=explode", "actions"), ("malloc before growth", "growth"), ("malloc x=1", "'x'"),
+    ("malloc action=explode", "actions"), ("malloc before growth", "growth"), ("malloc x=1", "'x='"),
     ("double-free nonsense", "'nonsense'"), ("malloc 99999999999999999999", "no size"),
 ])
 def test_wrong_traps_are_refused_with_the_word(spec: str, word: str) -> None:
