@@ -44,6 +44,8 @@ struct karst_arena {
     uint64_t attached_threads;
     uint32_t extents;
     bool locked; /* somebody was inside: what follows may be in between two states */
+    /* What it keeps of itself is not in the target: its account, threads and lists are not known. */
+    bool state_missing;
 };
 
 /* A list or cache of blocks that were freed. */

@@ -93,6 +93,9 @@ static bool describe(struct karst_heap *heap, const struct karst_block *block, s
     } else if (done && block->flags & KARST_BLOCK_FOREIGN) {
         done = karst_facts_add(facts, "is", 0,
                                "memory that something else took by sbrk between two parts of the heap");
+    } else if (done && block->flags & KARST_BLOCK_UNDECIDED) {
+        done = karst_facts_add(facts, "is", 0,
+                               "live, or freed and cached: the lists that would tell are missing");
     } else if (done && (block->state == KARST_STATE_FREE || block->state == KARST_STATE_CACHED)) {
         done = describe_links(glibc, block, facts);
     }
@@ -107,6 +110,7 @@ void glibc_close(struct karst_heap *heap) {
     free(heap->bins);
     free(heap->extents);
     free(glibc->arenas);
+    free(glibc->headers);
     free(glibc->tcaches);
     free(glibc->cached);
     free(glibc->unsorted);

@@ -68,17 +68,30 @@ struct glibc_arena {
     uint64_t last_remainder;
     uint64_t system_mem;
     uint32_t flags;
-    uint32_t first_bin; /* of its rows in heap.bins: unsorted, small, large, then fastbins */
-    bool uninitialized; /* nobody allocated from it yet */
-    bool top_damaged;   /* top or its size is out of any segment */
-    bool in_flux;       /* a thread was at work in it */
-    bool outside_ring;  /* found by its heap, not in the ring of arenas */
-    uint64_t bad_heap;  /* a heap whose header is overwritten; 0: none */
+    uint32_t first_bin;    /* of its rows in heap.bins: unsorted, small, large, then fastbins */
+    bool uninitialized;    /* nobody allocated from it yet, or state_missing: it has no lists to follow */
+    bool state_missing;    /* its malloc_state is not in the target: what is known is what its chunks tell */
+    bool fastbins_unknown; /* state_missing, or memory is missing that they lead through */
+    bool top_damaged;      /* top or its size is out of any segment; or it is not known */
+    bool in_flux;          /* a thread was at work in it */
+    bool lists_cut;        /* found by check: memory that its bins lead through is missing */
+    bool outside_ring;     /* found by its heap, not in the ring of arenas */
+    uint64_t bad_heap;     /* a heap whose header is overwritten; 0: none */
+    /* A heap that does not lead to the one before it, which that is, and where it leads; 0: none. */
+    uint64_t broken_link, lost_heap, link;
+};
+
+/* heap_info, malloc/arena.c, in all versions: what stands at the start of a heap of a thread arena. */
+struct glibc_heap_header {
+    uint64_t address;
+    uint64_t arena, previous, size; /* as they stand there */
+    bool used;                      /* the heap is an extent by now, or cannot be one */
+    bool led_to;                    /* another one's header leads to it */
 };
 
 struct glibc_tcache {
     uint64_t address;   /* of the struct, as the thread's pointer has it */
-    int64_t tid;        /* -1: its thread is gone */
+    int64_t tid;        /* -1: its thread is gone; 0: whose it is is not known */
     uint32_t first_bin; /* of its rows in heap.bins, one for each of its lists that is not empty */
     uint32_t bins;
     bool in_flux; /* its thread was inside malloc */
@@ -99,6 +112,11 @@ struct glibc_heap {
     uint64_t sbrk_base, n_mmaps, mmapped_mem, mmap_threshold, top_pad, tcache_count, tcache_max_bytes;
     struct glibc_arena *arenas; /* beside heap.arenas, [0] is the main one */
     bool ring_broken;
+    bool data_missing;    /* its variables, main_arena and mp_ among them, are not in the target */
+    bool tcaches_unknown; /* memory is missing, and with it (parts of) the caches of some threads */
+    struct glibc_heap_header *headers; /* by address; see glibc_load_heap_headers() */
+    size_t header_count;
+    bool headers_loaded;
     struct glibc_tcache *tcaches;
     size_t tcache_count_found;
     int64_t tcache_tls_offset;   /* from the thread pointer; 0: not found */
@@ -127,8 +145,12 @@ bool glibc_read(struct glibc_heap *glibc, uint64_t address, uint64_t *word);
 /* Where to look next behind at, on multiples of step (a power of two) and up to end: memory that is missing
  * or was never touched is passed as a whole, however much a damaged or sparse target says there is. */
 uint64_t glibc_next_place(struct karst_window *window, uint64_t at, uint64_t end, uint64_t step);
+/* Is there memory at an address, but not in the target? */
+bool glibc_is_missing(struct karst_target *target, uint64_t address);
 /* The arena extent that holds [chunk, chunk + 32), NULL: outside all. */
 const struct karst_extent *glibc_chunk_extent(const struct glibc_heap *glibc, uint64_t chunk);
+/* Does a chain of chunks begin at address, in an arena's extent? */
+bool glibc_begins_chain(struct glibc_heap *glibc, const struct karst_extent *extent, uint64_t address);
 /* Is chunk, that has the bin index of arena, linked in a list whose neighbours point back? */
 bool glibc_is_linked(struct glibc_heap *glibc, uint64_t chunk);
 /* Where the first chunk of an arena's extent begins; what is before it is metadata. */
@@ -154,6 +176,9 @@ struct glibc_list_result {
 
 /* One node of a list, in list order; size is the chunk's size word. false ends it. */
 typedef bool glibc_list_fn(void *context, uint64_t chunk, uint64_t size_word);
+
+/* Does the list go on in memory that is missing? Then it is no damage that it could not be followed. */
+bool glibc_goes_on_missing(const struct glibc_heap *glibc, const struct glibc_list_result *result);
 
 /* Follow one fastbin, tcache bin or doubly linked bin. Nodes are visited only while they lie on chunk
  * alignment inside the heap's extents (tcache: also in mapped blocks). */
@@ -190,8 +215,15 @@ bool glibc_add_address(void *context, uint64_t chunk, uint64_t size_word);
 void glibc_sort_addresses(struct glibc_addresses *list);
 /* The first chunk in [from, to) that a list knows, 0: none. */
 uint64_t glibc_anchor_between(struct glibc_heap *glibc, uint64_t from, uint64_t to);
+/* They are looked for anew when they are next needed: not all lists were known before. */
+void glibc_forget_anchors(struct glibc_heap *glibc);
 
 /* ---- walking ---------------------------------------------------------------------------------------- */
+
+/* Could a chunk that is in use by the header behind it be in a list that is missing? Where caches of threads
+ * are not all known, or its arena's fastbins are missing; by its first word, which would be the list's link.
+ */
+bool glibc_may_be_cached(struct glibc_heap *glibc, uint32_t arena, uint64_t chunk, uint64_t size);
 
 /* One chunk as the walk met it. */
 struct glibc_chunk {
@@ -216,6 +248,16 @@ bool glibc_walk_chunks(struct glibc_heap *glibc, const struct karst_extent *exte
 /* What the main arena, and a thread arena, are made of; needs mp_ and the arenas read. */
 bool glibc_add_main_extents(struct glibc_heap *glibc, struct karst_error *error);
 bool glibc_add_thread_heaps(struct glibc_heap *glibc, uint32_t index);
+/* The same of arenas whose state is missing: by their chunks, and their heaps' headers. */
+bool glibc_add_break_by_chunks(struct glibc_heap *glibc);
+bool glibc_add_heaps_by_headers(struct glibc_heap *glibc, uint32_t index);
+/* Finds the top of an arena whose state is missing, if it is in extent: the chunk that ends with it. */
+void glibc_find_top(struct glibc_heap *glibc, const struct karst_extent *extent);
+/* Holds an arena's top against where it ought to end. */
+bool glibc_settle_top(struct glibc_heap *glibc, uint32_t index, uint64_t end);
+/* Looks for heap headers wherever one may stand, once: glibc->headers. They are candidates, each names an
+ * arena by an address that one can have. */
+bool glibc_load_heap_headers(struct glibc_heap *glibc);
 /* The blocks with a mapping of their own, of all libcs of the process; needs their arenas' extents. */
 bool glibc_add_mapped_extents(struct glibc_heap **heaps, size_t count, struct karst_error *error);
 /* Adds memory to the heap; nothing when it is empty. false: out of memory. */
@@ -236,6 +278,8 @@ struct karst_bin *glibc_add_bins(struct glibc_heap *glibc, size_t count);
 void glibc_name_bin(struct karst_bin *bin, const char *kind, const char *of);
 /* The rows of an arena's bins, and what its fastbins hold. */
 bool glibc_add_arena_bins(struct glibc_heap *glibc, uint32_t index);
+/* Does what stands in a chunk look like a thread's cache? */
+bool glibc_may_be_tcache(struct glibc_heap *glibc, uint64_t chunk);
 /* The threads' caches and what they hold; needs all extents. */
 bool glibc_find_tcaches(struct glibc_heap *glibc);
 

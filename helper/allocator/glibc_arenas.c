@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static bool add_arena(struct glibc_heap *glibc, uint64_t address, bool outside_ring) {
+bool glibc_add_arena(struct glibc_heap *glibc, uint64_t address, bool outside_ring) {
     size_t count = glibc->heap.arena_count;
     struct karst_arena *rows = realloc(glibc->heap.arenas, (count + 1) * sizeof *rows);
     if (rows) {
@@ -47,6 +47,9 @@ static void read_arena(struct glibc_heap *glibc, size_t index) {
     if (layout->state_size > sizeof bytes ||
         !karst_target_read_all(glibc->heap.target, arena->address, bytes, layout->state_size)) {
         arena->uninitialized = true;
+        arena->state_missing = row->state_missing =
+            glibc->data_missing || glibc_is_missing(glibc->heap.target, arena->address);
+        arena->top_damaged = arena->fastbins_unknown = arena->state_missing;
         return;
     }
     uint32_t mutex;
@@ -66,82 +69,90 @@ static void read_arena(struct glibc_heap *glibc, size_t index) {
     }
 }
 
-/* The arena whose first heap is at heap and that links to one that is known; 0: none. */
-static uint64_t arena_of_heap(struct glibc_heap *glibc, uint64_t heap) {
-    struct karst_target *target = glibc->heap.target;
-    uint64_t arena, previous, next;
-    if (!karst_target_read_u64(target, heap, &arena) || !karst_target_read_u64(target, heap + 8, &previous) ||
-        previous != 0 || arena != heap + glibc->layout.heap_info_size || know_arena(glibc, arena) ||
-        !karst_target_read_u64(target, arena + glibc->layout.state_next, &next)) {
-        return 0;
-    }
-    return know_arena(glibc, next) ? arena : 0;
-}
-
-/* Where the next heap of a thread arena may be, at address or behind it: where memory was touched, for what a
- * mapping reserves may be vast. mapping->end: nowhere. */
-static uint64_t next_heap(struct karst_target *target, const struct karst_mapping *mapping, uint64_t address,
-                          bool here) {
-    uint64_t at = here ? address : address + GLIBC_HEAP_ALIGNMENT;
-    for (;;) {
-        at = (at + GLIBC_HEAP_ALIGNMENT - 1) & ~(GLIBC_HEAP_ALIGNMENT - 1);
-        if (at < address || at >= mapping->end) {
-            return mapping->end;
-        }
-        uint64_t word, nothing = karst_target_untouched(target, at, mapping->end);
-        if (nothing == 0) {
-            if (karst_target_read_u64(target, at, &word)) {
-                return at;
-            }
-            nothing = karst_target_missing(target, at);
-        }
-        at = nothing < mapping->end - at ? at + nothing : mapping->end;
-    }
+/* Is the header that of the first heap of an arena that is not known yet, and links to one that is? */
+static bool leads_into_ring(struct glibc_heap *glibc, const struct glibc_heap_header *header) {
+    uint64_t next;
+    return header->previous == 0 && header->arena == header->address + glibc->layout.heap_info_size &&
+           !know_arena(glibc, header->arena) &&
+           karst_target_read_u64(glibc->heap.target, header->arena + glibc->layout.state_next, &next) &&
+           know_arena(glibc, next);
 }
 
 /* Heaps of thread arenas stand at multiples of 64 MiB, so their arenas are found even if the ring is broken:
  * each that is found may be what another one links to. */
 static bool add_arenas_of_heaps(struct glibc_heap *glibc) {
-    struct karst_target *target = glibc->heap.target;
     for (bool more = true; more;) {
         more = false;
-        for (size_t i = 0; i < target->mapping_count; i++) {
-            const struct karst_mapping *mapping = &target->mappings[i];
-            if (!karst_mapping_is_anonymous(mapping)) {
+        for (size_t i = 0; i < glibc->header_count; i++) {
+            if (!leads_into_ring(glibc, &glibc->headers[i])) {
                 continue;
             }
-            uint64_t heap = next_heap(target, mapping, mapping->start, true);
-            for (; heap < mapping->end; heap = next_heap(target, mapping, heap, false)) {
-                uint64_t arena = arena_of_heap(glibc, heap);
-                if (arena && !add_arena(glibc, arena, true)) {
-                    return false;
-                }
-                more = more || arena;
+            if (!glibc_add_arena(glibc, glibc->headers[i].arena, true)) {
+                return false;
             }
+            more = true;
         }
     }
     return true;
 }
 
-bool glibc_read_arenas(struct glibc_heap *glibc) {
-    uint64_t arena = glibc->main_arena;
-    for (unsigned i = 0; i < GLIBC_ARENAS_MAX; i++) {
-        if (!add_arena(glibc, arena, false)) {
+/* Arenas that are missing, of whose heaps some are there: the last ones, in a core that is cut off. */
+static bool add_missing_arenas(struct glibc_heap *glibc) {
+    for (size_t i = 0; i < glibc->header_count; i++) {
+        const struct glibc_heap_header *header = &glibc->headers[i];
+        if (header->previous == 0 || header->previous % GLIBC_HEAP_ALIGNMENT != 0 ||
+            header->arena % GLIBC_HEAP_ALIGNMENT != glibc->layout.heap_info_size ||
+            header->size % glibc->heap.target->page_size != 0 || know_arena(glibc, header->arena) ||
+            !glibc_is_missing(glibc->heap.target, header->arena)) {
+            continue;
+        }
+        if (!glibc_add_arena(glibc, header->arena, true)) {
             return false;
         }
-        uint64_t next, behind;
-        bool readable = karst_target_read_u64(glibc->heap.target, arena + glibc->layout.state_next, &next);
-        if (readable && next == glibc->main_arena) {
+    }
+    return true;
+}
+
+/* Where the arena at address leads in the ring; 0: nowhere that an arena can be. */
+static uint64_t next_in_ring(struct glibc_heap *glibc, uint64_t address) {
+    uint64_t next, behind;
+    return karst_target_read_u64(glibc->heap.target, address + glibc->layout.state_next, &next) &&
+                   next % 8 == 0 &&
+                   karst_target_read_u64(glibc->heap.target, next + glibc->layout.state_next, &behind)
+               ? next
+               : 0;
+}
+
+/* Does the arena at address lead to one that the target only lacks? */
+static bool next_is_missing(struct glibc_heap *glibc, uint64_t address) {
+    uint64_t next;
+    return karst_target_read_u64(glibc->heap.target, address + glibc->layout.state_next, &next) &&
+           glibc_is_missing(glibc->heap.target, next + glibc->layout.state_next);
+}
+
+static bool add_ring(struct glibc_heap *glibc) {
+    uint64_t arena = glibc->main_arena;
+    for (unsigned i = 0; i < GLIBC_ARENAS_MAX; i++) {
+        if (!glibc_add_arena(glibc, arena, false)) {
+            return false;
+        }
+        uint64_t next = next_in_ring(glibc, arena);
+        if (next == glibc->main_arena) {
             break;
         }
-        if (!readable || next % 8 != 0 || know_arena(glibc, next) ||
-            !karst_target_read_u64(glibc->heap.target, next + glibc->layout.state_next, &behind)) {
-            glibc->ring_broken = true;
+        if (!next || know_arena(glibc, next)) {
+            glibc->ring_broken = !next_is_missing(glibc, arena);
             break;
         }
         arena = next;
     }
-    if (!add_arenas_of_heaps(glibc)) {
+    return true;
+}
+
+bool glibc_read_arenas(struct glibc_heap *glibc) {
+    if (!glibc_load_heap_headers(glibc) ||
+        !(glibc->data_missing ? glibc_add_arenas_without_main(glibc) : add_ring(glibc)) ||
+        !add_arenas_of_heaps(glibc) || !add_missing_arenas(glibc)) {
         return false;
     }
     for (size_t i = 0; i < glibc->heap.arena_count; i++) {

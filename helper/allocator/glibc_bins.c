@@ -65,8 +65,10 @@ bool glibc_add_arena_bins(struct glibc_heap *glibc, uint32_t index) {
         bin->smallest = bin->largest = GLIBC_MIN_CHUNK + (uint64_t)i * GLIBC_ALIGN;
         glibc_name_bin(bin, "fast", of);
         if (!arena->uninitialized) {
-            bin->damaged =
-                glibc_follow_fastbin(glibc, arena, i, glibc_collect_node, &collect).end != GLIBC_LIST_END;
+            struct glibc_list_result result =
+                glibc_follow_fastbin(glibc, arena, i, glibc_collect_node, &collect);
+            bin->damaged = result.end != GLIBC_LIST_END;
+            arena->fastbins_unknown |= glibc_goes_on_missing(glibc, &result);
         }
     }
     return !collect.out_of_memory;

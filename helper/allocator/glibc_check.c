@@ -134,7 +134,9 @@ static bool check_inside(struct glibc_checking *check, const struct glibc_chunk 
 }
 
 static void check_free(struct glibc_checking *check, const struct glibc_chunk *chunk) {
-    if (!glibc_is_marked(check, check->extent, chunk->address)) {
+    const struct glibc_arena *arena = &check->glibc->arenas[check->extent->arena];
+    bool lists = !arena->state_missing && !arena->lists_cut;
+    if (lists && !glibc_is_marked(check, check->extent, chunk->address)) {
         REPORT(check, LOST_FREE, glibc_torn(check), glibc_user(chunk->address), chunk->size,
                "free by the header behind it, but in no list: lost, or that header was overwritten\tsize "
                "word 0x%" PRIx64 " at 0x%" PRIx64,
@@ -230,7 +232,10 @@ static void check_arena(struct glibc_checking *check, uint32_t index) {
                row->name, arena->bad_heap);
     }
     const struct karst_extent *holder = glibc_chunk_extent(glibc, arena->top);
-    if (arena->top_damaged && (!holder || holder->arena != index)) {
+    bool top_missing = glibc_is_missing(glibc->heap.target, arena->top + 8);
+    if (top_missing) {
+        /* Nothing can be said of it. */
+    } else if (arena->top_damaged && (!holder || holder->arena != index)) {
         REPORT(check, BAD_ROOT, glibc_torn(check), arena->address + glibc->layout.state_top, 0,
                "the top of arena %s is in none of its heaps: the arena was overwritten\ttop is 0x%" PRIx64
                " at 0x%" PRIx64,

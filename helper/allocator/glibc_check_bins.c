@@ -86,10 +86,18 @@ static void check_binned_sizes(struct glibc_checking *check, const struct karst_
     }
 }
 
+/* Does the word at `at`, in the chunk that a size link leads to, lead back to chunk? What is missing does not
+ * lead elsewhere. */
+static bool leads_back(struct glibc_heap *glibc, uint64_t other, uint64_t at, uint64_t chunk) {
+    uint64_t back;
+    return glibc_chunk_extent(glibc, other) &&
+           (glibc_read(glibc, at, &back) ? back == chunk : glibc_is_missing(glibc->heap.target, at));
+}
+
 /* Large bins are sorted, largest first, and the first chunk of each size is in a second ring. */
 static void check_large_links(struct glibc_checking *check, uint64_t chunk, uint64_t size) {
     struct glibc_heap *glibc = check->glibc;
-    uint64_t forward, backward, back, forth;
+    uint64_t forward, backward;
     if (check->previous_size && size > check->previous_size) {
         REPORT(check, BAD_LINK, glibc_torn(check), glibc_user(chunk), size,
                "the list of %s is not in order of size; a size or link in it was changed\t%" PRIu64
@@ -100,8 +108,8 @@ static void check_large_links(struct glibc_checking *check, uint64_t chunk, uint
         forward == 0 || size == check->previous_size) {
         return;
     }
-    if (!glibc_chunk_extent(glibc, forward) || !glibc_read(glibc, forward + 40, &back) || back != chunk ||
-        !glibc_chunk_extent(glibc, backward) || !glibc_read(glibc, backward + 32, &forth) || forth != chunk) {
+    if (!leads_back(glibc, forward, forward + 40, chunk) ||
+        !leads_back(glibc, backward, backward + 32, chunk)) {
         REPORT(check, BAD_LINK, glibc_torn(check), glibc_user(chunk), size,
                "the size links of a block in %s do not point back; written to after it was "
                "freed\tfd_nextsize 0x%" PRIx64 ", bk_nextsize 0x%" PRIx64 " at 0x%" PRIx64,
@@ -168,7 +176,8 @@ static bool mark_bin_node(void *context, uint64_t chunk, uint64_t size_word) {
 }
 
 static void report_bad_bin_link(struct glibc_checking *check, const struct glibc_list_result *result) {
-    if (glibc_chunk_extent(check->glibc, result->link) && result->link % GLIBC_ALIGN == 0) {
+    if (result->link % GLIBC_ALIGN == 0 && (glibc_chunk_extent(check->glibc, result->link) ||
+                                            glibc_is_missing(check->glibc->heap.target, result->link))) {
         return; /* memory that is missing, not damage */
     }
     if (!result->from) {
@@ -198,7 +207,9 @@ void glibc_check_bin(struct glibc_checking *check, const struct glibc_arena *are
     check->previous_size = 0;
     struct glibc_list_result result =
         glibc_follow_bin(check->glibc, arena, index, false, check_bin_node, check);
-    if (result.end == GLIBC_LIST_BAD) {
+    if (glibc_goes_on_missing(check->glibc, &result)) {
+        check->glibc->arenas[arena - check->glibc->arenas].lists_cut = true;
+    } else if (result.end == GLIBC_LIST_BAD) {
         report_bad_bin_link(check, &result);
     }
     if (result.end == GLIBC_LIST_END) {

@@ -92,7 +92,8 @@ static void report_bad_cache_link(struct glibc_checking *check, const struct gli
                                   uint64_t head_at) {
     struct glibc_heap *glibc = check->glibc;
     uint64_t size_word;
-    if (result->link % GLIBC_ALIGN == 0 && glibc_chunk_extent(glibc, result->link)) {
+    if (result->link % GLIBC_ALIGN == 0 &&
+        (glibc_chunk_extent(glibc, result->link) || glibc_is_missing(glibc->heap.target, result->link))) {
         return; /* memory that is missing, not damage */
     }
     bool mapped = karst_target_mapping(glibc->heap.target, result->link) != NULL;

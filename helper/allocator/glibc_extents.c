@@ -1,15 +1,10 @@
-/* glibc malloc: which memory its arenas are made of.
- *
- * The main arena is what sbrk gave, or (no room at the break) segments from mmap; a thread arena is a chain
- * of heaps. */
+/* glibc malloc: which memory the main arena is made of: what sbrk gave, or (no room at the break) segments
+ * from mmap. The heaps of thread arenas: glibc_thread_heaps.c. */
 #include "glibc.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define HEAPS_MAX    65536u
-#define HEAP_LARGEST (1ull << 34)
 
 /* ---- extents ---------------------------------------------------------------------------------------- */
 
@@ -56,39 +51,9 @@ uint64_t glibc_run_end(const struct karst_target *target, uint64_t address) {
     return end;
 }
 
-static bool heap_info(struct glibc_heap *glibc, uint64_t heap, uint64_t arena, uint64_t *previous,
-                      uint64_t *size) {
-    uint64_t owner;
-    return karst_target_read_u64(glibc->heap.target, heap, &owner) && owner == arena &&
-           karst_target_read_u64(glibc->heap.target, heap + 8, previous) &&
-           karst_target_read_u64(glibc->heap.target, heap + 16, size);
-}
-
-/* The heap that holds top: HEAP_MAX is not told anywhere (it follows the size of huge pages from 2.35 on),
- * so every power of two is tried; the right one leads to a heap_info that names the arena. */
-static uint64_t heap_of_top(struct glibc_heap *glibc, const struct glibc_arena *arena) {
-    for (unsigned power = 20; power < 34; power++) {
-        uint64_t heap = arena->top & ~((1ull << power) - 1);
-        uint64_t previous, size;
-        if (heap_info(glibc, heap, arena->address, &previous, &size) && size > arena->top - heap) {
-            return heap;
-        }
-    }
-    return 0;
-}
-
-/* The heap that holds top although its header does not say so: the first one of the arena, or the one where
- * top's mapping starts. */
-static uint64_t heap_by_mapping(struct glibc_heap *glibc, const struct glibc_arena *arena) {
-    uint64_t first = arena->address - glibc->layout.heap_info_size;
-    uint64_t end = glibc_run_end(glibc->heap.target, first);
-    if (arena->top >= first && arena->top < end) {
-        return first;
-    }
-    const struct karst_mapping *mapping = karst_target_mapping(glibc->heap.target, arena->top);
-    bool aligned =
-        mapping && mapping->start % GLIBC_HEAP_ALIGNMENT == 0 && karst_mapping_is_anonymous(mapping);
-    return aligned ? mapping->start : 0;
+bool glibc_is_missing(struct karst_target *target, uint64_t address) {
+    uint64_t word;
+    return karst_target_mapping(target, address) && !karst_target_read_u64(target, address, &word);
 }
 
 /* Is the header of top, which ought to end at end, only being changed by a thread in the middle of malloc?
@@ -101,8 +66,7 @@ static bool top_is_being_changed(const struct glibc_heap *glibc, const struct gl
            (arena->top_size == 0 || (arena->top + arena->top_size) % glibc->heap.target->page_size == 0);
 }
 
-/* Holds top against where it ought to end. false: out of memory. */
-static bool settle_top(struct glibc_heap *glibc, uint32_t index, uint64_t end) {
+bool glibc_settle_top(struct glibc_heap *glibc, uint32_t index, uint64_t end) {
     struct glibc_arena *arena = &glibc->arenas[index];
     if (arena->top + arena->top_size == end) {
         return true;
@@ -115,47 +79,6 @@ static bool settle_top(struct glibc_heap *glibc, uint32_t index, uint64_t end) {
     return karst_facts_add(&glibc->heap.facts, "half done", arena->top,
                            "the top of arena %s: a thread is about to write its size",
                            glibc->heap.arenas[index].name);
-}
-
-/* Adds the heap at heap; *previous: the one before it, 0: it is the first. */
-static bool add_thread_heap(struct glibc_heap *glibc, uint32_t index, uint64_t heap, uint64_t *previous) {
-    struct glibc_arena *arena = &glibc->arenas[index];
-    uint64_t end = glibc_run_end(glibc->heap.target, heap), size;
-    bool sound = heap_info(glibc, heap, arena->address, previous, &size) &&
-                 size > glibc->layout.heap_info_size && size <= HEAP_LARGEST && (!end || size <= end - heap);
-    if (!sound) {
-        arena->bad_heap = heap;
-        size = end > heap ? end - heap : 0;
-        *previous = 0;
-    }
-    bool holds_top = arena->top >= heap && arena->top - heap < size;
-    if (holds_top && !settle_top(glibc, index, heap + size)) {
-        return false;
-    }
-    return glibc_add_extent(glibc, heap, heap + size, index, KARST_EXTENT_HEAP);
-}
-
-bool glibc_add_thread_heaps(struct glibc_heap *glibc, uint32_t index) {
-    struct glibc_arena *arena = &glibc->arenas[index];
-    uint64_t first = arena->address - glibc->layout.heap_info_size, behind;
-    uint64_t heap = heap_of_top(glibc, arena);
-    if (!heap) {
-        heap = heap_by_mapping(glibc, arena);
-        arena->top_damaged = arena->top_damaged || !heap;
-    }
-    for (unsigned i = 0; i < HEAPS_MAX && heap; i++) {
-        uint64_t previous = 0;
-        if (glibc_overlaps_extent(glibc, heap, heap + 1, &behind)) {
-            break;
-        }
-        if (!add_thread_heap(glibc, index, heap, &previous)) {
-            return false;
-        }
-        heap = previous;
-    }
-    /* A damaged chain does not lead back to the first heap, which is known all the same. */
-    return glibc_overlaps_extent(glibc, first, first + 1, &behind) ||
-           add_thread_heap(glibc, index, first, &behind);
 }
 
 /* Follows chunks from start to where a segment of the main arena ends: behind top, or behind the two
@@ -349,7 +272,7 @@ bool glibc_add_main_extents(struct glibc_heap *glibc, struct karst_error *error)
         (top_end <= arena->top || top_end > top_run || top_end % target->page_size != 0)) {
         uint64_t told = start + arena->system_mem;
         bool possible = start && told % target->page_size == 0 && told > arena->top && told <= top_run;
-        if (!settle_top(glibc, 0, possible ? told : top_run)) {
+        if (!glibc_settle_top(glibc, 0, possible ? told : top_run)) {
             return karst_fail_memory(error);
         }
         top_end = arena->top + arena->top_size;

@@ -18,11 +18,18 @@ static bool fill_arenas(struct glibc_heap *glibc, struct karst_error *error) {
     if (!glibc_read_arenas(glibc) || !glibc_note_arenas_in_flux(glibc)) {
         return karst_fail_memory(error);
     }
-    if (!glibc_add_main_extents(glibc, error)) {
+    if (glibc->arenas[0].state_missing) {
+        if (!glibc_add_break_by_chunks(glibc)) {
+            return karst_fail_memory(error);
+        }
+    } else if (!glibc_add_main_extents(glibc, error)) {
         return false;
     }
     for (uint32_t i = 1; i < glibc->heap.arena_count; i++) {
-        if (!glibc->arenas[i].uninitialized && !glibc_add_thread_heaps(glibc, i)) {
+        const struct glibc_arena *arena = &glibc->arenas[i];
+        bool fine = arena->state_missing ? glibc_add_heaps_by_headers(glibc, i)
+                                         : arena->uninitialized || glibc_add_thread_heaps(glibc, i);
+        if (!fine) {
             return karst_fail_memory(error);
         }
     }
@@ -34,7 +41,7 @@ static bool fill_arenas(struct glibc_heap *glibc, struct karst_error *error) {
 static bool fill_lists(struct glibc_heap *glibc) {
     glibc_sort_extents(glibc);
     for (uint32_t i = 0; i < glibc->heap.arena_count; i++) {
-        if (!glibc_add_arena_bins(glibc, i)) {
+        if (!glibc->arenas[i].state_missing && !glibc_add_arena_bins(glibc, i)) {
             return false;
         }
     }
@@ -43,7 +50,8 @@ static bool fill_lists(struct glibc_heap *glibc) {
     }
     glibc_sort_cached(glibc);
     glibc_note_tcaches_in_flux(glibc);
-    return true;
+    glibc_forget_anchors(glibc);
+    return !glibc->data_missing || glibc_tell_missing(glibc);
 }
 
 static bool know_root(const struct libcs *libcs, uint64_t arena) {
@@ -65,6 +73,21 @@ static bool add_libc(struct libcs *libcs, struct glibc_heap *glibc) {
     return true;
 }
 
+static void remark_unknown(struct karst_target *target, const struct karst_module *module,
+                           const struct glibc_root *root) {
+    if (!root->data_missing) {
+        karst_target_remark(
+            target, "%s has a malloc of a version that is not known (known: glibc 2.30 to 2.%u): left out",
+            module->path, GLIBC_NEWEST_MINOR);
+    } else if (glibc_is_libc(module)) {
+        karst_target_remark(
+            target,
+            "the variables of %s are missing, and its file, which would tell the version, is not "
+            "here (--sysroot says where it is): its heap is left out",
+            module->path);
+    }
+}
+
 /* Makes a heap of a root. */
 static bool add_root(struct karst *session, struct libcs *libcs, struct karst_module *module,
                      const struct glibc_root *root, struct karst_error *error) {
@@ -80,7 +103,7 @@ static bool add_root(struct karst *session, struct libcs *libcs, struct karst_mo
     glibc->heap.target = session->target;
     glibc->module = module;
     glibc->main_arena = root->arena;
-    glibc->ring_broken = root->ring_broken;
+    glibc->data_missing = root->data_missing;
     karst_window_open(&glibc->lists, session->target, session->target->page_size);
     if (!glibc_choose_layout(glibc, root)) {
         bool unknown = glibc->layout.state_size == 0;
@@ -88,10 +111,7 @@ static bool add_root(struct karst *session, struct libcs *libcs, struct karst_mo
         if (!unknown) {
             return karst_fail_memory(error);
         }
-        karst_target_remark(
-            session->target,
-            "%s has a malloc of a version that is not known (known: glibc 2.30 to 2.%u): left out",
-            module->path, GLIBC_NEWEST_MINOR);
+        remark_unknown(session->target, module, root);
         return true;
     }
     if (!fill_arenas(glibc, error)) {
@@ -120,6 +140,19 @@ static bool find_libcs(struct karst *session, struct libcs *libcs, struct karst_
                 !find_in_module(session, libcs, &target->modules[i], error)) {
                 return false;
             }
+        }
+    }
+    return true;
+}
+
+/* When no libc has its variables: what is left of the first one's heap. */
+static bool find_missing_libc(struct karst *session, struct libcs *libcs, struct karst_error *error) {
+    struct karst_target *target = session->target;
+    for (size_t i = 0; i < target->module_count && libcs->count == 0; i++) {
+        struct glibc_root root;
+        if (glibc_find_missing_root(target, &target->modules[i], &root) &&
+            !add_root(session, libcs, &target->modules[i], &root, error)) {
+            return false;
         }
     }
     return true;
@@ -154,8 +187,8 @@ static bool hand_over(struct karst *session, struct glibc_heap **libc, unsigned 
 bool glibc_find(struct karst *session, struct karst_error *error) {
     struct libcs libcs = {0};
     unsigned number = 0;
-    bool fine =
-        find_libcs(session, &libcs, error) && glibc_add_mapped_extents(libcs.items, libcs.count, error);
+    bool fine = find_libcs(session, &libcs, error) && find_missing_libc(session, &libcs, error) &&
+                glibc_add_mapped_extents(libcs.items, libcs.count, error);
     for (size_t i = 0; i < libcs.count && fine; i++) {
         fine = hand_over(session, &libcs.items[i], &number, error);
     }

@@ -263,3 +263,58 @@ uint64_t glibc_anchor_between(struct glibc_heap *glibc, uint64_t from, uint64_t 
     }
     return low < glibc->anchor_count && glibc->anchors[low] < to ? glibc->anchors[low] : 0;
 }
+
+void glibc_forget_anchors(struct glibc_heap *glibc) {
+    free(glibc->anchors);
+    glibc->anchors = NULL;
+    glibc->anchor_count = 0;
+    glibc->anchors_loaded = false;
+}
+
+bool glibc_goes_on_missing(const struct glibc_heap *glibc, const struct glibc_list_result *result) {
+    return result->end == GLIBC_LIST_BAD && result->link % GLIBC_ALIGN == 0 &&
+           (glibc_chunk_extent(glibc, result->link) || glibc_is_missing(glibc->heap.target, result->link));
+}
+
+/* ---- lists that are missing ------------------------------------------------------------------------- */
+
+/* May link, the chunk that a list's link leads to, be in it? bin: of the list, by its chunks' size. */
+static bool may_be_linked(struct glibc_heap *glibc, uint64_t link, bool tcache, unsigned bin) {
+    uint64_t word;
+    if (link % GLIBC_ALIGN != 0) {
+        return false;
+    }
+    const struct karst_extent *extent = karst_heap_extent(&glibc->heap, link);
+    if (!extent) {
+        const struct karst_mapping *mapping = karst_target_mapping(glibc->heap.target, link);
+        return mapping && karst_mapping_is_anonymous(mapping);
+    }
+    if (!glibc_read(glibc, link + 8, &word)) {
+        return true;
+    }
+    uint64_t size = word & ~(uint64_t)GLIBC_FLAGS;
+    return size >= GLIBC_MIN_CHUNK && (tcache ? glibc_tcache_index(&glibc->layout, size) == bin
+                                              : (size - GLIBC_MIN_CHUNK) / GLIBC_ALIGN == bin);
+}
+
+bool glibc_may_be_cached(struct glibc_heap *glibc, uint32_t arena, uint64_t chunk, uint64_t size) {
+    const struct glibc_layout *layout = &glibc->layout;
+    uint64_t word, key;
+    if (!glibc_read(glibc, chunk + GLIBC_HEADER, &word) || !glibc_read(glibc, chunk + 24, &key)) {
+        return true;
+    }
+    uint64_t link = layout->safe_linking ? word ^ ((chunk + GLIBC_HEADER) >> 12) : word;
+    unsigned fast = (unsigned)((size - GLIBC_MIN_CHUNK) / GLIBC_ALIGN);
+    bool has_fastbins =
+        layout->state_fastbins && arena != KARST_NONE && glibc->arenas[arena].fastbins_unknown;
+    if (has_fastbins && fast < GLIBC_FASTBINS && (link == 0 || may_be_linked(glibc, link, false, fast))) {
+        return true;
+    }
+    if (glibc->tcaches_unknown && glibc_may_be_tcache(glibc, chunk)) {
+        return true;
+    }
+    unsigned bin = glibc_tcache_index(layout, size);
+    return glibc->tcaches_unknown && bin < layout->tcache_bins &&
+           (!glibc->tcache_key || !layout->tcache_key_random || key == glibc->tcache_key) &&
+           (link == 0 || may_be_linked(glibc, link - GLIBC_HEADER, true, bin));
+}

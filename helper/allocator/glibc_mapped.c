@@ -95,11 +95,13 @@ struct makers {
     struct karst *session;
     struct karst_window *window; /* for looks that are nobody's */
     uint64_t blocks, bytes;
+    bool uncounted;            /* one of them has no account */
     struct karst_error *error; /* set by what returns false */
 };
 
+/* Nothing tells how many blocks a libc has whose variables are missing. */
 static bool counts_any(const struct glibc_heap *glibc) {
-    return glibc->par != 0 && glibc->n_mmaps != 0;
+    return glibc->par != 0 ? glibc->n_mmaps != 0 : glibc->data_missing;
 }
 
 /* Mappings are whole pages; glibc 2.43's sum drifts by 16 bytes with each block that realloc resized. */
@@ -171,7 +173,7 @@ static bool search_mapping(const struct makers *makers, const struct karst_mappi
         } else if (*at % stretch == 0 && mapping->end - *at >= stretch &&
                    karst_target_resident(target, *at, *at + stretch) == 0) {
             *at += stretch; /* never touched: no header there */
-        } else if (is_block(makers, *at, limit, depth == EVERYWHERE, &total)) {
+        } else if (is_block(makers, *at, limit, depth == EVERYWHERE || makers->uncounted, &total)) {
             if (!add_mapped(list, *at, *at + total, sure)) {
                 return karst_fail_memory(makers->error);
             }
@@ -225,8 +227,13 @@ static void drop_unsure(struct mapped_list *list) {
     list->count = kept;
 }
 
-/* Of more candidates than there are blocks, the sure ones are taken; of too few, all. */
+/* Of more candidates than there are blocks, the sure ones are taken; of too few, all. Without an account,
+ * those that stand where nothing but a block would. */
 static bool find_blocks(const struct makers *makers, struct mapped_list *list, bool *exact) {
+    if (makers->uncounted) {
+        *exact = true;
+        return search(makers, STARTS, list);
+    }
     for (enum depth depth = STARTS; depth <= EVERYWHERE; depth++) {
         list->count = 0;
         if (!search(makers, depth, list)) {
@@ -319,6 +326,12 @@ static bool deal_out(const struct makers *makers, struct mapped_list *list, bool
 
 /* What `info` says at each libc whose account is not met, or whose blocks may be another's. */
 static bool note(const struct makers *makers, const struct mapped_list *list, bool exact, bool unsure) {
+    if (makers->uncounted) {
+        return karst_facts_add(
+            &makers->heaps[0]->heap.facts, "mapped blocks", 0,
+            "%zu found by their headers, at the starts of mappings; nothing says how many there are",
+            list->count);
+    }
     uint64_t bytes = 0;
     for (size_t i = 0; i < list->count; i++) {
         bytes += list->items[i].end - list->items[i].start;
@@ -354,6 +367,7 @@ bool glibc_add_mapped_extents(struct glibc_heap **heaps, size_t count, struct ka
             makers.window = &heaps[i]->lists;
             makers.blocks += heaps[i]->n_mmaps;
             makers.bytes += counted_bytes(heaps[i]);
+            makers.uncounted = makers.uncounted || heaps[i]->par == 0;
         }
     }
     if (!makers.target) {

@@ -7,24 +7,23 @@
 
 #define BINS_NEEDED 120u /* of 127, for an arena to be taken for one although some were damaged */
 
+/* Does the word at `at` lead back to head? Where memory is missing, nothing says that it does not. */
+static bool leads_back(struct karst_window *window, uint64_t at, uint64_t head) {
+    const uint8_t *bytes = karst_window_at(window, at, 8);
+    return bytes ? glibc_word(bytes) == head : glibc_is_missing(window->target, at);
+}
+
 static bool bin_is_consistent(struct karst_window *window, uint64_t head) {
     const uint8_t *links = karst_window_at(window, head + 16, 16);
     if (!links) {
         return false;
     }
     uint64_t fd = glibc_word(links), bk = glibc_word(links + 8);
-    if (fd == head && bk == head) {
-        return true;
-    }
-    const uint8_t *bytes = karst_window_at(window, fd + 24, 8);
-    if (!bytes || glibc_word(bytes) != head) {
-        return false;
-    }
-    bytes = karst_window_at(window, bk + 16, 8);
-    return bytes && glibc_word(bytes) == head;
+    return (fd == head && bk == head) ||
+           (leads_back(window, fd + 24, head) && leads_back(window, bk + 16, head));
 }
 
-static unsigned consistent_bins(struct karst_window *window, uint64_t bins) {
+unsigned glibc_consistent_bins(struct karst_window *window, uint64_t bins) {
     unsigned good = 0;
     for (unsigned i = 0; i < GLIBC_BINS - 1; i++) {
         good += bin_is_consistent(window, bins + 16ull * i - 16);
@@ -66,7 +65,7 @@ static bool arena_at_bins(struct karst_window *window, uint64_t bins, struct gli
     const struct glibc_layout *const *rows = generations();
     for (unsigned g = 0; rows[g]; g++) {
         uint64_t base = bins - rows[g]->state_bins;
-        if (ring_closes(window, base, rows[g]) && consistent_bins(window, bins)) {
+        if (ring_closes(window, base, rows[g]) && glibc_consistent_bins(window, bins)) {
             *root = (struct glibc_root){.arena = base, .generation = rows[g]};
             return true;
         }
@@ -77,7 +76,7 @@ static bool arena_at_bins(struct karst_window *window, uint64_t bins, struct gli
 /* An arena whose ring is damaged: told by its bins alone and a top that leads to the end of its mapping. */
 static bool damaged_arena_at_bins(struct karst_target *target, struct karst_window *window, uint64_t bins,
                                   struct glibc_root *root) {
-    if (consistent_bins(window, bins) < BINS_NEEDED + 4) {
+    if (glibc_consistent_bins(window, bins) < BINS_NEEDED + 4) {
         return false;
     }
     const uint8_t *bytes = karst_window_at(window, bins - 16, 8);
@@ -160,7 +159,7 @@ static bool root_by_symbol(struct karst_target *target, struct karst_module *mod
                            struct glibc_root *root) {
     struct karst_symbol symbol;
     if (!symbols_worth(target, module) || !karst_module_symbol(target, module, "main_arena", &symbol) ||
-        symbol.thread_local_) {
+        symbol.thread_local_ || glibc_is_missing(target, symbol.address)) {
         return false;
     }
     struct karst_window window;
@@ -169,8 +168,10 @@ static bool root_by_symbol(struct karst_target *target, struct karst_module *mod
     bool found = false;
     for (unsigned g = 0; rows[g] && !found; g++) {
         if (symbol.size == rows[g]->state_size || ring_closes(&window, symbol.address, rows[g])) {
-            *root = (struct glibc_root){symbol.address, rows[g],
-                                        !ring_closes(&window, symbol.address, rows[g]), "by symbol"};
+            *root = (struct glibc_root){.arena = symbol.address,
+                                        .generation = rows[g],
+                                        .ring_broken = !ring_closes(&window, symbol.address, rows[g]),
+                                        .how = "by symbol"};
             found = true;
         }
     }
@@ -196,6 +197,7 @@ static bool root_by_marker(struct karst *session, const struct karst_module *mod
     root->how = found ? "by the marker" : NULL;
     return found;
 }
+
 bool glibc_find_root(struct karst *session, struct karst_module *module, struct glibc_root *root) {
     struct karst_target *target = session->target;
     if (root_by_marker(session, module, root) || root_by_symbol(target, module, root)) {
@@ -209,4 +211,18 @@ bool glibc_find_root(struct karst *session, struct karst_module *module, struct 
         }
     }
     return false;
+}
+
+bool glibc_find_missing_root(struct karst_target *target, struct karst_module *module,
+                             struct glibc_root *root) {
+    if (glibc_is_debug_malloc(module) || !symbols_worth(target, module) ||
+        !glibc_variables_missing(target, module)) {
+        return false;
+    }
+    struct karst_symbol symbol;
+    bool told = karst_module_symbol(target, module, "main_arena", &symbol) && !symbol.thread_local_;
+    *root = (struct glibc_root){.arena = told ? symbol.address : 0,
+                                .data_missing = true,
+                                .how = told ? "by symbol; it is missing" : NULL};
+    return true;
 }

@@ -14,6 +14,7 @@
 #define TLS_SPAN        8192u       /* how far from the thread pointer libc's thread-local words may be */
 #define MODULE_DATA_MAX (16u << 20) /* how much of a libc's variables is searched for the key */
 #define KEYS_TRIED      16u
+#define VOTES_NEEDED    4u     /* for a key that libc's variables cannot confirm */
 #define TCB_SPAN        16384u /* how far into a mapping thread control blocks are looked for */
 #define TCB_LINKS       0x240u /* where in struct pthread its list of stacks and its thread id are, about */
 #define TCB_LINKS_SIZE  0x100u
@@ -171,6 +172,11 @@ static enum tcache_quality tcache_quality(struct glibc_heap *glibc, uint64_t add
     return good ? TCACHE_SURE : TCACHE_EMPTY;
 }
 
+bool glibc_may_be_tcache(struct glibc_heap *glibc, uint64_t chunk) {
+    return has_tcache_size(glibc, chunk + GLIBC_HEADER) &&
+           tcache_quality(glibc, chunk + GLIBC_HEADER) != TCACHE_NOT;
+}
+
 /* How many words of each thread's static TLS are looked at: not the frames of its stack behind, where calls
  * that returned long ago left pointers to caches of threads that are gone. */
 static unsigned slots_of_storage(struct karst_target *target) {
@@ -246,6 +252,8 @@ static bool add_tcache_bin(struct glibc_heap *glibc, const struct glibc_tcache *
     char of[32];
     if (tcache->tid < 0) {
         snprintf(of, sizeof of, "no thread");
+    } else if (tcache->tid == 0) {
+        snprintf(of, sizeof of, "0x%" PRIx64, tcache->address);
     } else {
         snprintf(of, sizeof of, "thread %" PRId64, tcache->tid);
     }
@@ -254,22 +262,29 @@ static bool add_tcache_bin(struct glibc_heap *glibc, const struct glibc_tcache *
     struct tcache_collect collect = {{glibc, row, false}, vote};
     struct glibc_list_result result = glibc_follow_tcache(glibc, tcache, index, collect_node, &collect);
     glibc->heap.bins[row].damaged = result.end != GLIBC_LIST_END;
+    glibc->tcaches_unknown |= glibc_goes_on_missing(glibc, &result);
     return !collect.collect.out_of_memory;
 }
 
-static bool add_tcache(struct glibc_heap *glibc, const struct tcb *tcb, struct key_vote *vote) {
-    uint64_t address;
-    if (!glibc_read(glibc, tcb->address + (uint64_t)glibc->tcache_tls_offset, &address) || address == 0 ||
-        address % GLIBC_ALIGN != 0 || !glibc_chunk_extent(glibc, address - GLIBC_HEADER)) {
-        return true; /* just started, exiting, or (2.43) on the shared dummy */
-    }
-    if (tcb->tid < 0 ? tcache_quality(glibc, address) != TCACHE_SURE : !has_tcache_size(glibc, address)) {
-        return true;
-    }
+/* The thread's word for its cache; false: it is not in the target, or not known where it is. */
+static bool read_tcache_word(struct glibc_heap *glibc, const struct tcb *tcb, uint64_t *address) {
+    return glibc->tcache_tls_offset != 0 &&
+           glibc_read(glibc, tcb->address + (uint64_t)glibc->tcache_tls_offset, address);
+}
+
+static bool know_tcache(const struct glibc_heap *glibc, uint64_t address) {
     for (size_t i = 0; i < glibc->tcache_count_found; i++) {
         if (glibc->tcaches[i].address == address) {
             return true;
         }
+    }
+    return false;
+}
+
+/* Adds the tcache at address and what it holds, unless it is known. */
+static bool add_tcache_at(struct glibc_heap *glibc, uint64_t address, int64_t tid, struct key_vote *vote) {
+    if (know_tcache(glibc, address)) {
+        return true;
     }
     struct glibc_tcache *tcaches = realloc(glibc->tcaches, (glibc->tcache_count_found + 1) * sizeof *tcaches);
     if (!tcaches) {
@@ -277,8 +292,8 @@ static bool add_tcache(struct glibc_heap *glibc, const struct tcb *tcb, struct k
     }
     glibc->tcaches = tcaches;
     struct glibc_tcache *tcache = &tcaches[glibc->tcache_count_found++];
-    *tcache = (struct glibc_tcache){
-        .address = address, .tid = tcb->tid, .first_bin = (uint32_t)glibc->heap.bin_count};
+    *tcache =
+        (struct glibc_tcache){.address = address, .tid = tid, .first_bin = (uint32_t)glibc->heap.bin_count};
     if (!glibc_add_cached(glibc, address - GLIBC_HEADER, KARST_NONE)) {
         return false;
     }
@@ -296,6 +311,105 @@ static bool add_tcache(struct glibc_heap *glibc, const struct tcb *tcb, struct k
         }
     }
     return true;
+}
+
+static bool add_tcache(struct glibc_heap *glibc, const struct tcb *tcb, struct key_vote *vote) {
+    uint64_t address;
+    if (!read_tcache_word(glibc, tcb, &address) || address == 0 || address % GLIBC_ALIGN != 0 ||
+        !glibc_chunk_extent(glibc, address - GLIBC_HEADER)) {
+        return true; /* just started, exiting, or (2.43) on the shared dummy */
+    }
+    if (tcb->tid < 0 ? tcache_quality(glibc, address) != TCACHE_SURE : !has_tcache_size(glibc, address)) {
+        return true;
+    }
+    return add_tcache_at(glibc, address, tcb->tid, vote);
+}
+
+/* ---- caches whose threads' words are missing -------------------------------------------------------- */
+
+struct tcache_search {
+    struct glibc_heap *glibc;
+    struct glibc_addresses found;
+};
+
+/* Counts a list's nodes as long as they have the size of its bin. */
+struct tcache_list {
+    struct glibc_heap *glibc;
+    unsigned bin;
+};
+
+static bool fits_tcache_list(void *context, uint64_t chunk, uint64_t size_word) {
+    const struct tcache_list *list = context;
+    uint64_t size = size_word & ~(uint64_t)GLIBC_FLAGS;
+    (void)chunk;
+    return size >= GLIBC_MIN_CHUNK && glibc_tcache_index(&list->glibc->layout, size) == list->bin;
+}
+
+/* A struct that no thread's word leads to is a tcache if each of its lists is as long as it says, and leads
+ * through blocks of its size: or as far as memory is there. */
+static bool lists_agree(struct glibc_heap *glibc, uint64_t address) {
+    struct glibc_tcache tcache = {.address = address};
+    uint64_t nodes = 0;
+    for (unsigned i = 0; i < glibc->layout.tcache_bins; i++) {
+        struct tcache_list list = {glibc, i};
+        struct glibc_list_result result = glibc_follow_tcache(glibc, &tcache, i, fits_tcache_list, &list);
+        uint64_t said = glibc_tcache_said(glibc, &tcache, i);
+        bool cut = glibc_goes_on_missing(glibc, &result) && result.count < said;
+        if (!cut && (result.end != GLIBC_LIST_END || result.count != said)) {
+            return false;
+        }
+        nodes += result.count;
+    }
+    return nodes != 0;
+}
+
+static bool note_tcache_chunk(void *context, const struct glibc_chunk *chunk) {
+    struct tcache_search *search = context;
+    uint64_t address = chunk->address + GLIBC_HEADER;
+    if (chunk->next_size_word & GLIBC_PREV_INUSE && has_tcache_size(search->glibc, address) &&
+        tcache_quality(search->glibc, address) == TCACHE_SURE && lists_agree(search->glibc, address)) {
+        return glibc_add_address(&search->found, address, 0);
+    }
+    return true;
+}
+
+/* Looks through all chunks for tcaches. */
+static bool find_tcaches_by_chunks(struct glibc_heap *glibc, struct key_vote *vote) {
+    struct tcache_search search = {.glibc = glibc};
+    for (size_t i = 0; i < glibc->heap.extent_count; i++) {
+        if (glibc->heap.extents[i].kind != KARST_EXTENT_MAPPED) {
+            glibc_walk_chunks(glibc, &glibc->heap.extents[i], note_tcache_chunk, &search);
+        }
+    }
+    bool fine = !search.found.out_of_memory;
+    for (size_t i = 0; i < search.found.count && fine; i++) {
+        fine = add_tcache_at(glibc, search.found.items[i], 0, vote);
+    }
+    free(search.found.items);
+    return fine;
+}
+
+/* Does the thread's word say which its cache is, if it has one? Before it has one there is nothing, or (2.43)
+ * a dummy of libc's. */
+static bool knows_its_tcache(struct glibc_heap *glibc, const struct tcb *tcb) {
+    uint64_t address;
+    return read_tcache_word(glibc, tcb, &address) &&
+           (address == 0 || know_tcache(glibc, address) ||
+            (address >= glibc->module->start && address < glibc->module->end));
+}
+
+static bool all_tcaches_known(struct glibc_heap *glibc, const struct tcb_list *tcbs) {
+    const struct karst_target *target = glibc->heap.target;
+    for (size_t t = 0; t < target->thread_count; t++) {
+        bool known = false;
+        for (size_t i = 0; i < tcbs->count && !known; i++) {
+            known = tcbs->items[i].tid == target->threads[t].tid && knows_its_tcache(glibc, &tcbs->items[i]);
+        }
+        if (!known) {
+            return false;
+        }
+    }
+    return target->thread_count != 0;
 }
 
 /* Does value stand in the module's writable data or the anonymous memory (its .bss) right behind? */
@@ -343,6 +457,9 @@ static uint64_t find_tcache_key(struct glibc_heap *glibc, const struct key_vote 
     if (vote->weight && vote->key && in_module_data(glibc, vote->key)) {
         return vote->key;
     }
+    if (glibc->data_missing) {
+        return vote->weight >= VOTES_NEEDED ? vote->key : 0;
+    }
     unsigned tried = 0;
     for (size_t i = 0; i < glibc->cached_count && tried < KEYS_TRIED; i++) {
         uint32_t bin = glibc->cached[i].bin;
@@ -357,6 +474,43 @@ static uint64_t find_tcache_key(struct glibc_heap *glibc, const struct key_vote 
     return 0;
 }
 
+/* How many threads have no control block that is known. */
+static size_t count_unknown(const struct karst_target *target, const struct tcb_list *tcbs) {
+    size_t unknown = 0;
+    for (size_t t = 0; t < target->thread_count; t++) {
+        bool known = false;
+        for (size_t i = 0; i < tcbs->count && !known; i++) {
+            known = tcbs->items[i].tid == target->threads[t].tid;
+        }
+        unknown += !known;
+    }
+    return unknown;
+}
+
+/* What `info` says of them. false: out of memory. */
+static bool tell_tcaches(struct glibc_heap *glibc, size_t unknown) {
+    struct karst_facts *facts = &glibc->heap.facts;
+    if (glibc->tcaches_unknown) {
+        return karst_facts_add(
+            facts, "tcache", 0,
+            "%zu found; memory that leads to others, or that they lead through, is missing",
+            glibc->tcache_count_found);
+    }
+    if (glibc->tcache_tls_offset == 0) {
+        return karst_facts_add(facts, "tcache", 0,
+                               "none found: switched off, not used yet, or not to be told");
+    }
+    if (unknown &&
+        !karst_facts_add(facts, "threads unknown", 0,
+                         "the thread pointers of %zu threads are not known; what their caches hold "
+                         "counts as live",
+                         unknown)) {
+        return false;
+    }
+    return karst_facts_add(facts, "tcache", 0, "%zu found, at thread pointer %+" PRId64,
+                           glibc->tcache_count_found, glibc->tcache_tls_offset);
+}
+
 bool glibc_find_tcaches(struct glibc_heap *glibc) {
     struct tcb_list tcbs = {0};
     struct key_vote vote = {0};
@@ -364,30 +518,12 @@ bool glibc_find_tcaches(struct glibc_heap *glibc) {
     for (size_t i = 0; fine && glibc->tcache_tls_offset && i < tcbs.count; i++) {
         fine = add_tcache(glibc, &tcbs.items[i], &vote);
     }
+    if (fine && glibc->data_missing) {
+        glibc->tcaches_unknown |= !all_tcaches_known(glibc, &tcbs);
+        fine = !glibc->tcaches_unknown || find_tcaches_by_chunks(glibc, &vote);
+    }
     glibc->tcache_key = fine ? find_tcache_key(glibc, &vote) : 0;
-    size_t unknown = 0;
-    for (size_t t = 0; t < glibc->heap.target->thread_count; t++) {
-        bool known = false;
-        for (size_t i = 0; i < tcbs.count && !known; i++) {
-            known = tcbs.items[i].tid == glibc->heap.target->threads[t].tid;
-        }
-        unknown += !known;
-    }
+    size_t unknown = count_unknown(glibc->heap.target, &tcbs);
     free(tcbs.items);
-    if (!fine) {
-        return false;
-    }
-    if (glibc->tcache_tls_offset == 0) {
-        return karst_facts_add(&glibc->heap.facts, "tcache", 0,
-                               "none found: switched off, not used yet, or not to be told");
-    }
-    if (unknown &&
-        !karst_facts_add(&glibc->heap.facts, "threads unknown", 0,
-                         "the thread pointers of %zu threads are not known; what their caches hold "
-                         "counts as live",
-                         unknown)) {
-        return false;
-    }
-    return karst_facts_add(&glibc->heap.facts, "tcache", 0, "%zu found, at thread pointer %+" PRId64,
-                           glibc->tcache_count_found, glibc->tcache_tls_offset);
+    return fine && tell_tcaches(glibc, unknown);
 }

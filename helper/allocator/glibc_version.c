@@ -90,60 +90,95 @@ static uint64_t search_par(struct glibc_heap *glibc, const struct glibc_layout *
     return *best >= PAR_SCORE_NEEDED ? found : 0;
 }
 
+/* The row of the table whose numbers fit mp_ best, of those with the root's shape. */
+static const struct glibc_layout *layout_that_fits(struct glibc_heap *glibc, const struct glibc_root *root) {
+    const struct glibc_layout *layout = root->generation;
+    unsigned score = 0, fits;
+    for (size_t i = 0; i < glibc_layout_count; i++) {
+        if (glibc_layouts[i].state_bins == root->generation->state_bins &&
+            search_par(glibc, &glibc_layouts[i], &fits) && fits >= score) {
+            score = fits;
+            layout = &glibc_layouts[i];
+        }
+    }
+    return layout;
+}
+
+/* The row for the version that the module names (0: none), else the one that fits what was found. NULL: not
+ * known. */
+static const struct glibc_layout *pick_layout(struct glibc_heap *glibc, const struct glibc_root *root,
+                                              unsigned minor, const char **how) {
+    const struct glibc_layout *layout = minor ? glibc_layout_for(minor) : NULL;
+    if (layout) {
+        *how = "table, by the version the library names";
+        return layout;
+    }
+    if (minor > GLIBC_NEWEST_MINOR && !root->data_missing) {
+        layout = glibc_layout_for(GLIBC_NEWEST_MINOR);
+        *how = "the newest known: the version is newer, but what was found fits";
+        return root->ring_broken || layout->state_bins == root->generation->state_bins ? layout : NULL;
+    }
+    *how = "the one of the table that fits what was found";
+    if (root->data_missing) {
+        return !minor && glibc_layout_by_heaps(glibc, &glibc->layout) ? &glibc->layout : NULL;
+    }
+    return minor ? NULL : layout_that_fits(glibc, root);
+}
+
+static void name_version(struct glibc_heap *glibc, unsigned minor, const struct glibc_layout *layout) {
+    char *text = glibc->heap.version;
+    const size_t size = sizeof glibc->heap.version;
+    if (minor) {
+        snprintf(text, size, "2.%u", minor);
+    } else if (layout->first == layout->last) {
+        snprintf(text, size, "2.%u", layout->first);
+    } else {
+        snprintf(text, size, "2.%u to 2.%u", layout->first, layout->last);
+    }
+}
+
+/* Finds mp_. *how: by what, "": it was not found. */
+static void find_par(struct glibc_heap *glibc, const char **how) {
+    struct karst_symbol symbol;
+    unsigned score;
+    uint64_t word;
+    bool told = karst_module_symbol(glibc->heap.target, glibc->module, "mp_", &symbol) &&
+                !symbol.thread_local_ && karst_target_read_u64(glibc->heap.target, symbol.address, &word);
+    glibc->par = told ? symbol.address : search_par(glibc, &glibc->layout, &score);
+    *how = told ? "by symbol" : glibc->par ? "found by structure" : "";
+}
+
 bool glibc_choose_layout(struct glibc_heap *glibc, const struct glibc_root *root) {
     struct karst_target *target = glibc->heap.target;
     unsigned minor = version_of(target, glibc->module);
-    const struct glibc_layout *layout = minor ? glibc_layout_for(minor) : NULL;
-    unsigned score = 0;
-    const char *how = "table, by the version the library names";
-    if (minor && !layout) {
-        /* Newer (or much older) than the table: the nearest row, if it fits the target. */
-        layout = minor > GLIBC_NEWEST_MINOR ? glibc_layout_for(GLIBC_NEWEST_MINOR) : NULL;
-        if (!layout || (!root->ring_broken && layout->state_bins != root->generation->state_bins)) {
-            return false;
-        }
-        how = "the newest known: the version is newer, but what was found fits";
+    const char *how, *par_how;
+    if (root->data_missing && !glibc_load_heap_headers(glibc)) {
+        return false;
     }
+    const struct glibc_layout *layout = pick_layout(glibc, root, minor, &how);
     if (!layout) {
-        for (size_t i = 0; i < glibc_layout_count; i++) {
-            unsigned fits;
-            if (glibc_layouts[i].state_bins == root->generation->state_bins &&
-                search_par(glibc, &glibc_layouts[i], &fits) && fits >= score) {
-                score = fits;
-                layout = &glibc_layouts[i];
-            }
-        }
-        layout = layout ? layout : root->generation;
-        how = "the one of the table that fits what was found";
+        return false;
     }
     if (root->ring_broken) {
         /* Its shape was guessed, from what is the same in all: where the bins are. */
         glibc->main_arena = root->arena + root->generation->state_bins - layout->state_bins;
     }
     glibc->layout = *layout;
-    if (minor) {
-        snprintf(glibc->heap.version, sizeof glibc->heap.version, "2.%u", minor);
-    } else if (layout->first == layout->last) {
-        snprintf(glibc->heap.version, sizeof glibc->heap.version, "2.%u", layout->first);
-    } else {
-        snprintf(glibc->heap.version, sizeof glibc->heap.version, "2.%u to 2.%u", layout->first,
-                 layout->last);
-    }
-    unsigned told = glibc_layout_from_debug_info(target, glibc->module, &glibc->layout);
-    if (told) {
+    name_version(glibc, minor, layout);
+    if (glibc_layout_from_debug_info(target, glibc->module, &glibc->layout)) {
         how = "debug info";
     }
-    struct karst_symbol symbol;
-    bool by_symbol = karst_module_symbol(target, glibc->module, "mp_", &symbol) && !symbol.thread_local_;
-    glibc->par = by_symbol ? symbol.address : search_par(glibc, &glibc->layout, &score);
-    return karst_facts_add(&glibc->heap.facts, "library", 0, "%s", glibc->module->path) &&
-           karst_facts_add(&glibc->heap.facts, "layout", 0, "%s", how) &&
-           karst_facts_add(&glibc->heap.facts, "main_arena", glibc->main_arena, "%s",
-                           root->how ? root->how : "found by structure") &&
-           (glibc->par ? karst_facts_add(&glibc->heap.facts, "mp_", glibc->par, "%s",
-                                         by_symbol ? "by symbol" : "found by structure")
-                       : karst_facts_add(&glibc->heap.facts, "mp_", 0,
-                                         "not found: blocks with mappings of their own can't be counted"));
+    find_par(glibc, &par_how);
+    struct karst_facts *facts = &glibc->heap.facts;
+    return karst_facts_add(facts, "library", 0, "%s", glibc->module->path) &&
+           karst_facts_add(facts, "layout", 0, "%s", how) &&
+           (root->data_missing || karst_facts_add(facts, "main_arena", glibc->main_arena, "%s",
+                                                  root->how ? root->how : "found by structure")) &&
+           (*par_how ? karst_facts_add(facts, "mp_", glibc->par, "%s", par_how)
+            : root->data_missing
+                ? true
+                : karst_facts_add(facts, "mp_", 0,
+                                  "not found: blocks with mappings of their own can't be counted"));
 }
 
 void glibc_read_par(struct glibc_heap *glibc) {

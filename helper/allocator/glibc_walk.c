@@ -61,8 +61,9 @@ struct walk {
     uint64_t end;
     bool main_arena;
     bool top_damaged;
-    bool in_flux;  /* a thread was at work in the arena */
-    size_t cached; /* the next entry of the cached set */
+    bool in_flux;       /* a thread was at work in the arena */
+    bool lists_missing; /* lists that chunks in use may be in, by the headers behind them */
+    size_t cached;      /* the next entry of the cached set */
 };
 
 typedef bool chunk_fn(void *context, const struct glibc_chunk *chunk);
@@ -76,6 +77,7 @@ static void walk_open(struct walk *walk, struct glibc_heap *glibc, const struct 
     karst_window_open(&walk->window, glibc->heap.target, WALK_WINDOW);
     walk->main_arena = extent->arena == 0;
     walk->top_damaged = arena->top_damaged;
+    walk->lists_missing = arena->fastbins_unknown || glibc->tcaches_unknown;
     bool holds_top = !arena->top_damaged && arena->top >= extent->start && arena->top < extent->end;
     walk->top = holds_top ? arena->top : 0;
     walk->limit = holds_top ? arena->top : extent->end;
@@ -187,14 +189,21 @@ static inline void set_state(struct walk *walk, struct glibc_chunk *chunk) {
             chunk->state = KARST_STATE_FREE;
         }
     }
+    if (__builtin_expect(walk->lists_missing, 0) && chunk->state == KARST_STATE_LIVE &&
+        glibc_may_be_cached(glibc, walk->extent->arena, chunk->address, chunk->size)) {
+        chunk->state = KARST_STATE_UNKNOWN;
+        chunk->flags = KARST_BLOCK_UNDECIDED;
+    }
 }
 
 /* The header behind chunk makes no sense, so its bit tells nothing: ask the lists. */
 static void set_state_by_lists(struct walk *walk, struct glibc_chunk *chunk) {
     chunk->next_size_word = GLIBC_PREV_INUSE;
     set_state(walk, chunk);
-    if (chunk->state == KARST_STATE_LIVE && glibc_is_linked(walk->glibc, chunk->address)) {
+    bool in_use = chunk->state == KARST_STATE_LIVE || chunk->flags & KARST_BLOCK_UNDECIDED;
+    if (in_use && glibc_is_linked(walk->glibc, chunk->address)) {
         chunk->state = KARST_STATE_FREE;
+        chunk->flags = 0;
     }
 }
 
@@ -338,6 +347,15 @@ bool glibc_walk_chunks(struct glibc_heap *glibc, const struct karst_extent *exte
     return walk_chunks(glibc, extent, chunk, context);
 }
 
+bool glibc_begins_chain(struct glibc_heap *glibc, const struct karst_extent *extent, uint64_t address) {
+    struct walk walk;
+    walk_open(&walk, glibc, extent);
+    const uint8_t *bytes = karst_window_at(&walk.window, address, GLIBC_HEADER);
+    bool begins = bytes && begins_chain(&walk, address, glibc_word(bytes + 8));
+    karst_window_close(&walk.window);
+    return begins;
+}
+
 /* ---- the block stream ------------------------------------------------------------------------------- */
 
 struct stream {
@@ -354,7 +372,7 @@ struct stream {
 /* The bin of a free chunk: the unsorted list if it is there, else the one for its size. */
 static uint32_t bin_of_free(struct stream *stream, const struct glibc_chunk *chunk) {
     struct glibc_heap *glibc = stream->glibc;
-    if (!glibc->bins_loaded) {
+    if (!glibc->bins_loaded || glibc->arenas[stream->extent->arena].state_missing) {
         return KARST_NONE;
     }
     while (stream->unsorted < glibc->unsorted_count && glibc->unsorted[stream->unsorted] < chunk->address) {
@@ -384,8 +402,8 @@ static inline bool stream_chunk(void *context, const struct glibc_chunk *chunk) 
     if (chunk->state != KARST_STATE_LIVE && chunk->state != KARST_STATE_CACHED) {
         if (chunk->state == KARST_STATE_FREE) {
             block->bin = bin_of_free(stream, chunk);
-        } else if (chunk->state == KARST_STATE_UNKNOWN || chunk->size < GLIBC_MIN_CHUNK ||
-                   chunk->size_word == 0) {
+        } else if ((chunk->state == KARST_STATE_UNKNOWN && !(chunk->flags & KARST_BLOCK_UNDECIDED)) ||
+                   chunk->size < GLIBC_MIN_CHUNK || chunk->size_word == 0) {
             block->address = chunk->address;
             block->usable = 0;
         } else if (chunk->state == KARST_STATE_TOP) {
@@ -429,6 +447,12 @@ static bool stream_mapped(struct glibc_heap *glibc, const struct karst_extent *e
                                   .heap = glibc->heap.index,
                                   .state = is_cached ? KARST_STATE_CACHED : KARST_STATE_LIVE,
                                   .flags = KARST_BLOCK_MAPPED};
+    /* Only tcaches that count free slots take such blocks, 2.42 and later. */
+    if (!is_cached && glibc->tcaches_unknown && glibc->layout.tcache_counts_slots &&
+        glibc_may_be_cached(glibc, KARST_NONE, chunk, extent->end - chunk)) {
+        block->state = KARST_STATE_UNKNOWN;
+        block->flags |= KARST_BLOCK_UNDECIDED;
+    }
     return true;
 }
 

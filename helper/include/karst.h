@@ -152,10 +152,11 @@ enum karst_state {
 
 /* Flags of a block. */
 enum {
-    KARST_BLOCK_MAPPED = 1,  /* has a mapping of its own; counts as live too */
-    KARST_BLOCK_FOREIGN = 2, /* state UNKNOWN, yet no damage: not the allocator's (a foreign sbrk) */
-    KARST_BLOCK_REGION = 4,  /* lies in a page run cut into regions: when free, good for its class alone */
-    KARST_BLOCK_RUN = 8      /* the first block of such a run: nothing before it merges with it */
+    KARST_BLOCK_MAPPED = 1,    /* has a mapping of its own; counts as live too */
+    KARST_BLOCK_FOREIGN = 2,   /* state UNKNOWN, yet no damage: not the allocator's (a foreign sbrk) */
+    KARST_BLOCK_REGION = 4,    /* lies in a page run cut into regions: when free, good for its class alone */
+    KARST_BLOCK_RUN = 8,       /* the first block of such a run: nothing before it merges with it */
+    KARST_BLOCK_UNDECIDED = 16 /* state UNKNOWN, yet no damage: live, or cached in a list that is missing */
 };
 
 /* No arena, no bin. */

@@ -17,7 +17,10 @@ static void write_resident(struct karst_table *table, const struct karst_summary
 static void write_row(struct karst_table *table, const struct karst_arena_text *name,
                       const struct karst_arena *arena, const struct karst_summary_row *row) {
     karst_table_text(table, arena ? KARST_STYLE_SYMBOL : KARST_STYLE_DIM, "%s", name->text);
-    if (arena) {
+    if (arena && arena->state_missing) {
+        karst_table_text(table, KARST_STYLE_DIM, "missing");
+        karst_table_text(table, KARST_STYLE_DIM, "?");
+    } else if (arena) {
         karst_table_address(table, arena->address);
         karst_table_count(table, arena->attached_threads);
     } else {
@@ -32,7 +35,11 @@ static void write_row(struct karst_table *table, const struct karst_arena_text *
     karst_table_size(table, row->states[KARST_STATE_TOP].bytes);
     karst_table_size(table, row->largest.usable);
     write_resident(table, row);
-    karst_table_text(table, KARST_STYLE_WARNING, "%s", arena && arena->locked ? "locked" : "");
+    karst_table_text(table, KARST_STYLE_WARNING, "%s",
+                     !arena                 ? ""
+                     : arena->state_missing ? "no lists"
+                     : arena->locked        ? "locked"
+                                            : "");
 }
 
 static void write_text(struct karst_call *call, const struct karst_summary *summary) {
@@ -66,6 +73,15 @@ static void write_text(struct karst_call *call, const struct karst_summary *summ
     karst_table_close(table);
 }
 
+static void set_own_account(struct karst_writer *writer, json_t *one, const struct karst_arena *arena) {
+    bool known = !arena->state_missing;
+    karst_json_set_flag(writer, one, "state_missing", !known);
+    karst_json_set_known(writer, one, "threads", known ? arena->attached_threads : UINT64_MAX);
+    karst_json_set(writer, one, "locked", known ? json_boolean(arena->locked) : json_null());
+    karst_json_set_known(writer, one, "claimed_bytes", known ? arena->system_bytes : UINT64_MAX);
+    karst_json_set_known(writer, one, "claimed_bytes_most", known ? arena->max_system_bytes : UINT64_MAX);
+}
+
 static json_t *arena_json(struct karst_call *call, uint16_t heap_index, uint32_t index,
                           const struct karst_summary_row *row) {
     struct karst_writer *writer = &call->writer;
@@ -77,10 +93,7 @@ static json_t *arena_json(struct karst_call *call, uint16_t heap_index, uint32_t
     karst_json_set(writer, one, "index", arena ? json_integer(index) : json_null());
     karst_json_set_known_address(writer, one, "address", arena ? arena->address : 0);
     if (arena) {
-        karst_json_set_number(writer, one, "threads", arena->attached_threads);
-        karst_json_set_flag(writer, one, "locked", arena->locked);
-        karst_json_set_number(writer, one, "claimed_bytes", arena->system_bytes);
-        karst_json_set_number(writer, one, "claimed_bytes_most", arena->max_system_bytes);
+        set_own_account(writer, one, arena);
     }
     karst_row_set_json(writer, one, row);
     return one;
@@ -112,7 +125,7 @@ static void write_disagreements(struct karst_call *call, const struct karst_summ
         for (uint32_t arena = 0; arena < heap->arena_count; arena++) {
             uint64_t claimed = heap->arenas[arena].system_bytes,
                      found = summary->arenas[i][arena].system_bytes;
-            if (claimed != found) {
+            if (claimed != found && !heap->arenas[arena].state_missing) {
                 karst_print_styled(writer, KARST_STYLE_WARNING,
                                    "%s: the allocator counts %s from the system, %s were found\n",
                                    karst_arena_text(call->session, i, arena).text,
@@ -143,13 +156,15 @@ const struct karst_verb karst_verb_arenas = {
             "`threads` are attached now, `extents` the pieces of memory it uses, `largest` the free part of "
             "its largest hole: what fits "
             "into it without growing it. `not live` are the resident bytes in whole pages of free, cached "
-            "and unused memory. `locked` says that a thread was inside when the target stopped.\n"
+            "and unused memory. `locked` says that a thread was inside when the target stopped; "
+            "`no lists` that what the arena keeps of itself is missing from the target.\n"
             "\n"
             "Where --arena is asked for, an arena is named by its name, its index from 0 on in this list, "
             "or its address.",
     .json = "{\"arenas\": [...], \"total\", \"target\"}. Each arena has name, allocator, index and address "
             "(null for "
-            "mapped), threads, locked, claimed_bytes (by its own account), claimed_bytes_most and, as has "
+            "mapped), state_missing (what it keeps of itself is not in the target: the next four are null), "
+            "threads, locked, claimed_bytes (by its own account), claimed_bytes_most and, as has "
             "total, the keys of `summary`.",
     .needs = KARST_NEEDS_HEAPS,
     .run = run,
