@@ -217,42 +217,57 @@ static bool check_extents(struct glibc_checking *check) {
 
 /* ---- the arenas' own fields ---- */
 
-static void check_arena(struct glibc_checking *check, uint32_t index) {
-    const struct glibc_heap *glibc = check->glibc;
-    const struct glibc_arena *arena = &glibc->arenas[index];
-    const struct karst_arena *row = &glibc->heap.arenas[index];
-    if (arena->uninitialized) {
-        return;
-    }
-    check->in_flux = arena->in_flux;
+static void check_heap_headers(struct glibc_checking *check, uint32_t index) {
+    const struct glibc_arena *arena = &check->glibc->arenas[index];
+    const char *name = check->glibc->heap.arenas[index].name;
     if (arena->bad_heap) {
         REPORT(check, BAD_ROOT, glibc_torn(check), arena->bad_heap, 0,
                "the header of a heap of arena %s is overwritten: it does not name its arena, or its size is "
                "impossible\theap_info at 0x%" PRIx64,
-               row->name, arena->bad_heap);
+               name, arena->bad_heap);
+    }
+    if (arena->broken_link) {
+        REPORT(check, BAD_LINK, glibc_torn(check), arena->broken_link, 0,
+               "this heap of arena %s does not lead to the one before it, 0x%" PRIx64
+               ", which was found by its header: its own was overwritten\tprev is 0x%" PRIx64
+               " at 0x%" PRIx64,
+               name, arena->lost_heap, arena->link, arena->broken_link + 8);
+    }
+}
+
+static void check_top(struct glibc_checking *check, uint32_t index) {
+    const struct glibc_heap *glibc = check->glibc;
+    const struct glibc_arena *arena = &glibc->arenas[index];
+    const char *name = glibc->heap.arenas[index].name;
+    if (!arena->top_damaged || glibc_is_missing(glibc->heap.target, arena->top + 8)) {
+        return;
     }
     const struct karst_extent *holder = glibc_chunk_extent(glibc, arena->top);
-    bool top_missing = glibc_is_missing(glibc->heap.target, arena->top + 8);
-    if (top_missing) {
-        /* Nothing can be said of it. */
-    } else if (arena->top_damaged && (!holder || holder->arena != index)) {
+    if (!holder || holder->arena != index) {
         REPORT(check, BAD_ROOT, glibc_torn(check), arena->address + glibc->layout.state_top, 0,
                "the top of arena %s is in none of its heaps: the arena was overwritten\ttop is 0x%" PRIx64
                " at 0x%" PRIx64,
-               row->name, arena->top, arena->address + glibc->layout.state_top);
-    } else if (arena->top_damaged) {
+               name, arena->top, arena->address + glibc->layout.state_top);
+    } else {
         REPORT(check, BAD_SIZE, glibc_torn(check), glibc_user(arena->top), arena->top_size,
                "the top of arena %s does not end where its heap does; the last block most likely ran over"
                "\ttop 0x%" PRIx64 " with size %" PRIu64,
-               row->name, arena->top, arena->top_size);
+               name, arena->top, arena->top_size);
     }
-    uint64_t bytes = 0;
+}
+
+/* What the arena says it has, against what was found of it. */
+static void check_system_mem(struct glibc_checking *check, uint32_t index) {
+    const struct glibc_heap *glibc = check->glibc;
+    const struct glibc_arena *arena = &glibc->arenas[index];
+    const struct karst_arena *row = &glibc->heap.arenas[index];
+    uint64_t bytes = 0, field = arena->address + glibc->layout.state_system_mem;
     for (size_t i = 0; i < glibc->heap.extent_count; i++) {
         const struct karst_extent *extent = &glibc->heap.extents[i];
         bytes += extent->arena == index ? extent->end - extent->start : 0;
     }
     if (arena->system_mem > row->max_system_bytes) {
-        REPORT(check, BAD_ROOT, glibc_torn(check), arena->address + glibc->layout.state_system_mem, 0,
+        REPORT(check, BAD_ROOT, glibc_torn(check), field, 0,
                "the size of arena %s is impossible: the arena was overwritten\tsystem_mem %" PRIu64
                ", max_system_mem %" PRIu64,
                row->name, arena->system_mem, row->max_system_bytes);
@@ -260,10 +275,20 @@ static void check_arena(struct glibc_checking *check, uint32_t index) {
                (arena->system_mem > bytes || arena->system_mem < bytes - (index == 0 ? check->foreign : 0)) &&
                !glibc->heap.target->missing_memory) {
         REPORT(
-            check, BAD_ROOT, SUSPECT, arena->address + glibc->layout.state_system_mem, 0,
+            check, BAD_ROOT, SUSPECT, field, 0,
             "arena %s says it has %" PRIu64 " bytes, but %" PRIu64
             " were found: it was overwritten, or a part of it is not to be found\tsystem_mem at 0x%" PRIx64,
-            row->name, arena->system_mem, bytes, arena->address + glibc->layout.state_system_mem);
+            row->name, arena->system_mem, bytes, field);
+    }
+}
+
+static void check_arena(struct glibc_checking *check, uint32_t index) {
+    const struct glibc_arena *arena = &check->glibc->arenas[index];
+    if (!arena->uninitialized) {
+        check->in_flux = arena->in_flux;
+        check_heap_headers(check, index);
+        check_top(check, index);
+        check_system_mem(check, index);
     }
 }
 
