@@ -553,6 +553,7 @@ void jemalloc_close(struct karst_heap *heap) {
     free(heap->extents);
     free(jemalloc->arenas);
     free(jemalloc->tcaches);
+    free(jemalloc->threads_inside);
     free(jemalloc->cached);
     free(jemalloc->chunks);
     free(jemalloc->map);

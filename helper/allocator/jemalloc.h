@@ -152,8 +152,9 @@ struct jemalloc_tcache {
     uint64_t address; /* of tcache_t */
     int64_t tid;      /* 0: can't be told, -1: its thread is gone */
     uint32_t arena;
-    uint32_t classes;         /* how many bins it has */
-    uint32_t first_bin, bins; /* of its rows in heap.bins */
+    const struct karst_thread *inside; /* its thread, if that is inside and did not die there; else NULL */
+    uint32_t classes;                  /* how many bins it has */
+    uint32_t first_bin, bins;          /* of its rows in heap.bins */
 };
 
 #define JEMALLOC_TCACHE_CLASSES_MAX 2048u
@@ -210,6 +211,7 @@ struct jemalloc_heap {
     uint64_t entries;                  /* of the radix tree that a walk looked at */
     bool gave_up;                      /* on a tree that makes no sense */
     bool inside;                       /* a thread is inside, and did not die there */
+    bool *threads_inside;              /* which */
     /* 3.x, 4.x */
     struct jemalloc_run_shape shapes[JEMALLOC_SMALL_BINS];
     const char *configuration; /* opt.redzone and so on, in words that end a sentence */
@@ -312,6 +314,8 @@ void jemalloc_close(struct karst_heap *heap);
 /* The arenas' rows up to index count - 1. */
 bool jemalloc_make_arenas(struct jemalloc_heap *jemalloc, size_t count);
 bool jemalloc_make_bins(struct jemalloc_heap *jemalloc);
+/* Which threads are inside; before the tcaches. */
+bool jemalloc_note_flux(struct jemalloc_heap *jemalloc);
 bool jemalloc_find_tcaches(struct jemalloc_heap *jemalloc);
 /* Extents out of the runs; needs the arenas. */
 bool jemalloc_make_extents(struct jemalloc_heap *jemalloc);

@@ -570,9 +570,13 @@ static bool thread_inside(struct jemalloc_heap *jemalloc, const struct karst_thr
     return karst_thread_inside(jemalloc->heap.target, jemalloc->module, thread, functions, library);
 }
 
-static bool note_flux(struct jemalloc_heap *jemalloc) {
+bool jemalloc_note_flux(struct jemalloc_heap *jemalloc) {
     const struct karst_target *target = jemalloc->heap.target;
     bool running = !target->stopped && target->kind == KARST_TARGET_PROCESS;
+    jemalloc->threads_inside = calloc(target->thread_count + 1, sizeof *jemalloc->threads_inside);
+    if (!jemalloc->threads_inside) {
+        return false;
+    }
     for (size_t i = 0; i < target->thread_count; i++) {
         const struct karst_thread *thread = &target->threads[i];
         bool died = i == 0 && karst_died_of_signal(target);
@@ -580,6 +584,7 @@ static bool note_flux(struct jemalloc_heap *jemalloc) {
             continue;
         }
         jemalloc->inside |= !died;
+        jemalloc->threads_inside[i] = !died;
         if (!karst_facts_add(&jemalloc->heap.facts, died ? "died" : "inside malloc", 0,
                              died ? "thread %" PRId64
                                     " died inside the allocator, most likely of damage it met"
@@ -611,10 +616,6 @@ struct jemalloc_heap *jemalloc_open(struct karst *session, struct karst_module *
 
 bool jemalloc_hand_over(struct karst *session, struct jemalloc_heap *jemalloc, struct karst_error *error) {
     unsigned count = 1;
-    if (!note_flux(jemalloc)) {
-        jemalloc_close(&jemalloc->heap);
-        return karst_fail_memory(error);
-    }
     for (size_t i = 0; i < session->heap_count; i++) {
         count += session->heaps[i]->allocator == &karst_jemalloc;
     }
@@ -682,7 +683,7 @@ static bool add_root(struct karst *session, struct karst_module *module, const s
         return true;
     }
     if (!add_facts(session, jemalloc, module, root) || !read_arenas(jemalloc) ||
-        !jemalloc_make_extents(jemalloc) || !jemalloc_make_bins(jemalloc) ||
+        !jemalloc_make_extents(jemalloc) || !jemalloc_make_bins(jemalloc) || !jemalloc_note_flux(jemalloc) ||
         !jemalloc_find_tcaches(jemalloc)) {
         jemalloc_close(&jemalloc->heap);
         return karst_fail_memory(error);

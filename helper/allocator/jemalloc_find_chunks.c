@@ -465,7 +465,7 @@ static bool finish(struct karst *session, struct jemalloc_heap *jemalloc, const 
     sort_chunks(jemalloc);
     fine = fine && jemalloc_find_counters(jemalloc);
     if (!fine || !add_facts(jemalloc, *version != '\0') || !jemalloc_make_extents(jemalloc) ||
-        !jemalloc_make_bins(jemalloc) || !jemalloc_find_tcaches(jemalloc)) {
+        !jemalloc_make_bins(jemalloc) || !jemalloc_note_flux(jemalloc) || !jemalloc_find_tcaches(jemalloc)) {
         jemalloc_close(&jemalloc->heap);
         return karst_fail_memory(error);
     }

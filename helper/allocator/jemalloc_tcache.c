@@ -78,12 +78,39 @@ static uint64_t bin_at(const struct jemalloc_heap *jemalloc, const struct jemall
     return tcache->address + layout->tcache_bins + (uint64_t)index * layout->tcache_bin_size;
 }
 
+/* Does any of the thread's registers lead into [start, end)? True, too, where they are not known. */
+static bool registers_reach(const struct karst_thread *thread, uint64_t start, uint64_t end) {
+    bool reach = thread->register_count == 0;
+    for (uint32_t i = 0; i < thread->register_count && i < KARST_REGISTERS_MAX; i++) {
+        reach = reach || thread->registers[i] - start < end - start;
+    }
+    return reach;
+}
+
+/* A free moves a bin's head (or count) and writes the block's address there in another instruction. In
+ * between, what is on top is what was there before: most likely a block that was handed out, and is in use. A
+ * thread that is at it has the bin or its stack in a register. Facts: cache_bin.h (5.3),
+ * cache_bin_dalloc_easy(); tcache_inlines.h (5.1, 5.2), tcache.h (3.x, 4.x), tcache_dalloc_small(). */
+static void leave_out_top(const struct jemalloc_heap *jemalloc, const struct jemalloc_tcache *tcache,
+                          uint64_t bin, uint64_t *from, uint32_t *count) {
+    const struct jemalloc_layout *layout = &jemalloc->layout;
+    bool on_top_is_last = layout->major < 5 && !layout->stack_below;
+    if (*count == 0 || !tcache->inside ||
+        (!registers_reach(tcache->inside, bin, bin + layout->tcache_bin_size) &&
+         !registers_reach(tcache->inside, *from - 8, *from + 8ull * *count + 8))) {
+        return;
+    }
+    *from += on_top_is_last ? 0 : 8;
+    --*count;
+}
+
 /* Where the pointers of a bin are: [*from, *from + 8 * *count). False: not there, or no sense. */
 static bool stack_of(struct jemalloc_heap *jemalloc, const struct jemalloc_tcache *tcache, uint32_t index,
                      uint64_t *from, uint32_t *count) {
     const struct jemalloc_layout *layout = &jemalloc->layout;
     uint64_t address = bin_at(jemalloc, tcache, index);
     const uint8_t *bin = address ? jemalloc_at(jemalloc, address, layout->tcache_bin_size) : NULL;
+    bool sensible;
     *count = 0;
     if (!bin) {
         return false;
@@ -93,12 +120,15 @@ static bool stack_of(struct jemalloc_heap *jemalloc, const struct jemalloc_tcach
         uint16_t empty;
         memcpy(&empty, bin + layout->tcache_bin_count, sizeof empty); /* low_bits_empty */
         *count = (uint16_t)(empty - *from) / 8u;
-        return *from % 8 == 0 && empty % 8 == 0;
+        sensible = *from % 8 == 0 && empty % 8 == 0;
+    } else {
+        *count = jemalloc_half(bin + layout->tcache_bin_count);
+        /* avail is the stack's end there */
+        *from -= layout->major == 5 || layout->stack_below ? 8ull * *count : 0;
+        sensible = *count <= JEMALLOC_STACK_MAX;
     }
-    *count = jemalloc_half(bin + layout->tcache_bin_count);
-    *from -=
-        layout->major == 5 || layout->stack_below ? 8ull * *count : 0; /* avail is the stack's end there */
-    return *count <= JEMALLOC_STACK_MAX;
+    leave_out_top(jemalloc, tcache, address, from, count);
+    return sensible;
 }
 
 bool jemalloc_tcache_items(struct jemalloc_heap *jemalloc, const struct jemalloc_tcache *tcache,
@@ -211,6 +241,16 @@ static uint32_t classes_of(struct jemalloc_heap *jemalloc, uint64_t address) {
     return count > 28 && count <= JEMALLOC_TCACHE_CLASSES_MAX ? (uint32_t)count : layout->tcache_classes;
 }
 
+static const struct karst_thread *thread_inside(const struct jemalloc_heap *jemalloc, int64_t tid) {
+    const struct karst_target *target = jemalloc->heap.target;
+    for (size_t i = 0; i < target->thread_count; i++) {
+        if (jemalloc->threads_inside[i] && target->threads[i].tid == tid) {
+            return &target->threads[i];
+        }
+    }
+    return NULL;
+}
+
 static bool add_tcache(struct jemalloc_heap *jemalloc, uint64_t address, uint64_t ring, uint32_t arena,
                        uint64_t *items) {
     struct jemalloc_tcache *tcaches =
@@ -226,6 +266,7 @@ static bool add_tcache(struct jemalloc_heap *jemalloc, uint64_t address, uint64_
                                                   : owner_of(jemalloc->heap.target, address),
                                        .arena = arena,
                                        .first_bin = (uint32_t)jemalloc->heap.bin_count};
+    tcache->inside = thread_inside(jemalloc, tcache->tid);
     tcache->classes = classes_of(jemalloc, address);
     for (uint32_t i = 0; i < tcaches[jemalloc->tcache_count - 1].classes; i++) {
         if (!load_bin(jemalloc, tcache, i, items)) {

@@ -1,10 +1,10 @@
 /* Calls malloc and its like in each way that changes a heap differently, and traps before each call, so that
  * who traces it can go on by single instructions and look.
  *
- *   stepped [OPERATIONS SEED] main|thread
+ *   stepped [small | OPERATIONS SEED] main|thread
  *
- * main, thread: which arena does the work. OPERATIONS: so many random ones instead. stepped.h says how it
- * talks to its watcher. */
+ * main, thread: which arena does the work. small: small blocks alone, which threads' caches have. OPERATIONS:
+ * so many random ones instead. stepped.h says how it talks to its watcher. */
 #include "stepped.h"
 
 #include <malloc.h>
@@ -23,6 +23,7 @@
 
 static struct stepped *shared;
 static long random_operations;
+static bool small_alone;
 static void *held[STEPPED_HELD_MAX];
 
 static void *hold(void *block) {
@@ -172,7 +173,10 @@ static void *operations(void *unused) {
     for (long i = 0; i < random_operations; i++) {
         random_operation();
     }
-    if (random_operations) {
+    if (small_alone) {
+        small_blocks();
+    }
+    if (small_alone || random_operations) {
         return NULL;
     }
     from_top();
@@ -186,6 +190,7 @@ static void *operations(void *unused) {
 
 int main(int argc, char **argv) {
     bool in_thread = argc > 1 && strcmp(argv[argc - 1], "thread") == 0;
+    small_alone = argc > 2 && strcmp(argv[1], "small") == 0;
     if (argc > 3) {
         random_operations = atol(argv[1]);
         srandom((unsigned)atol(argv[2]));
