@@ -128,8 +128,9 @@ static void write_band(struct karst_call *call, const struct karst_picture *pict
     const struct karst_picture_extent *first = &picture->extents[band->first_extent];
     uint64_t unused = band->bytes[KARST_STATE_FREE] + band->bytes[KARST_PICTURE_ABSENT];
     karst_print(writer, "\n");
-    karst_print_styled(writer, KARST_STYLE_TITLE, "%s",
-                       karst_arena_text(call->session, band->heap, band->arena).text);
+    struct karst_arena_text name = karst_arena_text(call->session, band->heap, band->arena);
+    bool is_number = name.text[0] >= '0' && name.text[0] <= '9'; /* jemalloc's have no names */
+    karst_print_styled(writer, KARST_STYLE_TITLE, "%s%s", is_number ? "arena " : "", name.text);
     if (band->extent_count == 1) {
         karst_print(writer, ", %s", karst_extent_kind_name(first->extent->kind));
     } else {

@@ -68,6 +68,21 @@ def test_documents_show_what_the_demo_shows() -> None:
             assert words[-1] in demo, f"{path}: the demo shows no {name}"
 
 
+def test_every_page_is_linked() -> None:
+    """From README.md, by way of other pages."""
+    seen: set[Path] = set()
+    waiting = [ROOT / "README.md"]
+    while waiting:
+        path = waiting.pop()
+        if path in seen or not path.exists():
+            continue
+        seen.add(path)
+        if path.suffix == ".md":
+            waiting += [(path.parent / link).resolve() for link in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8"))]
+    shown = (path for path in (ROOT / "docs").rglob("*") if path.suffix in (".md", ".png", ".svg"))
+    assert not [path for path in shown if path not in seen]
+
+
 def test_links_lead_somewhere() -> None:
     for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         for link in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
