@@ -23,7 +23,11 @@ $(BUILD)/bench/count_blocks: $(BUILD)/tests/bench/count_blocks.o $(BUILD)/libkar
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBRARIES) -lm
 
-bench-heap: $(BUILD)/karst $(addprefix $(BUILD)/bench/,make_core bare_loop count_blocks)
+$(BUILD)/bench/find_blocks: $(BUILD)/tests/bench/find_blocks.o $(BUILD)/libkarst.a
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBRARIES) -lm
+
+bench-heap: $(BUILD)/karst $(addprefix $(BUILD)/bench/,make_core bare_loop count_blocks find_blocks)
 	$(PYTHON) tests/bench/bench.py --karst $(BUILD)/karst --tools $(BUILD)/bench --directory $(BUILD)/bench \
 	    --blocks $(BLOCKS) --rounds $(ROUNDS)
 

@@ -98,6 +98,10 @@ struct karst_allocator {
      * load_bins() was called before. false: error, or the sink had enough (error->code is then NONE). */
     bool (*walk)(struct karst_heap *heap, const struct karst_extent *extent, struct karst_sink *sink,
                  struct karst_error *error);
+    /* As walk, for who looks for the block that holds address: it may leave out blocks at the extent's start,
+     * as long as the one before that block is met. NULL: it has no faster way than walk. */
+    bool (*walk_near)(struct karst_heap *heap, const struct karst_extent *extent, uint64_t address,
+                      struct karst_sink *sink, struct karst_error *error);
     /* Follows all lists and fills blocks and bytes of each bin. */
     bool (*load_bins)(struct karst_heap *heap, struct karst_error *error);
     /* Adds what is wrong to findings, and the number of blocks looked at to findings->blocks_checked. */

@@ -110,6 +110,7 @@ void glibc_close(struct karst_heap *heap) {
     free(heap->bins);
     free(heap->extents);
     free(glibc->arenas);
+    glibc_waypoints_close(glibc);
     free(glibc->headers);
     free(glibc->tcaches);
     free(glibc->cached);
@@ -122,6 +123,7 @@ const struct karst_allocator karst_glibc = {
     .name = "glibc",
     .find = glibc_find,
     .walk = glibc_walk,
+    .walk_near = glibc_walk_near,
     .load_bins = glibc_load_bins,
     .check = glibc_check,
     .block_size = block_size,

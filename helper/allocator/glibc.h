@@ -103,6 +103,14 @@ struct glibc_cached {
     uint32_t bin;
 };
 
+/* Chunks of an extent from which a walk may begin, in address order; glibc_waypoints.c. */
+struct glibc_waypoints {
+    uint64_t *chunks;
+    size_t count, capacity;
+    uint64_t spacing; /* bytes between them, 0: not used yet */
+    uint64_t next;    /* from where on the next one is left */
+};
+
 struct glibc_heap {
     struct karst_heap heap;
     struct glibc_layout layout;
@@ -129,7 +137,8 @@ struct glibc_heap {
     uint64_t *anchors; /* chunk starts that lists know, sorted; made at the first damage */
     size_t anchor_count;
     bool anchors_loaded;
-    struct karst_window lists; /* for pointer chasing */
+    struct glibc_waypoints *waypoints; /* of each extent; NULL: none yet */
+    struct karst_window lists;         /* for pointer chasing */
 };
 
 /* ---- reading ---------------------------------------------------------------------------------------- */
@@ -243,6 +252,15 @@ struct glibc_chunk {
 bool glibc_walk_chunks(struct glibc_heap *glibc, const struct karst_extent *extent,
                        bool (*chunk)(void *context, const struct glibc_chunk *chunk), void *context);
 
+/* An extent's waypoints; NULL: none are kept of it. */
+struct glibc_waypoints *glibc_waypoints_of(struct glibc_heap *glibc, const struct karst_extent *extent);
+/* Where a walk may begin to meet the block that holds address, and the one before it; 0: at the extent's
+ * start. */
+uint64_t glibc_waypoint_before(const struct glibc_waypoints *waypoints, uint64_t address);
+/* Remembers a chunk behind all others that are remembered, at waypoints->next or behind. */
+void glibc_leave_waypoint(struct glibc_waypoints *waypoints, uint64_t chunk);
+void glibc_waypoints_close(struct glibc_heap *glibc);
+
 /* ---- finding, over files; each false: out of memory, or what error says ------------------------------ */
 
 /* What the main arena, and a thread arena, are made of; needs mp_ and the arenas read. */
@@ -299,6 +317,8 @@ void glibc_hunt_close(struct glibc_hunt *hunt);
 bool glibc_find(struct karst *session, struct karst_error *error);
 bool glibc_walk(struct karst_heap *heap, const struct karst_extent *extent, struct karst_sink *sink,
                 struct karst_error *error);
+bool glibc_walk_near(struct karst_heap *heap, const struct karst_extent *extent, uint64_t address,
+                     struct karst_sink *sink, struct karst_error *error);
 bool glibc_check(struct karst_heap *heap, struct karst_findings *findings, struct karst_error *error);
 bool glibc_load_bins(struct karst_heap *heap, struct karst_error *error);
 void glibc_close(struct karst_heap *heap);

@@ -68,7 +68,9 @@ struct walk {
 
 typedef bool chunk_fn(void *context, const struct glibc_chunk *chunk);
 
-static void walk_open(struct walk *walk, struct glibc_heap *glibc, const struct karst_extent *extent) {
+/* from: where it is to begin, 0: at the start of the extent. */
+static void walk_open(struct walk *walk, struct glibc_heap *glibc, const struct karst_extent *extent,
+                      uint64_t from) {
     const struct glibc_arena *arena = &glibc->arenas[extent->arena];
     *walk = (struct walk){.glibc = glibc,
                           .extent = extent,
@@ -81,7 +83,7 @@ static void walk_open(struct walk *walk, struct glibc_heap *glibc, const struct 
     bool holds_top = !arena->top_damaged && arena->top >= extent->start && arena->top < extent->end;
     walk->top = holds_top ? arena->top : 0;
     walk->limit = holds_top ? arena->top : extent->end;
-    walk->cached = glibc_cached_from(glibc, extent->start);
+    walk->cached = glibc_cached_from(glibc, from ? from : extent->start);
 }
 
 /* Is word the size word of a chunk at address that can stand here? Fenceposts are not. */
@@ -299,13 +301,15 @@ static inline bool look_at_chunk(struct walk *walk, struct glibc_chunk *chunk) {
     return true;
 }
 
-static inline __attribute__((always_inline)) bool
-walk_chunks(struct glibc_heap *glibc, const struct karst_extent *extent, chunk_fn *visit, void *context) {
+/* from: a chunk that an earlier walk came to as to any other, 0: all of the extent. */
+static inline __attribute__((always_inline)) bool walk_chunks(struct glibc_heap *glibc,
+                                                              const struct karst_extent *extent,
+                                                              uint64_t from, chunk_fn *visit, void *context) {
     struct walk walk;
-    walk_open(&walk, glibc, extent);
-    uint64_t at = glibc_first_chunk(glibc, extent), previous = 0;
+    walk_open(&walk, glibc, extent, from);
+    uint64_t at = from ? from : glibc_first_chunk(glibc, extent), previous = 0;
     bool more = true, after_fence = false;
-    if (at > extent->start) {
+    if (at > extent->start && !from) {
         struct glibc_chunk head = {.address = extent->start,
                                    .size = at - extent->start,
                                    .state = KARST_STATE_METADATA,
@@ -344,12 +348,12 @@ walk_chunks(struct glibc_heap *glibc, const struct karst_extent *extent, chunk_f
 
 bool glibc_walk_chunks(struct glibc_heap *glibc, const struct karst_extent *extent, chunk_fn *chunk,
                        void *context) {
-    return walk_chunks(glibc, extent, chunk, context);
+    return walk_chunks(glibc, extent, 0, chunk, context);
 }
 
 bool glibc_begins_chain(struct glibc_heap *glibc, const struct karst_extent *extent, uint64_t address) {
     struct walk walk;
-    walk_open(&walk, glibc, extent);
+    walk_open(&walk, glibc, extent, 0);
     const uint8_t *bytes = karst_window_at(&walk.window, address, GLIBC_HEADER);
     bool begins = bytes && begins_chain(&walk, address, glibc_word(bytes + 8));
     karst_window_close(&walk.window);
@@ -462,6 +466,54 @@ bool glibc_walk(struct karst_heap *heap, const struct karst_extent *extent, stru
     struct stream stream = {.glibc = glibc, .extent = extent, .error = error};
     stream.batch.sink = sink;
     bool more = extent->kind == KARST_EXTENT_MAPPED ? stream_mapped(glibc, extent, &stream.batch)
-                                                    : walk_chunks(glibc, extent, stream_chunk, &stream);
+                                                    : walk_chunks(glibc, extent, 0, stream_chunk, &stream);
     return more && karst_batch_flush(&stream.batch);
+}
+
+/* ---- looking for one block -------------------------------------------------------------------------- */
+
+struct near_walk {
+    struct stream stream;
+    struct glibc_waypoints *waypoints;
+};
+
+/* As stream_chunk(), leaving waypoints behind: at chunks that the walk came to by a sound header, and so
+ * would come to the same way from anywhere before them. */
+static bool stream_near(void *context, const struct glibc_chunk *chunk) {
+    struct near_walk *near = context;
+    bool sound =
+        chunk->state != KARST_STATE_UNKNOWN && chunk->size >= GLIBC_MIN_CHUNK && chunk->size_word != 0;
+    if (chunk->address >= near->waypoints->next && sound) {
+        glibc_leave_waypoint(near->waypoints, chunk->address);
+    }
+    return stream_chunk(&near->stream, chunk);
+}
+
+static size_t unsorted_from(const struct glibc_heap *glibc, uint64_t chunk) {
+    size_t low = 0, high = glibc->unsorted_count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (glibc->unsorted[middle] < chunk) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
+}
+
+bool glibc_walk_near(struct karst_heap *heap, const struct karst_extent *extent, uint64_t address,
+                     struct karst_sink *sink, struct karst_error *error) {
+    struct glibc_heap *glibc = (struct glibc_heap *)heap;
+    struct glibc_waypoints *waypoints =
+        extent->kind == KARST_EXTENT_MAPPED ? NULL : glibc_waypoints_of(glibc, extent);
+    if (!waypoints) {
+        return glibc_walk(heap, extent, sink, error);
+    }
+    struct near_walk near = {.stream = {.glibc = glibc, .extent = extent, .error = error},
+                             .waypoints = waypoints};
+    uint64_t from = glibc_waypoint_before(waypoints, address);
+    near.stream.batch.sink = sink;
+    near.stream.unsorted = from ? unsorted_from(glibc, from) : 0;
+    return walk_chunks(glibc, extent, from, stream_near, &near) && karst_batch_flush(&near.stream.batch);
 }

@@ -81,18 +81,36 @@ static bool take_blocks(struct karst_sink *base, const struct karst_block *block
     return true;
 }
 
+/* Looks in one extent. */
 static bool walk_one(struct karst *session, const struct karst_extent *extent, struct find_sink *sink,
                      struct karst_error *error) {
     struct karst_heap *heap = session->heaps[extent->heap];
+    const struct karst_allocator *allocator = heap->allocator;
     struct karst_error own = {0};
-    begin_extent(&sink->sink, extent);
-    if (heap->allocator->walk(heap, extent, &sink->sink, &own) || own.code == KARST_ERROR_NONE) {
+    if (!begin_extent(&sink->sink, extent)) {
+        return true;
+    }
+    bool walked = allocator->walk_near ? allocator->walk_near(heap, extent, sink->address, &sink->sink, &own)
+                                       : allocator->walk(heap, extent, &sink->sink, &own);
+    if (walked || own.code == KARST_ERROR_NONE) {
         return true;
     }
     if (error) {
         *error = own;
     }
     return false;
+}
+
+/* Looks in all extents that hold the address, in address order. */
+static bool walk_all(struct karst *session, struct find_sink *sink, struct karst_error *error) {
+    for (size_t i = 0; i < session->extent_count; i++) {
+        const struct karst_extent *extent = &session->extents[i];
+        bool holds = extent->start <= sink->address && sink->address < extent->end;
+        if (holds && !walk_one(session, extent, sink, error)) {
+            return false;
+        }
+    }
+    return true;
 }
 
 /* The block of another heap that the extent lies in. */
@@ -114,7 +132,6 @@ bool karst_find_neighbourhood(struct karst *session, uint64_t address, struct ka
     *found = (struct karst_neighbourhood){0};
     struct find_sink sink = {
         .sink = {.extent = begin_extent, .blocks = take_blocks}, .address = address, .found = found};
-    uint64_t end = address == UINT64_MAX ? address : address + 1;
     const struct karst_extent *extent = karst_session_extent(session, address);
     karst_session_begin(session, "looking for the block", 0);
     /* Of extents that lie in one another the innermost one says most. */
@@ -122,7 +139,7 @@ bool karst_find_neighbourhood(struct karst *session, uint64_t address, struct ka
         if (!walk_one(session, extent, &sink, error)) {
             return false;
         }
-    } else if (!karst_session_walk(session, address, end, &sink.sink, error)) {
+    } else if (!walk_all(session, &sink, error)) {
         return false;
     }
     if (found->has_block && found->extent) {

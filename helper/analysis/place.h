@@ -15,7 +15,8 @@ struct karst_neighbourhood {
     bool has_outer; /* the extent lies in a block of another heap: */
     struct karst_block outer;
 };
-/* KARST_ERROR_NOT_FOUND says what address is in if it is in no heap. One walk through one extent. */
+/* KARST_ERROR_NOT_FOUND says what address is in if it is in no heap. One walk through one
+ * extent, or a part of it where the allocator knows the way. */
 bool karst_find_neighbourhood(struct karst *session, uint64_t address, struct karst_neighbourhood *found,
                               struct karst_error *error);
 

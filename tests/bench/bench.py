@@ -152,8 +152,17 @@ def measure_core(options: argparse.Namespace) -> bool:
     ], options.rounds)
     if chunks != counted:
         print("over: karst and the bare loop do not count the same chunks")
+    measure_find(options, core)
     right = measure_drgn(options, core) and right
     return measure_gdb(options, core) and right and chunks == counted
+
+
+def measure_find(options: argparse.Namespace, core: Path) -> None:
+    """The block at an address, as `block ADDRESS` and $_karst_size ask for it, 10,000 times in one session."""
+    words = output([str(options.tools / "find_blocks"), str(core), "10000"]).split()
+    first, every, each = (float(word) for word in words[1::2])
+    print(f"finding the block at an address: the first {1000 * first:.0f} ms, 10,000 of them {every:.2f} s of CPU "
+          f"({each:.0f} us each)", flush=True)
 
 
 def least(argv: list[str], rounds: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Optional
 
 import pytest
 
-from karst_command import BUILD, ROOT
+from karst_command import BUILD, ROOT, TESTS
 from karst_command import Target as Command
 from karst_programs import Program, core_of, started
 
@@ -109,6 +110,44 @@ def test_blocks_one_by_one(program: Program) -> None:
         assert session.arena_name(block) == largest["arena"]
         assert session.bin_name(block) == largest["bin"]
         assert session.allocator_name(block) == "glibc"
+
+
+# Heaps of many kinds of chunk: one of a foreign sbrk, one with damage in it that the walk steps over.
+FOUND_IN = {
+    "holes": ["/usr/bin/python3", "-c", HOLES],
+    "foreign-sbrk": [str(TESTS / "ledger"), "--foreign-sbrk", "--large", "."],
+    "damaged": [str(TESTS / "catalogue"), "overflow-in-many-places", "."],
+}
+
+
+@pytest.mark.parametrize("name", FOUND_IN)
+def test_find_block_agrees_with_the_walk(name: str, directory: Path) -> None:
+    """In any order; what a look remembers of the way there is no reason for another answer."""
+    with started(FOUND_IN[name], directory, {"PYTHONMALLOC": "malloc"}) as running:
+        core = core_of(running)
+    words = ("start", "size", "address", "usable", "state", "arena", "bin", "flags")
+    walked: list[tuple[int, ...]] = []
+
+    def visit(blocks: ctypes.Array[engine.Block]) -> None:
+        walked.extend(tuple(getattr(block, word) for word in words) for block in blocks)
+
+    chance = random.Random(5)
+    with engine.Session.open_core(str(core)) as session:
+        session.for_each_block(visit)
+        for index in (chance.randrange(len(walked)) for _ in range(1500)):
+            start, size = walked[index][:2]
+            found = session.find_block(start + chance.randrange(size))
+            assert tuple(getattr(found, word) for word in words) == walked[index]
+        for index in (chance.randrange(1, len(walked) - 1) for _ in range(300)):
+            answer = session.run_json(["block", hex(walked[index][0])])
+            for key, other in (("before", walked[index - 1]), ("after", walked[index + 1])):
+                told = answer[key]
+                touches = other[0] + other[1] == walked[index][0] or walked[index][0] + walked[index][1] == other[0]
+                if told is not None:
+                    assert int(told["address"], 16) == other[2], (key, answer)
+                else:  # another extent, which may begin where this one ends
+                    extent = answer["extent"]
+                    assert not touches or not int(extent["start"], 16) <= other[0] < int(extent["end"], 16)
 
 
 def test_walk_ends_when_told(program: Program) -> None:
