@@ -527,10 +527,7 @@ def test_truncated_core(directory: Path) -> None:
         told = Target.core(core, "-e", DEBUGGED).run("summary", "--json")
         said, info = gdb([DEBUGGED, core], ["karst summary --json", "karst info"], directory).said
         assert "missing" in info.good()
-        if size > whole - 100_000:
-            assert said.good() == told.stdout != ""
-        else:
-            assert f"karst: {said.one_line()}\n" == told.stderr
+        assert said.good() == told.stdout != ""
 
 
 def test_gdbserver(directory: Path) -> None:
