@@ -1,8 +1,9 @@
 #include "facts.h"
 
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+
+#include "format.h"
 
 bool karst_facts_add(struct karst_facts *facts, const char *name, uint64_t address, const char *format, ...) {
     struct karst_fact *items = realloc(facts->items, (facts->count + 1) * sizeof *items);
@@ -11,11 +12,8 @@ bool karst_facts_add(struct karst_facts *facts, const char *name, uint64_t addre
     }
     facts->items = items;
     struct karst_fact *fact = &items[facts->count];
-    va_list arguments;
-    va_start(arguments, format);
-    int length = vasprintf(&fact->text, format, arguments);
-    va_end(arguments);
-    if (length < 0) {
+    KARST_FORMAT(fact->text, format);
+    if (!fact->text) {
         return false;
     }
     snprintf(fact->name, sizeof fact->name, "%s", name);

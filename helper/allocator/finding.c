@@ -1,9 +1,10 @@
 #include "finding.h"
 
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "format.h"
 
 const char *karst_finding_code_name(enum karst_finding_code code) {
     static const char *const names[KARST_FINDING_CODES] = {
@@ -27,12 +28,9 @@ void karst_findings_add(struct karst_findings *findings, enum karst_finding_code
         return;
     }
     findings->items = items;
-    char *text = NULL;
-    va_list arguments;
-    va_start(arguments, format);
-    int length = vasprintf(&text, format, arguments);
-    va_end(arguments);
-    if (length < 0) {
+    char *text;
+    KARST_FORMAT(text, format);
+    if (!text) {
         findings->out_of_memory = true;
         return;
     }

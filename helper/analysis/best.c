@@ -64,13 +64,6 @@ static void sift_down(struct karst_best *best, size_t index) {
     best->entries[index] = entry;
 }
 
-uint64_t karst_best_floor(const struct karst_best *best) {
-    if (best->limit == 0) {
-        return UINT64_MAX;
-    }
-    return best->count < best->limit ? 0 : best->entries[0].key;
-}
-
 void *karst_best_offer(struct karst_best *best, uint64_t key) {
     uint64_t order = best->offered++;
     if (best->limit == 0 || (best->count == best->limit && key <= best->entries[0].key)) {

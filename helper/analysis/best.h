@@ -26,8 +26,6 @@ struct karst_best {
 /* limit items of item_size bytes; no memory is taken before it is needed. */
 void karst_best_open(struct karst_best *best, size_t item_size, size_t limit);
 void karst_best_close(struct karst_best *best);
-/* What a key has to be greater than to be kept; 0 while there is room for any. */
-uint64_t karst_best_floor(const struct karst_best *best);
 /* Room for an item with this key, zeroed, valid until the next offer; NULL: it is not among the best. */
 void *karst_best_offer(struct karst_best *best, uint64_t key);
 /* Puts the greatest first; nothing may be offered afterwards. */

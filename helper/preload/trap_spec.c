@@ -70,10 +70,6 @@ const char *karst_function_name(uint32_t function) {
     return function < KARST_FUNCTIONS ? function_names[function] : "?";
 }
 
-const char *karst_fault_name(uint32_t fault) {
-    return fault < KARST_FAULTS ? fault_names[fault] : "?";
-}
-
 const char *karst_action_name(uint32_t action) {
     return action < KARST_ACTIONS ? action_names[action] : NULL;
 }

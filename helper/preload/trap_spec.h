@@ -29,8 +29,6 @@ bool karst_trap_parse_size(const char *text, uint64_t *size, const char **end);
 
 /* "malloc"; "?" for a number that is none. */
 const char *karst_function_name(uint32_t function);
-/* "double-free" */
-const char *karst_fault_name(uint32_t fault);
 /* "stop"; NULL for a number that is none. */
 const char *karst_action_name(uint32_t action);
 

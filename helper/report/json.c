@@ -33,7 +33,7 @@ void karst_json_append(struct karst_writer *writer, json_t *array, json_t *value
     }
 }
 
-json_t *karst_json_address(uint64_t address) {
+static json_t *address_json(uint64_t address) {
     char text[24];
     snprintf(text, sizeof text, "0x%" PRIx64, address);
     return json_string(text);
@@ -66,12 +66,12 @@ json_t *karst_json_text(const char *text) {
 }
 
 void karst_json_set_address(struct karst_writer *writer, json_t *object, const char *key, uint64_t address) {
-    karst_json_set(writer, object, key, karst_json_address(address));
+    karst_json_set(writer, object, key, address_json(address));
 }
 
 void karst_json_set_known_address(struct karst_writer *writer, json_t *object, const char *key,
                                   uint64_t address) {
-    karst_json_set(writer, object, key, address ? karst_json_address(address) : json_null());
+    karst_json_set(writer, object, key, address ? address_json(address) : json_null());
 }
 
 void karst_json_set_number(struct karst_writer *writer, json_t *object, const char *key, uint64_t number) {

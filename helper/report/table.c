@@ -1,10 +1,10 @@
 #include <inttypes.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "clean.h"
+#include "format.h"
 #include "table_fit.h"
 #include "writer.h"
 
@@ -93,12 +93,9 @@ void karst_table_text(struct karst_table *table, enum karst_style style, const c
     if (!table) {
         return;
     }
-    char *text = NULL;
-    va_list arguments;
-    va_start(arguments, format);
-    int length = vasprintf(&text, format, arguments);
-    va_end(arguments);
-    if (length < 0) {
+    char *text;
+    KARST_FORMAT(text, format);
+    if (!text) {
         table->writer->out_of_memory = true;
         return;
     }

@@ -8,6 +8,7 @@
 
 #include "clean.h"
 #include "error.h"
+#include "format.h"
 
 void karst_writer_open(struct karst_writer *writer, const struct karst_output *output, bool exact) {
     writer->output = output;
@@ -59,14 +60,13 @@ void karst_write(struct karst_writer *writer, enum karst_style style, const char
 
 static void print(struct karst_writer *writer, enum karst_style style, const char *format,
                   va_list arguments) {
-    char *text = NULL;
-    int length = vasprintf(&text, format, arguments);
-    if (length < 0) {
+    char *text = karst_format_list(format, arguments);
+    if (!text) {
         writer->out_of_memory = true;
         return;
     }
     char few[600];
-    size_t size = (size_t)length;
+    size_t size = strlen(text);
     char *clean = size <= sizeof few / 3 ? few : malloc(size * 3);
     if (clean) {
         karst_write(writer, style, clean, karst_clean(text, size, writer->output->unicode, true, clean));

@@ -162,9 +162,8 @@ void karst_json_set_known(struct karst_writer *writer, json_t *object, const cha
 /* null for NULL; bytes that are no UTF-8 become U+FFFD. */
 void karst_json_set_text(struct karst_writer *writer, json_t *object, const char *key, const char *text);
 void karst_json_set_flag(struct karst_writer *writer, json_t *object, const char *key, bool flag);
-/* A string value as for karst_json_set_text(), an address value; for arrays. */
+/* A string value as for karst_json_set_text(); for arrays. */
 json_t *karst_json_text(const char *text);
-json_t *karst_json_address(uint64_t address);
 /* Writes root on one line and lets it go. */
 void karst_json_write(struct karst_writer *writer, json_t *root);
 

@@ -1,10 +1,10 @@
 #include "target.h"
 
 #include "clean.h"
+#include "format.h"
 #include "parts.h"
 
 #include <elf.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -202,12 +202,9 @@ bool karst_target_lent_threads(struct karst_target *target,
 }
 
 void karst_target_remark(struct karst_target *target, const char *format, ...) {
-    char *text = NULL;
-    va_list arguments;
-    va_start(arguments, format);
-    int length = vasprintf(&text, format, arguments);
-    va_end(arguments);
-    if (length < 0) {
+    char *text;
+    KARST_FORMAT(text, format);
+    if (!text) {
         return;
     }
     if (!grow(&target->remarks, target->remark_count, sizeof *target->remarks)) {

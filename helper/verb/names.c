@@ -110,7 +110,8 @@ bool karst_call_check_bin(struct karst_call *call, const struct karst_value *val
                       "no bin '%s'; kinds: %s; `bins --all` lists the names", value->text, kinds);
 }
 
-json_t *karst_target_json(struct karst_writer *writer, const struct karst_target *target) {
+/* {"name", "kind", "pid", "remarks", ...} */
+static json_t *target_json(struct karst_writer *writer, const struct karst_target *target) {
     static const char *const kinds[] = {"core", "process", "callbacks"};
     json_t *root = karst_json_object(writer);
     karst_json_set_text(writer, root, "kind", kinds[target->kind]);
@@ -130,6 +131,6 @@ json_t *karst_target_json(struct karst_writer *writer, const struct karst_target
 }
 
 void karst_call_write_json(struct karst_call *call, json_t *root) {
-    karst_json_set(&call->writer, root, "target", karst_target_json(&call->writer, call->session->target));
+    karst_json_set(&call->writer, root, "target", target_json(&call->writer, call->session->target));
     karst_json_write(&call->writer, root);
 }

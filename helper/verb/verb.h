@@ -107,8 +107,6 @@ void karst_verb_write_list(struct karst_writer *writer);
 
 /* Adds "target" to root (an object), writes it and lets it go. */
 void karst_call_write_json(struct karst_call *call, json_t *root);
-/* {"name", "kind", "pid", "remarks", ...} */
-json_t *karst_target_json(struct karst_writer *writer, const struct karst_target *target);
 
 /* Whether text (an option's or argument's value) means this arena (KARST_NONE: the blocks with mappings
  * of their own, "mapped"): its name, its index, its address, or name or index behind the heap's,

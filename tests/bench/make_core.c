@@ -7,6 +7,7 @@
  * mix of sizes, and as many frees again as leave about one free chunk to four live ones. It is the same
  * at every run, but for where the kernel puts it.
  */
+#include "../programs/splitmix.h"
 #include "dump_core.h"
 
 #include <errno.h>
@@ -44,13 +45,6 @@ static pthread_mutex_t in_turn = PTHREAD_MUTEX_INITIALIZER;
 static void die(const char *what) {
     fprintf(stderr, "make_core: %s: %s\n", what, strerror(errno));
     exit(2);
-}
-
-static uint64_t next_random(uint64_t *state) { /* splitmix64 */
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return z ^ z >> 31;
 }
 
 /* Half the requests up to 128 bytes, a third up to 512, few above 1 KiB: 320 bytes on average. */

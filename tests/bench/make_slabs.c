@@ -8,22 +8,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../programs/splitmix.h"
 #include "dump_core.h"
 
 static uint64_t state;
-
-static uint64_t next_random(void) { /* splitmix64 */
-    uint64_t z = state += 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return z ^ z >> 31;
-}
 
 static void build(void *context) {
     uint64_t live = *(const uint64_t *)context, count = live + live / 4;
     void **blocks = malloc(count * sizeof *blocks);
     for (uint64_t i = 0; blocks && i < count; i++) {
-        uint64_t random = next_random();
+        uint64_t random = next_random(&state);
         blocks[i] = malloc(8 + (random % 4 ? random >> 32 & 63 : random >> 32 & 255));
         if (!blocks[i]) {
             abort();

@@ -6,6 +6,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "../programs/splitmix.h"
+
 #define IMAGE_PATH_SIZE 64
 
 struct image_block {
@@ -37,8 +39,6 @@ struct core_image {
     bool truncated;
 };
 
-/* The generator of all choices: splitmix64. */
-uint64_t next_random(uint64_t *state);
 /* A number below limit; limit may not be 0. */
 uint64_t below(uint64_t *state, uint64_t limit);
 

@@ -4,6 +4,7 @@
  * seeds are cut from (cut_seeds.py): tiny.core, tiny-threads.core. Addresses are not randomised, so that a
  * case number means the same core on the same system. */
 #include "../bench/dump_core.h"
+#include "../programs/splitmix.h"
 
 #include <dlfcn.h>
 #include <malloc.h>
@@ -20,18 +21,11 @@
 
 static uint64_t state;
 
-static uint64_t next_random(void) { /* splitmix64 */
-    uint64_t z = state += 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return z ^ z >> 31;
-}
-
 /* Blocks of all kinds, a third of them freed: some stay in the tcache, in fastbins and unsorted. */
 static void churn(size_t largest) {
     void *blocks[BLOCKS];
     for (size_t i = 0; i < BLOCKS; i++) {
-        size_t size = 1 + next_random() % (i % 4 ? 120 : largest);
+        size_t size = 1 + next_random(&state) % (i % 4 ? 120 : largest);
         blocks[i] = i % 50 == 49 ? aligned_alloc(256, size) : malloc(size);
         if (!blocks[i]) {
             abort();
@@ -41,7 +35,7 @@ static void churn(size_t largest) {
             memcpy(blocks[i - 1], &blocks[i], 1 + (malloc_usable_size(blocks[i - 1]) > 8 ? 7 : 0));
         }
     }
-    for (size_t i = 0; i < BLOCKS; i += 1 + next_random() % 5) {
+    for (size_t i = 0; i < BLOCKS; i += 1 + next_random(&state) % 5) {
         free(blocks[i]);
         blocks[i] = NULL;
         if (i > BLOCKS / 2 && i < BLOCKS / 2 + 6) {
@@ -72,7 +66,7 @@ static void threads(void *unused) {
     pthread_attr_init(&small_stack);
     pthread_attr_setstacksize(&small_stack, 64 << 10);
     pthread_barrier_init(&done, NULL, 2);
-    for (uintptr_t i = 0; i < THREADS; i++) { /* one after the other: next_random() is shared */
+    for (uintptr_t i = 0; i < THREADS; i++) { /* one after the other: state is shared */
         pthread_t thread;
         if (pthread_create(&thread, &small_stack, work, (void *)(600 + 400 * i)) != 0) {
             abort();
@@ -128,7 +122,7 @@ static void fragmented(void *unused) {
     void *large[200];
     mallopt(M_MXFAST, 0);
     for (size_t i = 0; i < 200; i++) {
-        large[i] = malloc(300 + next_random() % 2200);
+        large[i] = malloc(300 + next_random(&state) % 2200);
         if (!large[i] || !malloc(24)) {
             abort();
         }

@@ -3,9 +3,8 @@ record, "clearer" drops its copy of the cache, as one does to save memory. Print
 "ready". Python 3.9 and later."""
 
 import gc
-import os
-import signal
-import time
+
+import forking
 
 
 class Record:
@@ -31,29 +30,13 @@ def clearer(cache):
     gc.collect()
 
 
-def fork(work, cache):
-    read, write = os.pipe()
-    parent = os.getpid()
-    child = os.fork()
-    if child == 0:
-        work(cache)
-        told = False  # once all that it writes to from now on is its own
-        while os.getppid() == parent:
-            time.sleep(0.1)
-            told = told or os.write(write, b"x")
-        os._exit(0)
-    os.read(read, 1)
-    print("child", work.__name__, child, flush=True)
-
-
 def main():
     gc.disable()
     cache = [Record(number) for number in range(100000)]
     gc.freeze()
     for work in (idle, reader, clearer):
-        fork(work, cache)
-    print("ready", os.getpid(), flush=True)
-    signal.pause()
+        forking.fork(work.__name__, lambda: work(cache))
+    forking.wait()
 
 
 main()

@@ -7,10 +7,9 @@ calls gc.freeze() first. Python 3.9 and later."""
 import ctypes
 import gc
 import json
-import os
-import signal
 import sys
-import time
+
+import forking
 
 PAGE = 4096
 HEADER = 16  # the collector's, before an object
@@ -43,21 +42,6 @@ def writer(cache):
     cache.reverse()
 
 
-def fork(name, work):
-    read, write = os.pipe()
-    parent = os.getpid()
-    child = os.fork()
-    if child == 0:
-        work()
-        told = False  # once all that it writes to from now on is its own
-        while os.getppid() == parent:
-            time.sleep(0.1)
-            told = told or os.write(write, b"x")
-        os._exit(0)
-    os.read(read, 1)
-    print("child", name, child, flush=True)
-
-
 def say(kind, addresses):
     print("pages", json.dumps({"kind": kind, "pages": sorted({address // PAGE for address in addresses})}), flush=True)
 
@@ -74,12 +58,11 @@ def main():
     say("texts", [id(record.text) for record in cache])
     say("large", [id(record.large) for record in cache])
     say("items", range(items, items + 8 * len(cache), PAGE))
-    fork("idle", lambda: idle(cache))
-    fork("reader", lambda: reader(texts))
-    fork("collector", lambda: collector(cache))
-    fork("writer", lambda: writer(cache))
-    print("ready", os.getpid(), flush=True)
-    signal.pause()
+    forking.fork("idle", lambda: idle(cache))
+    forking.fork("reader", lambda: reader(texts))
+    forking.fork("collector", lambda: collector(cache))
+    forking.fork("writer", lambda: writer(cache))
+    forking.wait()
 
 
 main()

@@ -24,6 +24,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "splitmix.h"
+
 #define WORKERS_MAX  64
 #define HAMMERS_MAX  16
 #define HAMMER_SLOTS 32
@@ -116,17 +118,8 @@ static _Noreturn void give_up(const char *what) {
     _exit(3);
 }
 
-/* ---- random numbers: splitmix64 ---- */
-
-static uint64_t random_next(uint64_t *state) {
-    uint64_t word = *state += 0x9e3779b97f4a7c15u;
-    word = (word ^ (word >> 30)) * 0xbf58476d1ce4e5b9u;
-    word = (word ^ (word >> 27)) * 0x94d049bb133111ebu;
-    return word ^ (word >> 31);
-}
-
 static size_t random_between(uint64_t *state, size_t low, size_t high) {
-    return low + random_next(state) % (high - low + 1);
+    return low + next_random(state) % (high - low + 1);
 }
 
 static size_t random_size(uint64_t *random) {
@@ -136,7 +129,7 @@ static size_t random_size(uint64_t *random) {
     if (settings.profile == PROFILE_LARGE) {
         return random_between(random, 30000, 125000);
     }
-    unsigned kind = (unsigned)(random_next(random) % 1000);
+    unsigned kind = (unsigned)(next_random(random) % 1000);
     return kind < 500   ? random_between(random, 1, 128)
            : kind < 760 ? random_between(random, 129, 1040)
            : kind < 920 ? random_between(random, 1041, 16384)
@@ -157,9 +150,9 @@ static void *take_memory(size_t size) {
 
 /* Contents that might lead a walker astray: chunk headers, pointers into the heap, text. */
 static void scribble(struct worker *worker, const struct slot *slot) {
-    const struct slot *other = &worker->slots[random_next(&worker->random) % worker->slot_count];
+    const struct slot *other = &worker->slots[next_random(&worker->random) % worker->slot_count];
     uint64_t words[4] = {0, 0x21, (uint64_t)(uintptr_t)other->block, (uint64_t)(uintptr_t)other->block - 16};
-    uint64_t kind = random_next(&worker->random) % 4;
+    uint64_t kind = next_random(&worker->random) % 4;
     if (kind == 0) {
         memset(words, 'A', sizeof words);
     } else if (kind == 1) {
@@ -174,9 +167,9 @@ static void scribble(struct worker *worker, const struct slot *slot) {
 
 static void *allocate(struct worker *worker, size_t size) {
     const struct functions *functions = worker->functions;
-    size_t alignment = (size_t)16 << random_next(&worker->random) % 13;
+    size_t alignment = (size_t)16 << next_random(&worker->random) % 13;
     void *block = NULL;
-    switch (random_next(&worker->random) % 8) {
+    switch (next_random(&worker->random) % 8) {
     case 0:
         return functions->calloc(1, size);
     case 1:
@@ -207,10 +200,10 @@ static void fill_slot(struct worker *worker, struct slot *slot) {
 }
 
 static void work_step(struct worker *worker) {
-    struct slot *slot = &worker->slots[random_next(&worker->random) % worker->slot_count];
+    struct slot *slot = &worker->slots[next_random(&worker->random) % worker->slot_count];
     if (slot->block == NULL) {
         fill_slot(worker, slot);
-    } else if (random_next(&worker->random) % 4 != 0) {
+    } else if (next_random(&worker->random) % 4 != 0) {
         empty_slot(worker->functions, slot);
     } else {
         slot->requested = random_size(&worker->random);

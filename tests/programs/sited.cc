@@ -16,6 +16,7 @@
 #include <new>
 
 #include "../../helper/include/karst-abi.h"
+#include "splitmix.h"
 
 static const size_t SITES = 14, SLOTS = 600, THREADS_MAX = 16;
 
@@ -88,17 +89,10 @@ static bool no_pvalloc; // jemalloc has none: libc's would give blocks that jema
 static pthread_barrier_t barrier;
 static block slots[THREADS_MAX][SLOTS];
 
-static uint64_t random_next(uint64_t *state) {
-    uint64_t word = *state += 0x9e3779b97f4a7c15u;
-    word = (word ^ (word >> 30)) * 0xbf58476d1ce4e5b9u;
-    word = (word ^ (word >> 27)) * 0x94d049bb133111ebu;
-    return word ^ (word >> 31);
-}
-
 static size_t random_size(uint64_t *state) {
-    uint64_t kind = random_next(state) % 1000;
+    uint64_t kind = next_random(state) % 1000;
     uint64_t most = kind < 700 ? 100 : kind < 950 ? 2000 : kind < 998 ? 40000 : 400000;
-    return random_next(state) % most;
+    return next_random(state) % most;
 }
 
 static bool is_operator(int site) {
@@ -141,9 +135,9 @@ static void check(const block &slot, bool fill) {
 
 static void work_slot(block &slot, uint64_t *random) {
     size_t size = random_size(random);
-    bool moves = slot.address && !is_operator(slot.site) && random_next(random) % 3 == 0;
+    bool moves = slot.address && !is_operator(slot.site) && next_random(random) % 3 == 0;
     if (moves) {
-        int site = 2 + static_cast<int>(random_next(random) % 2);
+        int site = 2 + static_cast<int>(next_random(random) % 2);
         size_t bytes = size ? size : 1;
         check(slot, false);
         slot.address = site == 2 ? by_realloc(slot.address, bytes) : by_reallocarray(slot.address, bytes);
@@ -156,8 +150,8 @@ static void work_slot(block &slot, uint64_t *random) {
         }
         int site;
         do {
-            site = static_cast<int>(random_next(random) % SITES);
-        } while (site == 2 || site == 3 || (site == 8 && (no_pvalloc || random_next(random) % 8)));
+            site = static_cast<int>(next_random(random) % SITES);
+        } while (site == 2 || site == 3 || (site == 8 && (no_pvalloc || next_random(random) % 8)));
         slot.address = allocate(site, size);
         slot.size = site == 8 ? (size + 4095) / 4096 * 4096 : size;
         slot.site = site;
@@ -172,7 +166,7 @@ static void *work(void *argument) {
     block *mine = static_cast<block *>(argument);
     uint64_t random = static_cast<uint64_t>(mine - slots[0]) + 1;
     for (size_t i = 0; i < rounds; i++) {
-        work_slot(mine[random_next(&random) % SLOTS], &random);
+        work_slot(mine[next_random(&random) % SLOTS], &random);
     }
     pthread_barrier_wait(&barrier);
     for (;;) {

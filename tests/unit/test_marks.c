@@ -1,6 +1,7 @@
 /* The bitmap of `check`, against a plain array. */
 #include <stdlib.h>
 
+#include "../programs/splitmix.h"
 #include "check.h"
 #include "marks.h"
 
@@ -8,13 +9,6 @@
 #define PLACES 400000u /* a place is 16 bytes here, and 400 pieces apart elsewhere */
 
 static uint64_t state = 1;
-
-static uint64_t next_random(void) { /* splitmix64 */
-    uint64_t z = state += 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return z ^ z >> 31;
-}
 
 static uint64_t address_of(uint64_t place, uint64_t step) {
     return START + place * step;
@@ -26,7 +20,7 @@ static void test_against_array(uint64_t step, unsigned count) {
     bool *is = calloc(PLACES, sizeof *is);
     CHECK(is != NULL);
     for (unsigned i = 0; i < count && is; i++) {
-        uint64_t place = next_random() % PLACES;
+        uint64_t place = next_random(&state) % PLACES;
         CHECK(karst_marks_has(&marks, address_of(place, step)) == is[place]);
         CHECK(karst_marks_add(&marks, address_of(place, step)));
         is[place] = true;
