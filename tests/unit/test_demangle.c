@@ -29,6 +29,28 @@ static void check_names(void) {
     }
 }
 
+/* Names of many pieces are told with less: their arguments go, then those of their templates. */
+static void check_long_names(void) {
+    char name[300] = "_ZN5queue4pushE", wanted[300] = "queue::push(";
+    for (int i = 0; i < 20; i++) {
+        strcat(name, "5Thing");
+        strcat(wanted, i ? ", Thing" : "Thing");
+    }
+    strcat(wanted, ")");
+    CHECK(strcmp(readable(name, sizeof text), wanted) == 0);
+    strcat(name, "5Thing5Thing");
+    CHECK(strcmp(readable(name, sizeof text), "queue::push") == 0);
+    CHECK(strcmp(readable("_ZNSt8_Rb_treeIjSt4pairIKjNSt7__cxx1112basic_stringIcSt11char_"
+                          "traitsIcESaIcEEEESt10_Select1stIS8_"
+                          "ESt4lessIjESaIS8_EE5eraseERS1_",
+                          sizeof text),
+                 "std::_Rb_tree<...>::erase") == 0);
+    CHECK(strcmp(readable("_ZlsRSoRKSt6vectorISt6vectorISt6vectorISt6vectorISt6vectorIiSaIiEESaIS2_EESaIS4_"
+                          "EESaIS6_EESaIS8_EE",
+                          sizeof text),
+                 "operator<<") == 0);
+}
+
 static void check_cuts(void) {
     const char *name = "_ZN3abc3addEiPKcd"; /* abc::add(int, char const*, double) */
     CHECK_HAS(readable(name, 35), "abc::add(int, char const*, double)");
@@ -48,9 +70,7 @@ static void check_explosion(void) {
         snprintf(before, sizeof before, "S%c_", digits[level]);
     }
     strcat(name, "EEvv");
-    CHECK_EQUAL(strlen(readable(name, sizeof text)), sizeof text - 1);
-    CHECK_HAS(text, "a::b<A<int, int>, ");
-    CHECK_HAS(text + sizeof text - 4, "...");
+    CHECK(strcmp(readable(name, sizeof text), "a::b<...") == 0);
     memset(name + 2, 'P', sizeof name - 3); /* a pointer to a pointer to ... */
     name[sizeof name - 1] = '\0';
     CHECK_HAS(readable(name, sizeof text), "(none)");
@@ -58,6 +78,7 @@ static void check_explosion(void) {
 
 int main(void) {
     check_names();
+    check_long_names();
     check_cuts();
     check_explosion();
     return checks_done();
