@@ -73,18 +73,34 @@ static bool add_place(struct places *places, uint64_t address) {
     return true;
 }
 
+#define ARENA_BEGINS 32 /* bytes: ind, nthreads, and of the lock what is a mutex's in any version */
+
+/* Does an arena begin there? One is handed out in whole lines of the cache; behind its number and how many
+ * threads it has is a lock (pthread_mutex_t), whose first word and kind are small. */
+static bool may_be_arena(struct karst_target *target, uint64_t address) {
+    uint8_t bytes[ARENA_BEGINS];
+    const struct karst_mapping *mapping = address % 64 == 0 ? karst_target_mapping(target, address) : NULL;
+    return mapping && karst_mapping_is_anonymous(mapping) &&
+           karst_target_peek(target, address, bytes, sizeof bytes) &&
+           jemalloc_half(bytes) < JEMALLOC_ARENAS_MAX && jemalloc_half(bytes + 4) < 1u << 20 &&
+           jemalloc_half(bytes + 8) <= 2 && (jemalloc_half(bytes + 24) & 0xff) <= 3;
+}
+
 /* Do a header's first two words look like one's of any version? */
 static bool may_be_header(struct karst_target *target, uint64_t at, const uint64_t words[2]) {
-    uint32_t index;
-    if (words[0] == 0 || words[0] % 8 != 0 || words[0] == at) {
-        return false;
+    return words[0] != 0 && words[0] % 8 == 0 && words[0] != at &&
+           (words[1] == at || may_be_arena(target, words[0]));
+}
+
+/* How many bytes from at on need no look: 0 at a place. */
+static uint64_t nothing_from(struct karst_target *target, uint64_t at, uint64_t end, bool *may_be) {
+    uint64_t words[2];
+    *may_be = false;
+    if (!karst_target_peek(target, at, words, sizeof words)) {
+        return karst_target_missing(target, at);
     }
-    if (words[1] == at) {
-        return true;
-    }
-    const struct karst_mapping *mapping = karst_target_mapping(target, words[0]);
-    return mapping && karst_mapping_is_anonymous(mapping) &&
-           karst_target_read_u32(target, words[0], &index) && index < JEMALLOC_ARENAS_MAX;
+    *may_be = may_be_header(target, at, words);
+    return words[0] == 0 ? karst_target_untouched(target, at, end) : 0;
 }
 
 /* One look at each, of two words: where there is no jemalloc this is all that the search costs. false: out of
@@ -93,16 +109,14 @@ static bool find_places(struct karst_target *target, struct places *places) {
     const uint64_t step = 1ull << LG_CHUNK_LEAST;
     for (size_t i = 0; i < target->mapping_count; i++) {
         const struct karst_mapping *mapping = &target->mappings[i];
-        uint64_t at = (mapping->start + step - 1) & ~(step - 1), words[2];
+        uint64_t at = (mapping->start + step - 1) & ~(step - 1);
         if (!karst_mapping_is_anonymous(mapping)) {
             continue;
         }
         while (at >= mapping->start && at < mapping->end && places->count < CHUNKS_MAX) {
-            uint64_t nothing = karst_target_untouched(target, at, mapping->end);
-            if (nothing == 0 && !karst_target_read_all(target, at, words, sizeof words)) {
-                nothing = karst_target_missing(target, at);
-            }
-            if (nothing == 0 && may_be_header(target, at, words) && !add_place(places, at)) {
+            bool may_be;
+            uint64_t nothing = nothing_from(target, at, mapping->end, &may_be);
+            if (may_be && !add_place(places, at)) {
                 return false;
             }
             nothing = nothing ? nothing : 1;

@@ -75,8 +75,9 @@ static const uint8_t *core_view(struct karst_target *target, uint64_t address, s
 /* Large pieces are copied by the kernel, which does without a page fault for each 64 KiB. */
 #define COPY_BY_SYSTEM_CALL 16384
 
-static size_t copy_saved(const struct core *core, const uint8_t *from, uint8_t *to, size_t size) {
-    if (size < COPY_BY_SYSTEM_CALL) {
+static size_t copy_saved(const struct core *core, const uint8_t *from, uint8_t *to, size_t size,
+                         bool by_system_call) {
+    if (!by_system_call) {
         memcpy(to, from, size);
         return size;
     }
@@ -92,7 +93,8 @@ static size_t copy_saved(const struct core *core, const uint8_t *from, uint8_t *
     return done;
 }
 
-static size_t core_read(struct karst_target *target, uint64_t address, void *buffer, size_t size) {
+static size_t read_core(struct karst_target *target, uint64_t address, void *buffer, size_t size,
+                        bool by_system_call) {
     struct core *core = (struct core *)target;
     size_t done = 0;
     while (done < size) {
@@ -103,7 +105,8 @@ static size_t core_read(struct karst_target *target, uint64_t address, void *buf
         }
         size_t piece = there < size - done ? there : size - done, copied = piece;
         if (bytes >= core->data && bytes < core->data + core->size) {
-            copied = copy_saved(core, bytes, (uint8_t *)buffer + done, piece);
+            copied = copy_saved(core, bytes, (uint8_t *)buffer + done, piece,
+                                by_system_call || piece >= COPY_BY_SYSTEM_CALL);
         } else {
             memcpy((uint8_t *)buffer + done, bytes, piece);
         }
@@ -113,6 +116,14 @@ static size_t core_read(struct karst_target *target, uint64_t address, void *buf
         }
     }
     return done;
+}
+
+static size_t core_read(struct karst_target *target, uint64_t address, void *buffer, size_t size) {
+    return read_core(target, address, buffer, size, false);
+}
+
+static size_t core_peek(struct karst_target *target, uint64_t address, void *buffer, size_t size) {
+    return read_core(target, address, buffer, size, true);
 }
 
 /* To the end of the region, or of the gap between two. */
@@ -223,6 +234,7 @@ static void core_close(struct karst_target *target) {
 }
 
 static const struct karst_target_ops core_ops = {.read = core_read,
+                                                 .peek = core_peek,
                                                  .view = core_view,
                                                  .resident = core_resident,
                                                  .untouched = core_untouched,

@@ -245,6 +245,13 @@ size_t karst_target_read(struct karst_target *target, uint64_t address, void *bu
     return target->ops->read(target, address, buffer, size);
 }
 
+bool karst_target_peek(struct karst_target *target, uint64_t address, void *buffer, size_t size) {
+    if (size == 0 || size - 1 > UINT64_MAX - address || !target->ops->peek) {
+        return karst_target_read_all(target, address, buffer, size);
+    }
+    return target->ops->peek(target, address, buffer, size) == size;
+}
+
 bool karst_target_read_all(struct karst_target *target, uint64_t address, void *buffer, size_t size) {
     return karst_target_read(target, address, buffer, size) == size;
 }

@@ -27,6 +27,8 @@ struct karst_module {
 struct karst_target_ops {
     /* As karst_target_read(). */
     size_t (*read)(struct karst_target *target, uint64_t address, void *buffer, size_t size);
+    /* As karst_target_peek(). May be NULL. */
+    size_t (*peek)(struct karst_target *target, uint64_t address, void *buffer, size_t size);
     /* A pointer to target memory at address without copying, and how far it goes from there in *size;
      * NULL where that can't be had. It stays valid until the target is closed. May be NULL. */
     const uint8_t *(*view)(struct karst_target *target, uint64_t address, size_t *size);
@@ -92,6 +94,9 @@ void karst_target_close(struct karst_target *target);
 /* Reads up to size bytes at address and returns how many were there from the start on. What the target
  * does not have ends the read; it is never zero-filled. */
 size_t karst_target_read(struct karst_target *target, uint64_t address, void *buffer, size_t size);
+/* The same, for looks at few bytes that are far between: a core that is mapped would map much around each.
+ * All of it, or false. */
+bool karst_target_peek(struct karst_target *target, uint64_t address, void *buffer, size_t size);
 /* All of it, or false. */
 bool karst_target_read_all(struct karst_target *target, uint64_t address, void *buffer, size_t size);
 bool karst_target_read_u64(struct karst_target *target, uint64_t address, uint64_t *value);
