@@ -671,3 +671,18 @@ def test_beside_gef(core: Path, directory: Path) -> None:
     assert answers.of("karst summary --json").good() == alone.said[0].good()
     for command in commands[1:]:
         answers.of(command).good()
+
+
+def test_narrow_terminal(directory: Path) -> None:
+    """GDB's own width is kept to; what is left out for it is said."""
+    with started([DEBUGGED], directory) as program:
+        terminal = Terminal(["-p", str(program.pid)], directory)
+        try:
+            terminal.type("set width 40")
+            for words in ("karst summary", "karst arenas", "karst blocks --limit 5", "karst maps"):
+                said = plain(terminal.type(words)).replace("\r", "").removeprefix(words)
+                assert "process" in said or "arena" in said or "address" in said, said
+                assert max(map(len, said.splitlines())) <= 40, said
+            assert "left out to fit" in plain(terminal.type("karst arenas"))
+        finally:
+            terminal.close()
