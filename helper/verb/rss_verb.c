@@ -1,13 +1,10 @@
-#include <dirent.h>
-#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/utsname.h>
-#include <unistd.h>
 
 #include "error.h"
+#include "process_tree.h"
 #include "rss.h"
 #include "verb.h"
 #include "verbs.h"
@@ -130,117 +127,6 @@ static void write_reason(struct karst_call *call, const struct karst_rss_trial *
 
 /* ---- the tree ---------------------------------------------------------------------------------- */
 
-struct tree_process {
-    int64_t pid, parent;
-    unsigned depth;
-    bool taken;
-};
-
-struct tree {
-    struct tree_process *all; /* of this machine, by parent, then number */
-    size_t all_count;
-    struct tree_process *members; /* the root and what descends from it, a parent before its children */
-    size_t member_count;
-};
-
-static int by_parent(const void *a, const void *b) {
-    const struct tree_process *x = a, *y = b;
-    if (x->parent != y->parent) {
-        return x->parent < y->parent ? -1 : 1;
-    }
-    return x->pid < y->pid ? -1 : x->pid > y->pid;
-}
-
-static bool add_process(struct tree *tree, size_t *capacity, int64_t pid, struct karst_error *error) {
-    int64_t parent = karst_rss_parent(pid);
-    if (parent < 0) {
-        return true; /* it has just ended */
-    }
-    if (tree->all_count == *capacity) {
-        size_t larger = *capacity ? 2 * *capacity : 1024;
-        struct tree_process *all = realloc(tree->all, larger * sizeof *all);
-        if (!all) {
-            return karst_fail_memory(error);
-        }
-        tree->all = all;
-        *capacity = larger;
-    }
-    tree->all[tree->all_count++] = (struct tree_process){.pid = pid, .parent = parent};
-    return true;
-}
-
-static bool list_all(struct tree *tree, struct karst_error *error) {
-    DIR *folder = opendir("/proc");
-    if (!folder) {
-        return karst_fail_errno(error, errno, "cannot list /proc");
-    }
-    size_t capacity = 0;
-    bool listed = true;
-    for (struct dirent *entry; listed && (entry = readdir(folder));) {
-        char *end;
-        int64_t pid = strtoll(entry->d_name, &end, 10);
-        if (pid > 0 && *end == '\0') {
-            listed = add_process(tree, &capacity, pid, error);
-        }
-    }
-    closedir(folder);
-    if (listed && tree->all_count) {
-        qsort(tree->all, tree->all_count, sizeof *tree->all, by_parent);
-    }
-    return listed;
-}
-
-/* The first of all whose parent is this one, all_count if there is none. */
-static size_t first_child(const struct tree *tree, int64_t parent) {
-    size_t low = 0, high = tree->all_count;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        if (tree->all[middle].parent < parent) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    return low;
-}
-
-/* All but the one that looks. Each process is taken once, so that a number given out anew meanwhile makes no
- * circle. The members behind `done` wait on a stack at the array's end, the next one first. */
-static bool take_members(struct tree *tree, int64_t root, struct karst_error *error) {
-    size_t capacity = tree->all_count + 1, waiting = capacity;
-    tree->members = calloc(capacity, sizeof *tree->members);
-    if (!tree->members) {
-        return karst_fail_memory(error);
-    }
-    tree->members[--waiting] = (struct tree_process){.pid = root};
-    while (waiting < capacity) {
-        struct tree_process one = tree->members[waiting++];
-        tree->members[tree->member_count++] = one;
-        size_t first = first_child(tree, one.pid), after = first;
-        while (after < tree->all_count && tree->all[after].parent == one.pid) {
-            after++;
-        }
-        for (; after > first; after--) {
-            struct tree_process *child = &tree->all[after - 1];
-            if (!child->taken && child->pid != root && child->pid != getpid()) {
-                child->taken = true;
-                child->depth = one.depth + 1;
-                tree->members[--waiting] = *child;
-            }
-        }
-    }
-    return true;
-}
-
-static bool find_tree(struct tree *tree, int64_t root, struct karst_error *error) {
-    return list_all(tree, error) && take_members(tree, root, error);
-}
-
-static void clear_tree(struct tree *tree) {
-    free(tree->all);
-    free(tree->members);
-}
-
 struct tree_totals {
     uint64_t processes, unread, rss, pss, private_bytes, shared, forked, swap_pss;
 };
@@ -277,7 +163,7 @@ static void count_in(struct tree_totals *totals, const struct karst_rss *rss,
     add_known(&totals->swap_pss, rss->swap_pss);
 }
 
-static void write_member(struct karst_table *table, const struct tree_process *process,
+static void write_member(struct karst_table *table, const struct karst_tree_process *process,
                          const struct karst_rss *rss, const struct karst_rss_trial *trial) {
     unsigned indent = process->depth < 20 ? 2 * process->depth : 40;
     karst_table_text(table, KARST_STYLE_PLAIN, "%" PRId64, process->pid);
@@ -304,7 +190,7 @@ static void write_totals(struct karst_table *table, const struct tree_totals *to
                      totals->processes == 1 ? "" : "es");
 }
 
-static void write_tree(struct karst_call *call, const struct tree *tree,
+static void write_tree(struct karst_call *call, const struct karst_process_tree *tree,
                        const struct karst_rss_trial *trial) {
     static const struct karst_column columns[] = {{"pid", KARST_RIGHT},
                                                   {"VSS", KARST_RIGHT | KARST_NEED_8},
@@ -411,7 +297,7 @@ static json_t *totals_json(struct karst_writer *writer, const struct tree_totals
     return one;
 }
 
-static void add_tree_json(struct karst_writer *writer, json_t *root, const struct tree *tree,
+static void add_tree_json(struct karst_writer *writer, json_t *root, const struct karst_process_tree *tree,
                           const struct karst_rss_trial *trial) {
     json_t *list = karst_json_array(writer);
     struct tree_totals totals = {0};
@@ -430,7 +316,7 @@ static void add_tree_json(struct karst_writer *writer, json_t *root, const struc
 /* ---- the verb ---------------------------------------------------------------------------------- */
 
 static void answer(struct karst_call *call, const struct karst_rss *rss, const struct karst_rss_trial *trial,
-                   const struct tree *tree) {
+                   const struct karst_process_tree *tree) {
     struct karst_writer *writer = &call->writer;
     bool with_tree = call->options[OPTION_TREE].given;
     if (call->json) {
@@ -459,7 +345,7 @@ static bool run(struct karst_call *call) {
     const struct karst_target *target = call->session->target;
     struct karst_rss_trial trial;
     struct karst_rss rss;
-    struct tree tree = {0};
+    struct karst_process_tree tree = {0};
     if (target->kind == KARST_TARGET_CORE) {
         return karst_fail(
             call->error, KARST_ERROR_USAGE,
@@ -478,11 +364,12 @@ static bool run(struct karst_call *call) {
                           target->name);
     }
     karst_rss_try(&trial);
-    bool found = !call->options[OPTION_TREE].given || find_tree(&tree, target->pid, call->error);
+    bool found =
+        !call->options[OPTION_TREE].given || karst_process_tree_find(&tree, target->pid, call->error);
     if (found) {
         answer(call, &rss, &trial, &tree);
     }
-    clear_tree(&tree);
+    karst_process_tree_clear(&tree);
     return found;
 }
 
