@@ -4,17 +4,15 @@
 #include <string.h>
 
 #include "cpython_census.h"
+#include "cpython_pools.h"
 #include "pools_pages.h"
-#include "pymalloc.h"
 #include "verb.h"
 #include "verbs.h"
 
 enum { OPTION_CLASSES, OPTION_BLOCKS, OPTION_PAGES, OPTION_SORT, OPTION_LIMIT, OPTION_ALL };
 
 #define DEFAULT_LIMIT 20
-/* An arena with less of it live than this is pinned by what is live. */
-#define PINNED_SHARE 16
-#define KINDS_MAX    64
+#define KINDS_MAX     64
 
 static const struct karst_verb_option options[] = {
     [OPTION_CLASSES] = {"classes", 0, KARST_VALUE_FLAG, NULL, "one row a size class instead of an arena",
@@ -33,25 +31,10 @@ static const struct karst_verb_option options[] = {
     {0},
 };
 
-/* What is in one arena, or in all. */
-struct arena_row {
-    const struct pymalloc_arena *arena;
-    uint64_t address;
-    uint64_t pools, free_pools, live_blocks, live_bytes, unused_bytes;
-    uint64_t resident, own; /* UINT64_MAX: can't be told */
-};
-
-struct class_row {
-    uint64_t pools, live, unused, lost; /* blocks; lost: bytes of headers and rests */
-};
-
 struct pools {
     struct karst_call *call;
     struct pymalloc_heap *pymalloc;
-    struct arena_row *rows;
-    struct class_row classes[PYMALLOC_CLASSES];
-    struct arena_row total;
-    uint64_t pinned, pin_blocks, pin_bytes; /* arenas that few live blocks keep from going back, and those */
+    struct cpython_pool_count counted;
 };
 
 static size_t limit_of(const struct karst_call *call) {
@@ -59,123 +42,8 @@ static size_t limit_of(const struct karst_call *call) {
     return call->options[OPTION_ALL].given ? SIZE_MAX : limit->given ? (size_t)limit->number : DEFAULT_LIMIT;
 }
 
-/* ---- counting ---------------------------------------------------------------------------------------------
- */
-
-static void add_known(uint64_t *sum, uint64_t more) {
-    *sum = *sum == UINT64_MAX || more == UINT64_MAX ? UINT64_MAX : *sum + more;
-}
-
-static void count_pool(struct pools *pools, struct arena_row *row, const struct pymalloc_pool *pool) {
-    uint32_t live = pymalloc_live(pool);
-    if (pool->used == 0) {
-        row->free_pools += pool->bytes != NULL;
-        return;
-    }
-    row->live_blocks += live;
-    row->live_bytes += (uint64_t)live * pool->block_size;
-    row->unused_bytes += (uint64_t)(pool->capacity - live) * pool->block_size;
-    if (pool->block_size) {
-        struct class_row *class = &pools->classes[pool->block_size / PYMALLOC_STEP - 1];
-        class->pools++;
-        class->live += live;
-        class->unused += pool->capacity - live;
-        class->lost += pools->pymalloc->pool_size - (uint64_t)pool->capacity * pool->block_size;
-    }
-}
-
-static bool count_arena(struct pools *pools, size_t index) {
-    struct pymalloc_heap *pymalloc = pools->pymalloc;
-    const struct pymalloc_arena *arena = &pymalloc->arenas[index];
-    struct arena_row *row = &pools->rows[index];
-    uint64_t end = arena->address + pymalloc->arena_size;
-    *row = (struct arena_row){.arena = arena, .address = arena->address, .pools = arena->total_pools};
-    row->resident = karst_target_resident(pymalloc->heap.target, arena->address, end);
-    row->own = karst_target_own(pymalloc->heap.target, arena->address, end);
-    row->free_pools = (pymalloc_arena_end(pymalloc, arena) - arena->pools_end) / pymalloc->pool_size;
-    for (uint64_t at = arena->first_pool; at < arena->pools_end; at += pymalloc->pool_size) {
-        struct pymalloc_pool pool;
-        if (!pymalloc_load_pool(pymalloc, arena, at, &pool)) {
-            return karst_fail_memory(pools->call->error);
-        }
-        count_pool(pools, row, &pool);
-        if (!karst_session_progress(pymalloc->heap.session, pymalloc->pool_size, pools->call->error)) {
-            return false;
-        }
-    }
-    if (row->live_blocks && row->live_bytes < pymalloc->arena_size / PINNED_SHARE) {
-        pools->pinned++;
-        pools->pin_blocks += row->live_blocks;
-        pools->pin_bytes += row->live_bytes;
-    }
-    return true;
-}
-
-static int by_live(const void *a, const void *b) {
-    const struct arena_row *x = a, *y = b;
-    if (x->live_bytes != y->live_bytes) {
-        return x->live_bytes < y->live_bytes ? -1 : 1;
-    }
-    return x->address < y->address ? -1 : x->address > y->address;
-}
-
-static bool count(struct pools *pools) {
-    struct pymalloc_heap *pymalloc = pools->pymalloc;
-    const struct karst_value *sort = &pools->call->options[OPTION_SORT];
-    pools->rows = calloc(pymalloc->arena_count + 1, sizeof *pools->rows);
-    if (!pools->rows) {
-        return karst_fail_memory(pools->call->error);
-    }
-    karst_session_begin(pymalloc->heap.session, "walking the pools",
-                        (uint64_t)pymalloc->arena_count * pymalloc->arena_size);
-    for (size_t i = 0; i < pymalloc->arena_count; i++) {
-        if (!count_arena(pools, i)) {
-            return false;
-        }
-        struct arena_row *total = &pools->total, *row = &pools->rows[i];
-        total->pools += row->pools;
-        total->free_pools += row->free_pools;
-        total->live_blocks += row->live_blocks;
-        total->live_bytes += row->live_bytes;
-        total->unused_bytes += row->unused_bytes;
-        add_known(&total->resident, row->resident);
-        add_known(&total->own, row->own);
-    }
-    if (!sort->given || strcmp(sort->text, "live") == 0) {
-        qsort(pools->rows, pymalloc->arena_count, sizeof *pools->rows, by_live);
-    }
-    return true;
-}
-
 /* ---- what is live in an arena -----------------------------------------------------------------------------
  */
-
-/* Calls visit for each live block of the arena; false from it ends it. False: error. */
-static bool each_live(struct pools *pools, const struct pymalloc_arena *arena,
-                      bool (*visit)(void *context, const struct karst_block *block), void *context) {
-    struct pymalloc_heap *pymalloc = pools->pymalloc;
-    for (uint64_t at = arena ? arena->first_pool : 0; arena && at < arena->pools_end;
-         at += pymalloc->pool_size) {
-        struct pymalloc_pool pool;
-        if (!pymalloc_load_pool(pymalloc, arena, at, &pool)) {
-            return karst_fail_memory(pools->call->error);
-        }
-        for (uint32_t i = 0; i < pool.cut; i++) {
-            uint64_t start = at + PYMALLOC_HEADER + (uint64_t)i * pool.block_size;
-            struct karst_block block = {.start = start,
-                                        .size = pool.block_size,
-                                        .address = start + (pymalloc->debug ? PYMALLOC_DEBUG_HEAD : 0),
-                                        .usable = pool.block_size,
-                                        .heap = pymalloc->heap.index,
-                                        .bin = KARST_NONE,
-                                        .state = KARST_STATE_LIVE};
-            if (!pymalloc_is_free(&pool, i) && !visit(context, &block)) {
-                return true;
-            }
-        }
-    }
-    return true;
-}
 
 /* Live blocks by what they hold. */
 struct kinds {
@@ -213,9 +81,9 @@ static int most_blocks(const void *a, const void *b) {
     return x->blocks != y->blocks ? (x->blocks > y->blocks ? -1 : 1) : x->bytes < y->bytes;
 }
 
-static bool find_kinds(struct pools *pools, const struct arena_row *row, struct kinds *kinds) {
+static bool find_kinds(struct pools *pools, const struct cpython_pool_row *row, struct kinds *kinds) {
     *kinds = (struct kinds){.python = pools->pymalloc->python};
-    if (!each_live(pools, row->arena, add_kind, kinds)) {
+    if (!cpython_pools_each_live(pools->pymalloc, row->arena, add_kind, kinds, pools->call->error)) {
         return false;
     }
     if (kinds->count) {
@@ -251,7 +119,7 @@ static void kinds_text(const struct kinds *kinds, char *text, size_t size) {
 static void write_head(struct pools *pools) {
     struct karst_writer *writer = &pools->call->writer;
     const struct pymalloc_heap *pymalloc = pools->pymalloc;
-    const struct arena_row *total = &pools->total;
+    const struct cpython_pool_row *total = &pools->counted.total;
     uint64_t system = (uint64_t)pymalloc->arena_count * pymalloc->arena_size;
     uint64_t free_pools = total->free_pools * pymalloc->pool_size;
     karst_print_title(writer, "%s of CPython %s in %s", pymalloc->heap.name, pymalloc->heap.version,
@@ -272,12 +140,12 @@ static void write_head(struct pools *pools) {
                     karst_size_text(writer, total->resident).text, karst_size_text(writer, own).text,
                     karst_size_text(writer, total->resident - own).text);
     }
-    if (pools->pinned) {
+    if (pools->counted.pinned) {
         karst_print(writer,
                     "%s arena%s could go back to the system, were it not for %s block%s of %s in all\n",
-                    karst_count_text(pools->pinned).text, karst_plural(pools->pinned),
-                    karst_count_text(pools->pin_blocks).text, karst_plural(pools->pin_blocks),
-                    karst_size_text(writer, pools->pin_bytes).text);
+                    karst_count_text(pools->counted.pinned).text, karst_plural(pools->counted.pinned),
+                    karst_count_text(pools->counted.pin_blocks).text, karst_plural(pools->counted.pin_blocks),
+                    karst_size_text(writer, pools->counted.pin_bytes).text);
     }
     karst_print(writer, "\n");
 }
@@ -297,7 +165,7 @@ static bool write_arenas(struct pools *pools) {
     size_t shown = 0, count = pools->pymalloc->arena_count;
     bool fine = true;
     for (; shown < count && shown < limit_of(pools->call) && fine; shown++) {
-        const struct arena_row *row = &pools->rows[shown];
+        const struct cpython_pool_row *row = &pools->counted.rows[shown];
         struct kinds kinds;
         char text[200];
         fine = find_kinds(pools, row, &kinds);
@@ -334,7 +202,7 @@ static void write_classes(struct pools *pools) {
     struct karst_writer *writer = &pools->call->writer;
     struct karst_table *table = karst_table_open(writer, columns, sizeof columns / sizeof *columns);
     for (uint32_t i = 0; i < PYMALLOC_CLASSES; i++) {
-        const struct class_row *class = &pools->classes[i];
+        const struct cpython_pool_class *class = &pools->counted.classes[i];
         uint64_t size = (i + 1) * PYMALLOC_STEP;
         if (class->pools == 0) {
             continue;
@@ -357,7 +225,7 @@ static void write_classes(struct pools *pools) {
 /* ---- JSON -------------------------------------------------------------------------------------------------
  */
 
-static void set_row(struct karst_writer *writer, json_t *one, const struct arena_row *row) {
+static void set_row(struct karst_writer *writer, json_t *one, const struct cpython_pool_row *row) {
     karst_json_set_number(writer, one, "pools", row->pools);
     karst_json_set_number(writer, one, "free_pools", row->free_pools);
     karst_json_set_number(writer, one, "live_blocks", row->live_blocks);
@@ -387,9 +255,9 @@ static bool set_arenas(struct pools *pools, json_t *root) {
     for (; shown < count && shown < limit_of(pools->call) && fine; shown++) {
         struct kinds kinds;
         json_t *one = karst_json_object(writer);
-        karst_json_set_address(writer, one, "address", pools->rows[shown].address);
-        set_row(writer, one, &pools->rows[shown]);
-        fine = find_kinds(pools, &pools->rows[shown], &kinds);
+        karst_json_set_address(writer, one, "address", pools->counted.rows[shown].address);
+        set_row(writer, one, &pools->counted.rows[shown]);
+        fine = find_kinds(pools, &pools->counted.rows[shown], &kinds);
         karst_json_set(writer, one, "live", kinds_json(writer, &kinds));
         karst_json_append(writer, list, one);
     }
@@ -403,7 +271,7 @@ static void set_classes(struct pools *pools, json_t *root) {
     struct karst_writer *writer = &pools->call->writer;
     json_t *list = karst_json_array(writer);
     for (uint32_t i = 0; i < PYMALLOC_CLASSES; i++) {
-        const struct class_row *class = &pools->classes[i];
+        const struct cpython_pool_class *class = &pools->counted.classes[i];
         json_t *one = karst_json_object(writer);
         karst_json_set_number(writer, one, "size", (i + 1) * PYMALLOC_STEP);
         karst_json_set_number(writer, one, "pools", class->pools);
@@ -425,11 +293,11 @@ static json_t *head_json(struct pools *pools) {
     karst_json_set_text(writer, root, "version", pools->pymalloc->heap.version);
     karst_json_set_number(writer, root, "arena_size", pools->pymalloc->arena_size);
     karst_json_set_number(writer, root, "pool_size", pools->pymalloc->pool_size);
-    set_row(writer, total, &pools->total);
+    set_row(writer, total, &pools->counted.total);
     karst_json_set(writer, root, "total", total);
-    karst_json_set_number(writer, pinned, "arenas", pools->pinned);
-    karst_json_set_number(writer, pinned, "blocks", pools->pin_blocks);
-    karst_json_set_number(writer, pinned, "bytes", pools->pin_bytes);
+    karst_json_set_number(writer, pinned, "arenas", pools->counted.pinned);
+    karst_json_set_number(writer, pinned, "blocks", pools->counted.pin_blocks);
+    karst_json_set_number(writer, pinned, "bytes", pools->counted.pin_bytes);
     karst_json_set(writer, root, "pinned", pinned);
     return root;
 }
@@ -482,7 +350,7 @@ static bool list_blocks(struct pools *pools, const struct pymalloc_arena *arena,
     struct karst_writer *writer = &pools->call->writer;
     struct block_list list = {.pools = pools, .list = root ? karst_json_array(writer) : NULL};
     list.table = root ? NULL : karst_table_open(writer, columns, sizeof columns / sizeof *columns);
-    bool fine = each_live(pools, arena, take_block, &list);
+    bool fine = cpython_pools_each_live(pools->pymalloc, arena, take_block, &list, pools->call->error);
     karst_table_close(list.table);
     if (root) {
         karst_json_set_address(writer, root, "arena", arena->address);
@@ -505,8 +373,10 @@ static bool run_one(struct karst_call *call, struct pymalloc_heap *pymalloc, jso
     struct pools pools = {.call = call, .pymalloc = pymalloc};
     const struct karst_value *blocks = &call->options[OPTION_BLOCKS];
     const struct pymalloc_arena *arena = blocks->given ? pymalloc_arena_of(pymalloc, blocks->number) : NULL;
-    if (!count(&pools)) {
-        free(pools.rows);
+    const struct karst_value *sort = &call->options[OPTION_SORT];
+    bool by_address = sort->given && strcmp(sort->text, "address") == 0;
+    if (!cpython_count_pools(&pools.counted, pymalloc, by_address, call->error)) {
+        free(pools.counted.rows);
         return false;
     }
     bool fine = true;
@@ -528,7 +398,7 @@ static bool run_one(struct karst_call *call, struct pymalloc_heap *pymalloc, jso
     if (root) {
         karst_json_append(&call->writer, heaps, root);
     }
-    free(pools.rows);
+    free(pools.counted.rows);
     return fine;
 }
 
