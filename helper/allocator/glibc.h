@@ -160,10 +160,6 @@ bool glibc_is_missing(struct karst_target *target, uint64_t address);
 const struct karst_extent *glibc_chunk_extent(const struct glibc_heap *glibc, uint64_t chunk);
 /* Does a chain of chunks begin at address, in an arena's extent? */
 bool glibc_begins_chain(struct glibc_heap *glibc, const struct karst_extent *extent, uint64_t address);
-/* Is chunk, that has the bin index of arena, linked in a list whose neighbours point back? */
-bool glibc_is_linked(struct glibc_heap *glibc, uint64_t chunk);
-/* Where the first chunk of an arena's extent begins; what is before it is metadata. */
-uint64_t glibc_first_chunk(const struct glibc_heap *glibc, const struct karst_extent *extent);
 
 /* ---- lists ------------------------------------------------------------------------------------------ */
 

@@ -32,14 +32,16 @@ const struct karst_extent *glibc_chunk_extent(const struct glibc_heap *glibc, ui
                                                                                                    : NULL;
 }
 
-bool glibc_is_linked(struct glibc_heap *glibc, uint64_t chunk) {
+/* Is chunk, that has the bin index of arena, linked in a list whose neighbours point back? */
+static bool is_linked(struct glibc_heap *glibc, uint64_t chunk) {
     uint64_t fd, bk, back, forth;
     return glibc_read(glibc, chunk + 16, &fd) && glibc_read(glibc, chunk + 24, &bk) && fd && bk &&
            fd % GLIBC_ALIGN == 0 && bk % GLIBC_ALIGN == 0 && glibc_read(glibc, fd + 24, &back) &&
            back == chunk && glibc_read(glibc, bk + 16, &forth) && forth == chunk;
 }
 
-uint64_t glibc_first_chunk(const struct glibc_heap *glibc, const struct karst_extent *extent) {
+/* Where the first chunk of an arena's extent begins; what is before it is metadata. */
+static uint64_t first_chunk(const struct glibc_heap *glibc, const struct karst_extent *extent) {
     if (extent->kind != KARST_EXTENT_HEAP) {
         return (extent->start + GLIBC_ALIGN - 1) & ~(uint64_t)(GLIBC_ALIGN - 1);
     }
@@ -187,7 +189,7 @@ static inline void set_state(struct walk *walk, struct glibc_chunk *chunk) {
     chunk->state = KARST_STATE_LIVE;
     if (!(chunk->next_size_word & GLIBC_PREV_INUSE)) {
         /* A cleared bit alone makes no chunk free: a stray zero byte does that too. */
-        if (chunk->next_prev_size == chunk->size || glibc_is_linked(glibc, chunk->address)) {
+        if (chunk->next_prev_size == chunk->size || is_linked(glibc, chunk->address)) {
             chunk->state = KARST_STATE_FREE;
         }
     }
@@ -203,7 +205,7 @@ static void set_state_by_lists(struct walk *walk, struct glibc_chunk *chunk) {
     chunk->next_size_word = GLIBC_PREV_INUSE;
     set_state(walk, chunk);
     bool in_use = chunk->state == KARST_STATE_LIVE || chunk->flags & KARST_BLOCK_UNDECIDED;
-    if (in_use && glibc_is_linked(walk->glibc, chunk->address)) {
+    if (in_use && is_linked(walk->glibc, chunk->address)) {
         chunk->state = KARST_STATE_FREE;
         chunk->flags = 0;
     }
@@ -307,7 +309,7 @@ static inline __attribute__((always_inline)) bool walk_chunks(struct glibc_heap 
                                                               uint64_t from, chunk_fn *visit, void *context) {
     struct walk walk;
     walk_open(&walk, glibc, extent, from);
-    uint64_t at = from ? from : glibc_first_chunk(glibc, extent), previous = 0;
+    uint64_t at = from ? from : first_chunk(glibc, extent), previous = 0;
     bool more = true, after_fence = false;
     if (at > extent->start && !from) {
         struct glibc_chunk head = {.address = extent->start,

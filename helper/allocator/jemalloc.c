@@ -269,7 +269,8 @@ bool jemalloc_add_cached(struct jemalloc_heap *jemalloc, uint64_t address, uint3
     return true;
 }
 
-size_t jemalloc_cached_from(const struct jemalloc_heap *jemalloc, uint64_t address) {
+/* The first entry of the cached set at or above address. */
+static size_t cached_from(const struct jemalloc_heap *jemalloc, uint64_t address) {
     size_t low = 0, high = jemalloc->cached_count;
     while (low < high) {
         size_t middle = low + (high - low) / 2;
@@ -515,7 +516,7 @@ static bool walk(struct karst_heap *heap, const struct karst_extent *extent, str
     if (extent->kind == KARST_EXTENT_OWN) {
         more = emit(&stream, extent->end - extent->start, KARST_STATE_METADATA, KARST_NONE, 0);
     } else {
-        stream.cached = jemalloc_cached_from(jemalloc, extent->start);
+        stream.cached = cached_from(jemalloc, extent->start);
         more = jemalloc_walk_runs(jemalloc, extent->start, extent->end, take_run, &stream);
         more = more && (stream.at >= extent->end ||
                         emit(&stream, extent->end - stream.at, KARST_STATE_UNKNOWN, KARST_NONE, 0));

@@ -324,14 +324,6 @@ bool jemalloc_add_extent(struct jemalloc_heap *jemalloc, uint64_t start, uint64_
 /* Gives it its name and hands it to the session, or closes it; false: out of memory. */
 bool jemalloc_hand_over(struct karst *session, struct jemalloc_heap *jemalloc, struct karst_error *error);
 bool jemalloc_add_cached(struct jemalloc_heap *jemalloc, uint64_t address, uint32_t bin);
-/* The first entry of the cached set at or above address. */
-size_t jemalloc_cached_from(const struct jemalloc_heap *jemalloc, uint64_t address);
-/* Bytes of the blocks in bin index of a tcache. */
-uint64_t jemalloc_tcache_class_size(const struct jemalloc_heap *jemalloc, uint32_t index);
-/* Blocks in bin index (class) of a tcache, as its stack has them now, at most capacity. *count: as it says.
- */
-bool jemalloc_tcache_items(struct jemalloc_heap *jemalloc, const struct jemalloc_tcache *tcache,
-                           uint32_t index, uint64_t *items, uint32_t capacity, uint32_t *count);
 
 #define JEMALLOC_STACK_MAX 8192u /* of one bin: the low 16 bits of its address tell where it ends */
 

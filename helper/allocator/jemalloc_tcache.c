@@ -57,7 +57,8 @@ static int64_t owner_of(const struct karst_target *target, uint64_t address) {
     return owner;
 }
 
-uint64_t jemalloc_tcache_class_size(const struct jemalloc_heap *jemalloc, uint32_t index) {
+/* Bytes of the blocks in bin index of a tcache. */
+static uint64_t class_size(const struct jemalloc_heap *jemalloc, uint32_t index) {
     /* 3.x: 28 small classes, then pages. */
     return jemalloc->layout.major == 3 && index >= 28 ? 4096ull * (index - 27) : jemalloc_class_size(index);
 }
@@ -131,8 +132,10 @@ static bool stack_of(struct jemalloc_heap *jemalloc, const struct jemalloc_tcach
     return sensible;
 }
 
-bool jemalloc_tcache_items(struct jemalloc_heap *jemalloc, const struct jemalloc_tcache *tcache,
-                           uint32_t index, uint64_t *items, uint32_t capacity, uint32_t *count) {
+/* Blocks in bin index (class) of a tcache, as its stack has them now, at most capacity. *count: as it says.
+ */
+static bool items_of(struct jemalloc_heap *jemalloc, const struct jemalloc_tcache *tcache, uint32_t index,
+                     uint64_t *items, uint32_t capacity, uint32_t *count) {
     uint64_t from;
     if (!stack_of(jemalloc, tcache, index, &from, count)) {
         return false;
@@ -157,7 +160,7 @@ static struct karst_bin *add_bin(struct jemalloc_heap *jemalloc) {
 static bool load_bin(struct jemalloc_heap *jemalloc, struct jemalloc_tcache *tcache, uint32_t index,
                      uint64_t *items) {
     uint32_t count;
-    bool sensible = jemalloc_tcache_items(jemalloc, tcache, index, items, JEMALLOC_STACK_MAX, &count);
+    bool sensible = items_of(jemalloc, tcache, index, items, JEMALLOC_STACK_MAX, &count);
     if (sensible && count == 0) {
         return true;
     }
@@ -171,7 +174,7 @@ static bool load_bin(struct jemalloc_heap *jemalloc, struct jemalloc_tcache *tca
     uint32_t row = (uint32_t)(bin - jemalloc->heap.bins);
     *bin =
         (struct karst_bin){.arena = tcache->arena, .owner = tcache->tid, .cache = true, .damaged = !sensible};
-    bin->smallest = bin->largest = jemalloc_tcache_class_size(jemalloc, index);
+    bin->smallest = bin->largest = class_size(jemalloc, index);
     snprintf(bin->kind, sizeof bin->kind, "tcache");
     if (tcache->tid > 0) {
         snprintf(bin->name, sizeof bin->name, "tcache 0x%" PRIx64 " thread %" PRId64, bin->smallest,
