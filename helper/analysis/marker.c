@@ -167,15 +167,17 @@ static uint64_t read_word(struct karst_window *window, uint64_t address) {
     return word;
 }
 
+/* Where the leaf is for a span of address space; 0: there is none. */
 static uint64_t leaf_of(struct karst_marker *marker, uint64_t number) {
-    return read_word(&marker->directory, marker->control.map + number * sizeof(uint64_t));
+    uint64_t base = read_word(&marker->directory, marker->control.map + number * sizeof(uint64_t));
+    return base ? base + number * KARST_MAP_LEAF : 0;
 }
 
 /* An entry of the map out of its 8 bytes. */
 static enum karst_mark parse_entry(uint64_t word, uint64_t *offset) {
-    uint64_t units = word >> 2 & KARST_MAP_LARGE;
-    *offset = units == KARST_MAP_LARGE ? word >> 16 : units * 8;
-    return word & 3;
+    *offset = word & KARST_MAP_LARGE;
+    *offset = *offset == KARST_MAP_LARGE ? word >> 16 : *offset;
+    return word & KARST_MAP_STATE;
 }
 
 static uint64_t footer_offset(uint64_t size) {
@@ -202,21 +204,22 @@ static void take_footer(struct karst_marker *marker, uint64_t address, uint64_t 
         return;
     }
     memcpy(&footer, bytes, sizeof footer);
-    uint64_t size = footer.size & ((UINT64_C(1) << KARST_FOOTER_SIZE_BITS) - 1);
+    uint64_t size = footer.size;
     bool live = footer.canary == (marker->control.canary ^ address);
     bool freed = (footer.canary & ~KARST_SITE_MASK) == KARST_FOOTER_FREED;
     /* Written over, or what was left of an entry of the map and never a footer. */
     if (footer_offset(size) != offset ||
-        (!live && !(footer.size >> KARST_FOOTER_SIZE_BITS && footer.site & KARST_SITE_MASK &&
-                    footer.sequence && footer.site >> KARST_SITE_BITS < KARST_FUNCTIONS))) {
+        (!live &&
+         !(footer.sequence >> KARST_FOOTER_SEQUENCE_BITS && footer.site & KARST_SITE_MASK &&
+           footer.sequence & KARST_FOOTER_SEQUENCE && footer.site >> KARST_SITE_BITS < KARST_FUNCTIONS))) {
         return;
     }
     mark->readable = true;
     mark->size = size;
     mark->site = footer.site & KARST_SITE_MASK;
     mark->function = (uint32_t)(footer.site >> KARST_SITE_BITS);
-    mark->thread = (int64_t)(footer.size >> KARST_FOOTER_SIZE_BITS);
-    mark->sequence = footer.sequence;
+    mark->thread = (int64_t)(footer.sequence >> KARST_FOOTER_SEQUENCE_BITS);
+    mark->sequence = footer.sequence & KARST_FOOTER_SEQUENCE;
     if (mark->state == KARST_MARK_LIVE) {
         mark->whole = live && gap_is_whole(marker, address, size, offset);
     } else if (freed) {
@@ -295,7 +298,7 @@ static bool sweep_leaf(struct sweep *sweep, uint64_t leaf, uint64_t first) {
             at = (at / PAGE + 1) * PAGE;
             continue;
         }
-        if (*bytes == 0 || (*bytes & 3) != KARST_MARK_LIVE) {
+        if (*bytes == 0 || (*bytes & KARST_MAP_STATE) != KARST_MARK_LIVE) {
             at++;
             continue;
         }
@@ -330,20 +333,15 @@ bool karst_marker_each(struct karst_marker *marker, struct karst *session,
             at += untouched;
             continue;
         }
-        const uint8_t *bytes = karst_window_at(&marker->directory, at, sizeof(uint64_t));
-        if (!bytes) {
+        if (!karst_window_at(&marker->directory, at, sizeof(uint64_t))) {
             at = (at / PAGE + 1) * PAGE;
             continue;
         }
-        uint64_t leaf;
-        memcpy(&leaf, bytes, sizeof leaf);
-        if (leaf && !take_leaf(&sweep)) {
+        uint64_t number = (at - start) / sizeof(uint64_t), leaf = leaf_of(marker, number);
+        if (leaf && (!take_leaf(&sweep) || !sweep_leaf(&sweep, leaf, number * KARST_MAP_SPAN))) {
             return false;
         }
-        if (leaf && !sweep_leaf(&sweep, leaf, (at - start) / sizeof leaf * KARST_MAP_SPAN)) {
-            return false;
-        }
-        at += sizeof leaf;
+        at += sizeof(uint64_t);
     }
     return true;
 }

@@ -15,7 +15,7 @@
 
 #include <stdint.h>
 
-#define KARST_ABI_VERSION 1u
+#define KARST_ABI_VERSION 2u
 #define KARST_ABI_MAGIC   UINT64_C(0x314b524d5453524b) /* "KRSTMRK1" in memory */
 #define KARST_ABI_NAME    "karst" /* of the mapping, where the kernel has names: [anon:karst] */
 
@@ -163,37 +163,42 @@ struct karst_why {
 
 /* ---- marks ---------------------------------------------------------------------------------------- */
 
-/* In mark mode each block ends in a footer, and a map says where blocks begin. The map's directory has
- * KARST_MAP_ENTRIES addresses of leaves (0: none), one for each KARST_MAP_SPAN bytes of address space;
- * a leaf has one byte for each KARST_MAP_GRAIN bytes. At a block's first byte stands a little-endian 16-bit
- * entry: its upper 14 bits are the offset of the footer from the block's address in units of 8, its
- * lower two bits the state (enum karst_mark). An offset of KARST_MAP_LARGE stands for one that is in the
- * next 6 bytes of the leaf (little endian, in bytes). Entries of freed blocks stay until the place is used
- * anew: where an entry lies in the middle of a live block it means nothing. */
+/* In mark mode each block ends in a footer, and a map says where blocks begin. The map has a leaf of
+ * KARST_MAP_LEAF bytes for each KARST_MAP_SPAN bytes of address space that blocks begin in, one byte for each
+ * KARST_MAP_GRAIN. Its directory has KARST_MAP_ENTRIES words, one for each span: what has to be added to
+ * (address / KARST_MAP_GRAIN) for the place in the leaf (modulo 2^64; 0: there is no leaf). There stands, for
+ * a block's first byte, a little-endian 16-bit entry: the offset of the footer from the block's address,
+ * which is a multiple of 8, with the state (enum karst_mark) in its lower three bits. An offset of
+ * KARST_MAP_LARGE stands for one that is in the next 6 bytes of the leaf (little endian). Entries of freed
+ * blocks stay until the place is used anew: where an entry lies in the middle of a live block it means
+ * nothing. */
 #define KARST_MAP_GRAIN   16u
-#define KARST_MAP_SPAN    (UINT64_C(1) << 26)
-#define KARST_MAP_ENTRIES (UINT64_C(1) << 22)
+#define KARST_MAP_SPAN    (UINT64_C(1) << 28)
+#define KARST_MAP_ENTRIES (UINT64_C(1) << 20)
 #define KARST_MAP_LEAF    (KARST_MAP_SPAN / KARST_MAP_GRAIN)
-#define KARST_MAP_LARGE   0x3fffu
+#define KARST_MAP_STATE   0x7u
+#define KARST_MAP_LARGE   0xfff8u
 
 enum karst_mark { KARST_MARK_NONE, KARST_MARK_LIVE, KARST_MARK_FREED };
 
 /* At the 8-byte boundary at or behind the last byte asked for, at least 16 bytes behind the block's address.
- * Bytes between are KARST_FOOTER_FILL. size and thread stay when the block is freed. */
+ * Bytes between are KARST_FOOTER_FILL. size and sequence stay when the block is freed. */
 struct karst_footer {
     uint64_t canary;   /* live: karst_control.canary ^ address of the block; freed: KARST_FOOTER_FREED | site
                           where it was freed */
-    uint64_t size;     /* asked for, in the lower 42 bits; above: thread id that allocated it */
+    uint64_t size;     /* asked for */
     uint64_t site;     /* where it was allocated, in the lower 48 bits; above: enum karst_function */
-    uint64_t sequence; /* rises with time: exact within a thread, near enough between threads */
+    uint64_t sequence; /* in the lower 42 bits a number that rises with time: exact within a thread, near
+                          enough between threads; above: id of the thread that allocated it */
 };
 
-#define KARST_FOOTER_BYTES     32u
-#define KARST_FOOTER_FILL      0xa7u
-#define KARST_FOOTER_FREED     (UINT64_C(0xf4ee) << 48)
-#define KARST_FOOTER_SIZE_BITS 42
-#define KARST_SITE_BITS        48
-#define KARST_SITE_MASK        ((UINT64_C(1) << KARST_SITE_BITS) - 1)
+#define KARST_FOOTER_BYTES         32u
+#define KARST_FOOTER_FILL          0xa7u
+#define KARST_FOOTER_FREED         (UINT64_C(0xf4ee) << 48)
+#define KARST_FOOTER_SEQUENCE_BITS 42
+#define KARST_FOOTER_SEQUENCE      ((UINT64_C(1) << KARST_FOOTER_SEQUENCE_BITS) - 1)
+#define KARST_SITE_BITS            48
+#define KARST_SITE_MASK            ((UINT64_C(1) << KARST_SITE_BITS) - 1)
 
 /* ---- the flight recorder -------------------------------------------------------------------------- */
 

@@ -52,8 +52,8 @@ static inline uint64_t record_site_of(const struct call *call) {
 static ALWAYS_INLINE void note_allocated(void *block, enum karst_function function, size_t size,
                                          uint32_t gate, uint64_t site, uint64_t record_site) {
     if (gate & KARST_GATE_MARK && LIKELY(block) &&
-        (function == KARST_CALLOC || UNLIKELY(size > MARKS_SHORT) ||
-         UNLIKELY(!marks_put_fresh(block, size, site, function)))) {
+        (function == KARST_CALLOC || UNLIKELY(!marks_are_usual(size)) ||
+         UNLIKELY(!marks_put_usual(block, size, site, function)))) {
         marks_put(block, size, site, function);
     }
     if (gate & KARST_GATE_RECORD) {
@@ -77,7 +77,8 @@ static ALWAYS_INLINE bool only_notes(uint32_t gate) {
 
 /* Notes that a block is given back. False, and nothing done: call_free() has to look at it. */
 static ALWAYS_INLINE bool note_freed(void *block, uint32_t gate, uint64_t site) {
-    if (gate & KARST_GATE_MARK && UNLIKELY(!marks_release_most(block, site)) && !marks_release(block, site)) {
+    if (gate & KARST_GATE_MARK && UNLIKELY(!marks_release_usual(block, site)) &&
+        !marks_release(block, site)) {
         return false;
     }
     if (gate & KARST_GATE_RECORD) {

@@ -10,6 +10,8 @@
 
 /* On a page of its own, wherever pages are up to 64 KiB. */
 struct karst_control karst_control __attribute__((aligned(65536)));
+EXPORT extern struct karst_control karst_control_exported __asm__("karst_control")
+    __attribute__((alias("karst_control_within")));
 _Thread_local struct thread_state thread_state;
 
 extern const char __ehdr_start[] __attribute__((visibility("hidden")));
@@ -170,10 +172,8 @@ static uint32_t parts_on(void) {
     if (control->map) {
         parts |= KARST_GATE_MARK;
     }
-    if (parts & KARST_GATE_MARK && !marks_open()) {
-        system_say("no memory for the map of marks: nothing is marked");
-        control->wanted &= ~(uint32_t)KARST_GATE_MARK;
-        parts &= ~(uint32_t)KARST_GATE_MARK;
+    if (parts & KARST_GATE_MARK) {
+        marks_open();
     }
     if (parts & KARST_GATE_RECORD && !control->recorder_bytes) {
         control->recorder_bytes = UINT64_C(1) << 20;

@@ -27,12 +27,16 @@ static GATED void *malloc_marked_else(size_t size) {
     return ask_and_note(BY_MALLOC, KARST_MALLOC, size, 0, GATE_MARK, CALLER, CALLER);
 }
 
-static GATED void *malloc_marked(size_t size) {
-    if (UNLIKELY(size > MARKS_SHORT)) {
+/* Within malloc() itself, whose frame is made here and not on the ways that are jumped to. */
+static ALWAYS_INLINE void *malloc_marked(size_t wanted) {
+    size_t size = wanted;
+    FORGET(size);
+    if (UNLIKELY(!marks_are_usual(size))) {
         return malloc_marked_else(size);
     }
-    void *block = next.malloc(marks_footer_offset(size) + KARST_FOOTER_BYTES);
-    return UNLIKELY(!block) || LIKELY(marks_put_fresh(block, size, CALLER, KARST_MALLOC))
+    void *block = next.malloc(marks_usual_offset(size) + KARST_FOOTER_BYTES);
+    FORGET(size);
+    return UNLIKELY(!block) || LIKELY(marks_put_usual(block, size, CALLER, KARST_MALLOC))
                ? block
                : marks_put(block, size, CALLER, KARST_MALLOC);
 }
@@ -50,10 +54,13 @@ static GATED void *malloc_gated(size_t size, uint32_t gate) {
 
 EXPORT void *malloc(size_t size) {
     uint32_t gate = gate_of(KARST_MALLOC);
-    return LIKELY(gate == KARST_GATE_READY) ? next.malloc(size)
-           : gate == GATE_MARK              ? malloc_marked(size)
-           : gate == GATE_RECORD            ? malloc_recorded(size)
-                                            : malloc_gated(size, gate);
+    if (LIKELY(gate == GATE_MARK)) { /* asked first: it has the most to do and can least spare a jump */
+        return malloc_marked(size);
+    }
+    if (LIKELY(gate == KARST_GATE_READY)) {
+        return next.malloc(size);
+    }
+    return gate == GATE_RECORD ? malloc_recorded(size) : malloc_gated(size, gate);
 }
 
 static COLD void *calloc_slow(size_t count, size_t each) {
@@ -149,16 +156,6 @@ static GATED void free_marked_else(void *block) {
     }
 }
 
-static GATED void free_marked(void *block) {
-    __builtin_prefetch((const char *)block - 16); /* the allocator's header, while the map is looked at */
-    __builtin_prefetch((const char *)block + 48);
-    if (LIKELY(marks_release_most(block, CALLER))) {
-        next.free(block);
-    } else {
-        free_marked_else(block);
-    }
-}
-
 static GATED void free_noted(void *block, uint32_t gate) {
     if (block) {
         if (note_freed(block, gate, CALLER)) {
@@ -177,12 +174,22 @@ static GATED void free_gated(void *block, uint32_t gate) {
     }
 }
 
+static ALWAYS_INLINE void free_marked(void *block) {
+    __builtin_prefetch((const char *)block - 16); /* the allocator's header, while the map is looked at */
+    __builtin_prefetch((const char *)block + 48);
+    if (LIKELY(marks_release_usual(block, CALLER))) {
+        next.free(block);
+    } else {
+        free_marked_else(block);
+    }
+}
+
 EXPORT void free(void *block) {
     uint32_t gate = gate_of(KARST_FREE);
-    if (LIKELY(gate == KARST_GATE_READY)) {
-        next.free(block);
-    } else if (gate == GATE_MARK) {
+    if (LIKELY(gate == GATE_MARK)) {
         free_marked(block);
+    } else if (LIKELY(gate == KARST_GATE_READY)) {
+        next.free(block);
     } else if (gate == GATE_RECORD) {
         free_recorded(block);
     } else {

@@ -5,51 +5,45 @@
 #include "marks.h"
 
 _Thread_local struct marks_thread marks_thread;
-uint64_t marks_dealt;
+uint64_t marks_horizon = 2 * MARKS_BEHIND;
+uint64_t marks_directory[KARST_MAP_ENTRIES] __attribute__((aligned(4096)));
 
 /* How far back to look for the block around a pointer: where all blocks are marked, where some are not. */
-#define LOOK_BACK       (UINT64_C(16) * KARST_MAP_SPAN)
+#define LOOK_BACK       (UINT64_C(1) << 30)
 #define LOOK_BACK_SHORT (UINT64_C(64) << 10)
 
-bool marks_open(void) {
+void marks_open(void) {
     struct karst_control *control = &karst_control;
     if (control->map) {
-        return true;
+        return;
     }
-    void *directory = system_map(KARST_MAP_ENTRIES * sizeof(uint64_t));
-    if (!directory) {
-        return false;
-    }
-    /* Any number that programs don't happen to have in their memory. */
-    control->canary = (uint64_t)(uintptr_t)directory * UINT64_C(0x9e3779b97f4a7c15) ^ system_clock_ns() << 20;
-    uint64_t none = 0;
-    if (!__atomic_compare_exchange_n(&control->map, &none, (uint64_t)(uintptr_t)directory, false,
-                                     __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) {
-        system_unmap(directory, KARST_MAP_ENTRIES * sizeof(uint64_t));
-    }
-    return true;
+    /* Any number that programs don't happen to have in their memory; the first thread's, if two come here. */
+    uint64_t none = 0,
+             canary = (uint64_t)(uintptr_t)control * UINT64_C(0x9e3779b97f4a7c15) ^ system_clock_ns() << 20;
+    __atomic_compare_exchange_n(&control->canary, &none, canary, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+    __atomic_store_n(&control->map, (uint64_t)(uintptr_t)marks_directory, __ATOMIC_RELEASE);
 }
 
 /* ---- marking ----------------------------------------------------------------------------------------- */
 
-/* The leaf for a place, made if it is not there; NULL: no memory. */
-static uint8_t *make_leaf(uint64_t place) {
-    uint64_t *directory = (uint64_t *)(uintptr_t)karst_control.map;
-    uint64_t *slot = &directory[place / KARST_MAP_LEAF], none = 0;
-    uint8_t *leaf = marks_leaf(place);
-    if (leaf) {
-        return leaf;
+/* The entry of a place; NULL: it has no leaf, or is beyond the map's end. */
+static uint8_t *entry_of(uint64_t place) {
+    uint64_t base = marks_base(place);
+    return base ? (uint8_t *)(uintptr_t)(base + place) : NULL;
+}
+
+/* The same, but the leaf is made if it is not there; NULL: no memory, or beyond the map's end. */
+static uint8_t *make_entry(uint64_t place) {
+    if (place >= MARKS_PLACES || marks_base(place)) {
+        return entry_of(place);
     }
-    leaf = system_map(KARST_MAP_LEAF + MARKS_LEAF_MORE);
-    if (!leaf) {
-        return NULL;
-    }
-    if (!__atomic_compare_exchange_n(slot, &none, (uint64_t)(uintptr_t)leaf, false, __ATOMIC_ACQ_REL,
-                                     __ATOMIC_ACQUIRE)) {
+    uint8_t *leaf = system_map(KARST_MAP_LEAF + MARKS_LEAF_MORE);
+    uint64_t base = (uint64_t)(uintptr_t)leaf - (place - place % KARST_MAP_LEAF), none = 0;
+    if (leaf && (!base || !__atomic_compare_exchange_n(&marks_directory[place / KARST_MAP_LEAF], &none, base,
+                                                       false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))) {
         system_unmap(leaf, KARST_MAP_LEAF + MARKS_LEAF_MORE);
-        return (uint8_t *)(uintptr_t)none;
     }
-    return leaf;
+    return entry_of(place);
 }
 
 /* The bytes of the last word before the footer that are not the program's. */
@@ -72,22 +66,25 @@ static void fill_gap(uint8_t *block, uint64_t size, uint64_t offset) {
 }
 
 static uint64_t next_number(struct marks_thread *thread) {
-    if (thread->next % MARKS_PIECE == 0 ||
-        __atomic_load_n(&marks_dealt, __ATOMIC_RELAXED) - thread->next > MARKS_BEHIND) {
-        thread->next = __atomic_fetch_add(&marks_dealt, MARKS_PIECE, __ATOMIC_RELAXED) + 1;
-        thread->thread_bits = (uint64_t)(uint32_t)thread_id() << KARST_FOOTER_SIZE_BITS;
+    if (marks_is_used_up(thread->next)) {
+        uint64_t from;
+        do {
+            from = __atomic_fetch_add(&marks_horizon, MARKS_PIECE, __ATOMIC_RELAXED);
+        } while ((uint32_t)(from + MARKS_PIECE) <= MARKS_BEHIND);
+        thread->next = (uint64_t)(uint32_t)thread_id() << KARST_FOOTER_SEQUENCE_BITS |
+                       ((from + 1) & KARST_FOOTER_SEQUENCE);
     }
     return thread->next++;
 }
 
 void *marks_put(void *block, uint64_t size, uint64_t site, enum karst_function function) {
     uint64_t place = marks_place((uint64_t)(uintptr_t)block), offset = marks_footer_offset(size);
-    uint8_t *leaf = place >= MARKS_PLACES || size > MARKS_SIZE_MASK ? NULL : make_leaf(place);
-    if (leaf) {
+    uint8_t *at = make_entry(place);
+    if (at) {
         uint64_t number = next_number(&marks_thread);
         fill_gap(block, size, offset);
         marks_write(block, size, offset, site, function, number);
-        marks_set_entry(leaf + place % KARST_MAP_LEAF, offset, KARST_MARK_LIVE);
+        marks_set_entry(at, offset, KARST_MARK_LIVE);
     }
     return block;
 }
@@ -106,9 +103,7 @@ const uint64_t marks_gaps[8] = {
 };
 
 static uint8_t *entry_at(uint64_t address) {
-    uint64_t place = marks_place(address);
-    uint8_t *leaf = place < MARKS_PLACES ? marks_leaf(place) : NULL;
-    return leaf ? leaf + place % KARST_MAP_LEAF : NULL;
+    return entry_of(marks_place(address));
 }
 
 static bool word_is_whole(const uint8_t *at, uint64_t mask) {
@@ -119,7 +114,7 @@ static bool word_is_whole(const uint8_t *at, uint64_t mask) {
 
 /* Nothing was written behind the block's end. */
 static bool is_whole(const uint8_t *block, const struct karst_footer *footer, uint64_t offset) {
-    uint64_t size = footer->size & MARKS_SIZE_MASK;
+    uint64_t size = footer->size;
     return footer->canary == (karst_control.canary ^ (uint64_t)(uintptr_t)block) &&
            marks_footer_offset(size) == offset &&
            word_is_whole(block + offset - 8, gap_mask(offset - size)) &&
@@ -151,7 +146,7 @@ bool marks_size(const void *block, size_t *size) {
     if (footer->canary != (karst_control.canary ^ address)) {
         return false;
     }
-    *size = footer->size & MARKS_SIZE_MASK;
+    *size = footer->size;
     return true;
 }
 
@@ -192,12 +187,12 @@ static uint64_t block_around(uint64_t address, struct karst_footer *footer) {
     uint64_t last = address > back ? address - back : 0;
     uint64_t at = address & ~(uint64_t)(KARST_MAP_GRAIN - 1);
     for (at -= at == address ? KARST_MAP_GRAIN : 0; at > last; at -= KARST_MAP_GRAIN) {
-        if (!marks_leaf(marks_place(at))) {
+        if (!entry_at(at)) {
             at &= ~(KARST_MAP_SPAN - 1); /* none begins in its span */
             continue;
         }
         if (live_block(at, footer)) {
-            return address < at + (footer->size & MARKS_SIZE_MASK) ? at : 0;
+            return address < at + footer->size ? at : 0;
         }
     }
     return 0;
@@ -205,8 +200,8 @@ static uint64_t block_around(uint64_t address, struct karst_footer *footer) {
 
 static void tell_block(struct karst_why *why, uint64_t address, const struct karst_footer *footer) {
     why->block = address;
-    why->block_size = footer->size & MARKS_SIZE_MASK;
-    why->allocated_by = (int32_t)(footer->size >> KARST_FOOTER_SIZE_BITS);
+    why->block_size = footer->size;
+    why->allocated_by = (int32_t)(footer->sequence >> KARST_FOOTER_SEQUENCE_BITS);
     why->allocated_at = footer->site & KARST_SITE_MASK;
 }
 
@@ -214,7 +209,7 @@ static void tell_freed(struct karst_why *why, uint64_t address, uint64_t offset)
     struct karst_footer footer = {0};
     why->block = address;
     if (read_footer(address, offset, &footer) && (footer.canary & ~KARST_SITE_MASK) == KARST_FOOTER_FREED &&
-        marks_footer_offset(footer.size & MARKS_SIZE_MASK) == offset) {
+        marks_footer_offset(footer.size) == offset) {
         tell_block(why, address, &footer);
         why->freed_at = footer.canary & KARST_SITE_MASK;
     } else {
@@ -297,8 +292,7 @@ enum karst_fault marks_judge(const struct call *call, struct karst_why *why) {
     enum karst_mark state = at ? marks_entry(at, &offset) : KARST_MARK_NONE;
     if (state == KARST_MARK_LIVE) {
         why->block = address;
-        if (read_footer(address, offset, &footer) &&
-            marks_footer_offset(footer.size & MARKS_SIZE_MASK) == offset) {
+        if (read_footer(address, offset, &footer) && marks_footer_offset(footer.size) == offset) {
             tell_block(why, address, &footer);
         } else {
             why->block_size = offset;

@@ -10,28 +10,35 @@
 /* Most of what a call takes. */
 #define MARKS_INLINE inline __attribute__((always_inline))
 
-#define MARKS_FILL      (UINT64_C(0x0101010101010101) * KARST_FOOTER_FILL)
-#define MARKS_SIZE_MASK ((UINT64_C(1) << KARST_FOOTER_SIZE_BITS) - 1)
+#define MARKS_FILL (UINT64_C(0x0101010101010101) * KARST_FOOTER_FILL)
 /* Room behind a leaf for an entry that begins in its last bytes. */
 #define MARKS_LEAF_MORE 4096u
-/* Blocks up to this size have a short entry in the map. */
-#define MARKS_SHORT ((KARST_MAP_LARGE - 1) * UINT64_C(8))
+/* Sizes that most blocks have: behind none are more than 7 bytes to fill, and the map has a short entry. */
+#define MARKS_USUAL_LEAST 9u
+#define MARKS_USUAL_MOST  (KARST_MAP_LARGE - 8u)
 
-/* Sequence numbers are dealt to threads in pieces, and a thread that is far behind takes a new piece. A
- * multiple of a piece is nobody's number: it says that the thread's piece is used up. */
+/* Sequence numbers: threads count on by themselves as far as a horizon that all share, and who reaches it, or
+ * is far behind it, moves it on and goes on from there. */
 #define MARKS_PIECE  64u
 #define MARKS_BEHIND 4096u
 
 struct marks_thread {
-    uint64_t next;
-    uint64_t thread_bits; /* the thread's id, as it stands in footers */
+    uint64_t next; /* as it stands in footers, with the thread's id; 0: not known yet, far behind */
 };
 extern _Thread_local struct marks_thread marks_thread
     __attribute__((visibility("hidden"), tls_model("initial-exec")));
-extern uint64_t marks_dealt __attribute__((visibility("hidden")));
+/* Its lower 32 bits, which alone are compared, are never such that 0 were not far behind. */
+extern uint64_t marks_horizon __attribute__((visibility("hidden")));
 
-/* Prepares the map; false: no memory. */
-bool marks_open(void);
+/* The thread may not use this number. One that slept through a multiple of 2^32 blocks, give or take
+ * MARKS_BEHIND, may for a while. */
+static MARKS_INLINE bool marks_is_used_up(uint64_t number) {
+    return UNLIKELY((uint32_t)__atomic_load_n(&marks_horizon, __ATOMIC_RELAXED) - (uint32_t)number >
+                    MARKS_BEHIND);
+}
+
+/* Prepares the map. */
+void marks_open(void);
 /* What is wrong with a block that is to be freed and did not pass marks_release(). KARST_FAULT_NONE: nothing,
  * it was never marked. Fills what why says of the block. */
 enum karst_fault marks_judge(const struct call *call, struct karst_why *why);
@@ -41,6 +48,15 @@ bool marks_size(const void *block, size_t *size);
 static MARKS_INLINE uint64_t marks_footer_offset(uint64_t size) {
     uint64_t whole = (size + 7) & ~UINT64_C(7);
     return whole < 16 ? 16 : whole;
+}
+
+static MARKS_INLINE bool marks_are_usual(uint64_t size) {
+    return size - MARKS_USUAL_LEAST <= MARKS_USUAL_MOST - MARKS_USUAL_LEAST;
+}
+
+/* marks_footer_offset() of a usual size. */
+static MARKS_INLINE uint64_t marks_usual_offset(uint64_t size) {
+    return (size + 7) & ~UINT64_C(7);
 }
 
 /* What to ask the allocator for; a size that can't be met stays one. */
@@ -58,19 +74,23 @@ static MARKS_INLINE uint64_t marks_place(uint64_t address) {
     return address >> 4 | address << 60;
 }
 
-/* The leaf of a place, which has to be in the map; NULL: none was made. */
-static MARKS_INLINE uint8_t *marks_leaf(uint64_t place) {
-    const uint64_t *directory = (const uint64_t *)(uintptr_t)karst_control.map;
-    return (uint8_t *)(uintptr_t)__atomic_load_n(&directory[place / KARST_MAP_LEAF], __ATOMIC_ACQUIRE);
+extern uint64_t marks_directory[KARST_MAP_ENTRIES] __attribute__((visibility("hidden")));
+
+/* What leads from a place to its entry; 0: it has no leaf, or is beyond the map's end. */
+static MARKS_INLINE uint64_t marks_base(uint64_t place) {
+    uint64_t number = place / KARST_MAP_LEAF;
+    FORGET(number); /* or it would be worked out a second time for the comparison */
+    return LIKELY(number < KARST_MAP_ENTRIES) ? __atomic_load_n(&marks_directory[number], __ATOMIC_ACQUIRE)
+                                              : 0;
 }
 
 /* Entries are little endian and lie anywhere. */
 static inline void marks_set_entry(uint8_t *at, uint64_t offset, enum karst_mark state) {
-    if (LIKELY(offset / 8 < KARST_MAP_LARGE)) {
-        uint16_t entry = (uint16_t)(offset / 8 << 2 | state);
+    if (LIKELY(offset < KARST_MAP_LARGE)) {
+        uint16_t entry = (uint16_t)(offset | state);
         memcpy(at, &entry, sizeof entry);
     } else {
-        uint64_t entry = offset << 16 | KARST_MAP_LARGE << 2 | state;
+        uint64_t entry = offset << 16 | KARST_MAP_LARGE | state;
         memcpy(at, &entry, sizeof entry);
     }
 }
@@ -78,13 +98,13 @@ static inline void marks_set_entry(uint8_t *at, uint64_t offset, enum karst_mark
 static inline enum karst_mark marks_entry(const uint8_t *at, uint64_t *offset) {
     uint16_t entry;
     memcpy(&entry, at, sizeof entry);
-    *offset = (uint64_t)(entry >> 2) * 8;
-    if (UNLIKELY(entry >> 2 == KARST_MAP_LARGE)) {
+    *offset = entry & KARST_MAP_LARGE;
+    if (UNLIKELY(*offset == KARST_MAP_LARGE)) {
         uint64_t large;
         memcpy(&large, at, sizeof large);
         *offset = large >> 16;
     }
-    return entry & 3;
+    return entry & KARST_MAP_STATE;
 }
 
 /* ---- marking ----------------------------------------------------------------------------------------- */
@@ -98,34 +118,26 @@ static MARKS_INLINE void marks_write(void *block, uint64_t size, uint64_t offset
                                      enum karst_function function, uint64_t number) {
     struct karst_footer *footer = (struct karst_footer *)((uint8_t *)block + offset);
     footer->canary = karst_control.canary ^ (uint64_t)(uintptr_t)block;
-    footer->size = size | marks_thread.thread_bits;
+    footer->size = size;
     footer->site = site | (uint64_t)function << KARST_SITE_BITS;
     footer->sequence = number;
 }
 
-/* Marks a fresh block that the allocator just gave for marks_room(size) bytes, of MARKS_SHORT at most: what
- * most calls take. False, and nothing done: marks_put() has to do it. */
-static MARKS_INLINE bool marks_put_fresh(void *block, uint64_t size, uint64_t site,
+/* Marks a fresh block of a usual size that the allocator just gave for marks_room(size) bytes. False, and
+ * nothing done: marks_put() has to do it. */
+static MARKS_INLINE bool marks_put_usual(void *block, uint64_t size, uint64_t site,
                                          enum karst_function function) {
-    uint64_t place = marks_place((uint64_t)(uintptr_t)block), offset = marks_footer_offset(size);
-    if (UNLIKELY(place >= MARKS_PLACES)) {
-        return false;
-    }
-    uint8_t *leaf = marks_leaf(place);
-    uint64_t number = marks_thread.next;
-    if (UNLIKELY(!leaf || number % MARKS_PIECE == 0 ||
-                 __atomic_load_n(&marks_dealt, __ATOMIC_RELAXED) - number > MARKS_BEHIND)) {
+    uint64_t place = marks_place((uint64_t)(uintptr_t)block), offset = marks_usual_offset(size);
+    uint64_t base = marks_base(place), number = marks_thread.next;
+    if (UNLIKELY(!base) || marks_is_used_up(number)) {
         return false;
     }
     marks_thread.next = number + 1;
     uint64_t fill = MARKS_FILL;
-    uint16_t entry = (uint16_t)(offset / 2 | KARST_MARK_LIVE);
-    memcpy((uint8_t *)block + offset - 8, &fill, sizeof fill); /* whole words may be filled: it is fresh */
-    if (UNLIKELY(size < 8)) {
-        memcpy(block, &fill, sizeof fill);
-    }
+    uint16_t entry = (uint16_t)(offset + KARST_MARK_LIVE);
+    memcpy((uint8_t *)block + offset - 8, &fill, sizeof fill); /* a whole word may be filled: it is fresh */
     marks_write(block, size, offset, site, function, number);
-    memcpy(leaf + place % KARST_MAP_LEAF, &entry, sizeof entry);
+    memcpy((uint8_t *)(uintptr_t)(base + place), &entry, sizeof entry);
     return true;
 }
 
@@ -138,22 +150,25 @@ bool marks_release(void *block, uint64_t site);
 /* The bytes of a word that are not the program's, when so many are not. */
 extern const uint64_t marks_gaps[8] __attribute__((visibility("hidden")));
 
-/* The same for most blocks. False, and nothing done: marks_release() has to do it. */
-static MARKS_INLINE bool marks_release_most(void *block, uint64_t site) {
-    uint64_t address = (uint64_t)(uintptr_t)block, place = marks_place(address), word;
-    uint8_t *leaf = LIKELY(place < MARKS_PLACES) ? marks_leaf(place) : NULL;
-    if (UNLIKELY(!leaf)) {
+/* The same for blocks of usual sizes. False, and nothing done: marks_release() has to do it. */
+static MARKS_INLINE bool marks_release_usual(void *block, uint64_t site) {
+    uint64_t address = (uint64_t)(uintptr_t)block, place = marks_place(address), base = marks_base(place),
+             word;
+    if (UNLIKELY(!base)) {
         return false;
     }
+    uint8_t *at = (uint8_t *)(uintptr_t)(base + place);
     uint16_t entry;
-    uint8_t *at = leaf + place % KARST_MAP_LEAF;
     memcpy(&entry, at, sizeof entry);
-    uint16_t live = (uint16_t)(entry - KARST_MARK_LIVE), units = (uint16_t)(live >> 2 | live << 14);
-    if (UNLIKELY(units >= KARST_MAP_LARGE)) {
-        return false; /* not live, or with a long entry */
+    uint64_t offset = entry;
+    FORGET(offset); /* or its narrow self would be kept beside it */
+    if (UNLIKELY(!(offset & KARST_MARK_LIVE))) {
+        return false;
     }
-    struct karst_footer *footer = (struct karst_footer *)((uint8_t *)block + (uint64_t)units * 8);
-    uint64_t gap = (uint64_t)units * 8 - (footer->size & MARKS_SIZE_MASK);
+    offset -= KARST_MARK_LIVE;
+    /* Behind a long entry stands no canary there: the block is longer. */
+    struct karst_footer *footer = (struct karst_footer *)((uint8_t *)block + offset);
+    uint64_t gap = offset - footer->size;
     if (UNLIKELY(footer->canary != (karst_control.canary ^ address) || gap >= 8)) {
         return false;
     }
@@ -162,7 +177,7 @@ static MARKS_INLINE bool marks_release_most(void *block, uint64_t site) {
         return false;
     }
     footer->canary = KARST_FOOTER_FREED | site;
-    entry = (uint16_t)(entry + (KARST_MARK_FREED - KARST_MARK_LIVE));
+    entry = (uint16_t)(offset + KARST_MARK_FREED);
     memcpy(at, &entry, sizeof entry);
     return true;
 }

@@ -14,11 +14,16 @@
 
 #define LIKELY(condition)   __builtin_expect(!!(condition), 1)
 #define UNLIKELY(condition) __builtin_expect(!!(condition), 0)
-#define COLD                __attribute__((noinline, cold))
-#define EXPORT              __attribute__((visibility("default")))
+/* The compiler no longer knows what the variable is worth, and so works out anew what follows from it:
+ * cheaper than to keep that over a call. */
+#define FORGET(variable) __asm__("" : "+r"(variable))
+#define COLD             __attribute__((noinline, cold))
+#define EXPORT           __attribute__((visibility("default")))
 
-/* The marker; its symbol is exported, the library's own uses go to it directly. */
-extern struct karst_control karst_control __attribute__((visibility("protected")));
+/* The marker. For the library itself it is hidden, so that its fields are addressed directly; control.c
+ * exports it under the name that it has in C. */
+extern struct karst_control karst_control __asm__("karst_control_within")
+    __attribute__((visibility("hidden")));
 /* Holds the trap instruction. At the stop its argument is in the first argument register. */
 EXPORT void karst_trap_stop(const struct karst_why *why);
 extern const char karst_trap_stop_end[] __attribute__((visibility("hidden")));

@@ -1,6 +1,8 @@
 """What the preload library costs: the same programs without it, with it and nothing asked for, with one trap on a
-size, with the flight recorder, with marks. All variants take turns, round by round; a variant's figure is the
-least of its rounds, differences and ratios are of these figures. Run by `make bench-preload`."""
+size, with the flight recorder, with marks. All variants take turns. What a variant costs more is taken from each of
+its runs and the bare run right beside it, and of these differences and ratios the median: a processor's pace changes from
+second to second, so that the least of one variant's rounds and the least of another's need not be of one pace. Run by
+`make bench-preload`."""
 
 from __future__ import annotations
 
@@ -75,22 +77,31 @@ def main() -> None:
     options = parser.parse_args()
     workloads = ["tight 1", "tight 2", "mixed 1", "mixed 2", "python3"]
     figures: dict[str, dict[str, list[float]]] = {what: defaultdict(list) for what in workloads}
-    for _ in range(options.rounds):
+    for round_ in range(options.rounds):
         for what in workloads:
-            for name, variant in VARIANTS.items():
-                figures[what][name].append(statistics.mean(
-                    measure(options.karst, options.program, what, variant, options.events)))
-    print(f"{'workload':10} {'variant':10} {'least':>12} {'median':>12} {'more':>9} {'ratio':>7}")
+            # As often before as after the bare run.
+            names = list(VARIANTS)[1:]
+            for name in names if round_ % 2 else reversed(names):
+                pair = ["without", name] if round_ % 2 else [name, "without"]
+                for one in pair:
+                    figures[what][f"{one} beside {name}" if one == "without" else one].append(statistics.mean(
+                        measure(options.karst, options.program, what, VARIANTS[one], options.events)))
+    print(f"{'workload':10} {'variant':10} {'least':>12} {'median':>12} {'more':>9} {'ratio':>7}   "
+          "(more, ratio: medians of pairs)")
     for what in workloads:
-        base = min(figures[what]["without"])
         scale, unit = (1e-6, "ms") if what == "python3" else (1, "ns")
-        for name in VARIANTS:
-            least, median = min(figures[what][name]), statistics.median(figures[what][name])
-            print(f"{what:10} {name:10} {least * scale:9.2f} {unit} {median * scale:9.2f} {unit} "
-                  f"{(least - base) * scale:+9.2f} {least / base:7.3f}")
+        bare = [figure for name in list(VARIANTS)[1:] for figure in figures[what][f"without beside {name}"]]
+        print(f"{what:10} {'without':10} {min(bare) * scale:9.2f} {unit} {statistics.median(bare) * scale:9.2f} {unit}")
+        for name in list(VARIANTS)[1:]:
+            own, beside = figures[what][name], figures[what][f"without beside {name}"]
+            more = statistics.median(a - b for a, b in zip(own, beside, strict=True))
+            ratio = statistics.median(a / b for a, b in zip(own, beside, strict=True))
+            print(f"{what:10} {name:10} {min(own) * scale:9.2f} {unit} {statistics.median(own) * scale:9.2f} {unit} "
+                  f"{more * scale:+9.2f} {ratio:7.3f}")
     if not options.no_gdb:
         breakpoint_ns = conditional_breakpoint(options.program)
-        trap_ns = max(min(figures["tight 1"]["one trap"]) - min(figures["tight 1"]["without"]), 0.01)
+        trap_ns = max(statistics.median(a - b for a, b in zip(
+            figures["tight 1"]["one trap"], figures["tight 1"]["without beside one trap"], strict=True)), 0.01)
         print(f"\nGDB's conditional breakpoint: {breakpoint_ns / 1000:.0f} us a call; a trap {trap_ns:.2f} ns: "
               f"{breakpoint_ns / trap_ns:,.0f} times cheaper")
     if options.json:

@@ -200,6 +200,20 @@ def test_faults_are_caught_at_the_call(kind: str, says: str, sites: list[str], a
 
 
 @pytest.mark.parametrize("allocator", ALLOCATORS)
+def test_marks_of_all_sizes(allocator: str) -> None:
+    """Empty blocks, blocks of less than a word, those with the longest short entry in the map and the shortest long
+    one: a byte beyond the end of each is found, and a second free, and nothing else."""
+    sizes = [start + more for start in (0, 65504, 131056, 1 << 20) for more in range(32)]
+    assert run("--mark", CALLS, "bounds", "healthy", allocator=allocator).stderr == ""
+    for kind, says in ("beyond", "overflow"), ("twice", "double free"):
+        lines = run("--mark", CALLS, "bounds", kind, allocator=allocator).stderr.splitlines()
+        assert [line.split(": ")[1] for line in lines] == [says] * len(sizes)
+        told = [int(found[1]) for line in lines if (found := re.search(r"of (\d+) bytes", line))]
+        if kind == "beyond":
+            assert told == sizes
+
+
+@pytest.mark.parametrize("allocator", ALLOCATORS)
 def test_healthy_programs_have_no_faults(allocator: str, directory: Path) -> None:
     assert run("--mark", CALLS, "fault", "healthy", allocator=allocator).stderr == ""
     assert run("--mark", CALLS, "sizes", allocator=allocator).stderr == ""

@@ -2,6 +2,7 @@
  *
  * calls sizes            malloc of 100 to 199 bytes, calloc, realloc, memalign, two threads, frees
  * calls fault KIND       one fault: double, foreign, global, interior, overflow, moved, wild, healthy
+ * calls bounds KIND      blocks of all sizes where marks change: healthy, beyond (a byte is written), twice (freed)
  * calls own LIBRARY      does what a debugger does: arms "malloc 150" in the library's control block
  * calls hand THREADS N   blocks go from thread to thread; writes `truth` (address, thread, a or f) and waits
  * calls swap THREADS N   the same without a lock or a truth: blocks are swapped in and out of boxes
@@ -109,6 +110,24 @@ static int fault(const char *kind) {
         drop(block);
     }
     drop(other);
+    puts("done");
+    return 0;
+}
+
+/* Blocks of each size at which a mark takes another form, all of their bytes written. */
+static int bounds(const char *kind) {
+    static const size_t from[] = {0, 65504, 131056, 1 << 20};
+    size_t beyond = strcmp(kind, "beyond") == 0;
+    for (size_t i = 0; i < sizeof from / sizeof *from; i++) {
+        for (size_t size = from[i]; size < from[i] + 32; size++) {
+            char *block = make(size);
+            memset(block, 1, size + beyond);
+            drop(block);
+            if (strcmp(kind, "twice") == 0) {
+                drop(block);
+            }
+        }
+    }
     puts("done");
     return 0;
 }
@@ -300,6 +319,9 @@ int main(int argc, char **argv) {
     }
     if (strcmp(what, "fault") == 0 && argc > 2) {
         return fault(argv[2]);
+    }
+    if (strcmp(what, "bounds") == 0 && argc > 2) {
+        return bounds(argv[2]);
     }
     if (strcmp(what, "own") == 0) {
         return own();
