@@ -106,11 +106,37 @@ hits: calls that met the conditions, those that were skipped too; stops: times t
         if not rows:
             gdb.write("no traps\n")
             return
-        width = max(len("trap"), *(len(row.text) for row in rows))
-        gdb.write(f"{'':>3}  {'trap':{width}}  {'state':5}  {'by':7}  {'hits':>10}  {'stops':>6}\n")
-        for row in rows:
-            gdb.write(f"{row.number:>3}  {row.text:{width}}  {row.state:5}  {row.by:7}  {row.hits:>10,}  "
-                      f"{row.fired:>6,}\n")
+        _write_table([{"": f"{row.number:>3}", "trap": row.text, "state": f"{row.state:5}", "by": f"{row.by:7}",
+                       "hits": f"{row.hits:>10,}", "stops": f"{row.fired:>6,}"} for row in rows])
+
+
+_SPARE, _GAP, _SHORTENED = ["by", "hits", "state"], 2, 12
+
+
+def _write_table(rows: list[dict[str, str]]) -> None:
+    """As wide as GDB's lines are: columns that are least needed are left out, then traps shortened; both are said."""
+    names, limit, left_out = list(rows[0]), int(gdb.parameter("width") or 0), []
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
+
+    def excess() -> int:
+        return sum(widths[name] for name in names) + _GAP * (len(names) - 1) - limit
+
+    while limit and excess() > max(0, widths["trap"] - _SHORTENED) and len(left_out) < len(_SPARE):
+        left_out.append(_SPARE[len(left_out)])
+        names.remove(left_out[-1])
+    shortened = bool(limit) and excess() > 0
+    if shortened:
+        widths["trap"] = max(_SHORTENED, widths["trap"] - excess())
+    for row in [{name: name for name in names}, *rows]:
+        cells = []
+        for name in names:
+            text = row[name] if len(row[name]) <= widths[name] else row[name][:widths[name] - 3] + "..."
+            cells.append(f"{text:>{widths[name]}}" if name in ("hits", "stops", "") else f"{text:{widths[name]}}")
+        gdb.write((" " * _GAP).join(cells).rstrip() + "\n")
+    if left_out:
+        gdb.write(f"(left out to fit: {', '.join(left_out)};\n--json has all)\n")
+    elif shortened:
+        gdb.write("(shortened to fit; --json has all)\n")
 
 
 def register() -> None:

@@ -37,11 +37,11 @@ static void handle_signals(void) {
 static const char usage[] =
     "usage: karst -p PID VERB [ARGUMENTS]\n"
     "       karst -c CORE [-e EXECUTABLE] VERB [ARGUMENTS]\n"
-    "       karst run [--mark] [--recorder] [--trap SPEC] COMMAND [ARGUMENTS]\n"
-    "\n"
-    "Walks the heap of a process or a core dump: what is live, free or cached, where\n"
-    "the holes are and what pins them, what is corrupt. `karst VERB --help` tells\n"
-    "more of one verb.\n\n";
+    "       karst run [--mark] [--recorder] [--trap SPEC] COMMAND [ARGUMENTS]\n\n";
+
+static const char purpose[] =
+    "Walks the heap of a process or a core dump: what is live, free or cached, where the holes are and what "
+    "pins them, what is corrupt. `karst VERB --help` tells more of one verb.\n";
 
 static const char target_help[] =
     "  -p, --pid PID         a live process; it stops while it is read, goes on after\n"
@@ -63,6 +63,7 @@ static struct karst_writer writer; /* too large for some stacks */
 static void write_help(struct terminal *terminal) {
     karst_writer_open(&writer, &terminal->output, false);
     karst_print(&writer, "%s", usage);
+    karst_print_wrapped(&writer, 0, 0, purpose);
     karst_print_title(&writer, "Target");
     karst_print(&writer, "%s", target_help);
     karst_verb_write_list(&writer);

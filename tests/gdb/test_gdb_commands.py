@@ -686,3 +686,23 @@ def test_narrow_terminal(directory: Path) -> None:
             assert "left out to fit" in plain(terminal.type("karst arenas"))
         finally:
             terminal.close()
+
+
+def test_narrow_list_of_traps(directory: Path) -> None:
+    """Nothing is left out of it without a word, and nothing at all where there is room."""
+    trap = "malloc,calloc,realloc 1048576:2097152 skip=3 count=2"
+    with started([DEBUGGED], directory) as program:
+        terminal = Terminal(["-p", str(program.pid)], directory)
+        try:
+            terminal.type(f"karst trap add {trap}")
+            wide = plain(terminal.type("karst trap list")).replace("\r", "")
+            assert f"{trap}  on " in wide and "hits" in wide and "to fit" not in wide
+            terminal.type("set width 60")
+            said = plain(terminal.type("karst trap list")).replace("\r", "").removeprefix("karst trap list")
+            assert max(map(len, said.splitlines())) <= 60 and "(shortened to fit; --json has all)" in said, said
+            terminal.type("set width 40")
+            said = plain(terminal.type("karst trap list")).replace("\r", "").removeprefix("karst trap list")
+            assert max(map(len, said.splitlines())) <= 40 and "left out to fit: by, hits" in said, said
+            terminal.type("karst trap remove")
+        finally:
+            terminal.close()
