@@ -115,7 +115,8 @@ _SPARE, _GAP, _SHORTENED = ["by", "hits", "state"], 2, 12
 
 def _write_table(rows: list[dict[str, str]]) -> None:
     """As wide as GDB's lines are: columns that are least needed are left out, then traps shortened; both are said."""
-    names, limit, left_out = list(rows[0]), int(gdb.parameter("width") or 0), []
+    names, limit = list(rows[0]), int(gdb.parameter("width") or 0)
+    left_out: list[str] = []
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
 
     def excess() -> int:
