@@ -323,7 +323,8 @@ bool karst_target_symbolize(struct karst_target *target, uint64_t address, enum 
         bool fits = strlen(linked) < room;
         snprintf(text, room, "%.*s%s", (int)(fits ? room : room - 4), linked, fits ? "" : "...");
     }
-    strcat(text, distance);
+    size_t used = strlen(text);
+    snprintf(text + used, size - used, "%s", distance);
     return true;
 }
 

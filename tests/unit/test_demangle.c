@@ -8,6 +8,11 @@ static const char *readable(const char *name, size_t size) {
     return karst_demangle(name, text, size) ? text : "(none)";
 }
 
+static void append(char *to, size_t size, const char *more) {
+    size_t used = strlen(to);
+    snprintf(to + used, size - used, "%s", more);
+}
+
 static void check_names(void) {
     static const char *const names[][2] = {
         {"_ZN3abc3addEi", "abc::add(int)"},
@@ -33,12 +38,12 @@ static void check_names(void) {
 static void check_long_names(void) {
     char name[300] = "_ZN5queue4pushE", wanted[300] = "queue::push(";
     for (int i = 0; i < 20; i++) {
-        strcat(name, "5Thing");
-        strcat(wanted, i ? ", Thing" : "Thing");
+        append(name, sizeof name, "5Thing");
+        append(wanted, sizeof wanted, i ? ", Thing" : "Thing");
     }
-    strcat(wanted, ")");
+    append(wanted, sizeof wanted, ")");
     CHECK(strcmp(readable(name, sizeof text), wanted) == 0);
-    strcat(name, "5Thing5Thing");
+    append(name, sizeof name, "5Thing5Thing");
     CHECK(strcmp(readable(name, sizeof text), "queue::push") == 0);
     CHECK(strcmp(readable("_ZNSt8_Rb_treeIjSt4pairIKjNSt7__cxx1112basic_stringIcSt11char_"
                           "traitsIcESaIcEEEESt10_Select1stIS8_"
@@ -69,7 +74,7 @@ static void check_explosion(void) {
         snprintf(name + used, sizeof name - used, "S0_I%s%sE", before, before);
         snprintf(before, sizeof before, "S%c_", digits[level]);
     }
-    strcat(name, "EEvv");
+    append(name, sizeof name, "EEvv");
     CHECK(strcmp(readable(name, sizeof text), "a::b<...") == 0);
     memset(name + 2, 'P', sizeof name - 3); /* a pointer to a pointer to ... */
     name[sizeof name - 1] = '\0';
