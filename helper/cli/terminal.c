@@ -51,7 +51,7 @@ static bool write_text(void *context, enum karst_style style, const char *text, 
     return written && !interrupted;
 }
 
-static uint32_t terminal_width(void) {
+static uint32_t terminal_width(int file) {
     const char *columns = getenv("COLUMNS");
     if (columns) {
         char *end = NULL;
@@ -61,7 +61,7 @@ static uint32_t terminal_width(void) {
         }
     }
     struct winsize size;
-    return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
+    return ioctl(file, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
 }
 
 void terminal_open(struct terminal *terminal, enum color_mode color) {
@@ -71,7 +71,7 @@ void terminal_open(struct terminal *terminal, enum color_mode color) {
     setlocale(LC_CTYPE, "");
     *terminal = (struct terminal){
         .output = {.write = write_text,
-                   .width = tty ? terminal_width() : 0,
+                   .width = tty ? terminal_width(STDOUT_FILENO) : 0,
                    .unicode = strcmp(nl_langinfo(CODESET), "UTF-8") == 0},
         .color = color == COLOR_ALWAYS || (color == COLOR_AUTO && tty && !dumb && !(no_color && *no_color)),
         .tty = tty,
@@ -126,8 +126,10 @@ bool terminal_poll(void *context, const char *what, uint64_t done, uint64_t tota
                              100.0 * (double)(done < total ? done : total) / (double)total,
                              (double)total / (1 << 30));
         }
+        int width = (int)terminal_width(STDERR_FILENO); /* a line that goes on below is not wiped by \r */
+        size = width && size >= width ? width - 1 : size;
         int rest = (int)terminal->shown > size ? (int)terminal->shown - size : 0;
-        fprintf(stderr, "\r%s%*s", text, rest, "");
+        fprintf(stderr, "\r%.*s%*s", size, text, rest, "");
         fflush(stderr);
         terminal->shown = (size_t)size + (size_t)rest;
     }

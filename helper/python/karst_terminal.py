@@ -54,6 +54,7 @@ class Progress:
         if os.isatty(2) and os.isatty(1) and time.monotonic() - self._since >= _PROGRESS_AFTER:
             text = f"{what}: {100 * min(done, total) // total} % of {total / 2**30:.1f} GB" if total \
                 else f"{what}: {done / 2**30:.1f} GB"
+            text = text[:max(os.get_terminal_size(2).columns - 1, 0) or None]  # what goes on below is not wiped by \r
             os.write(2, b"\r" + text.ljust(self._shown).encode())
             self._shown = max(self._shown, len(text))
         return signal.SIGINT not in signal.sigpending()
