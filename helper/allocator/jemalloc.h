@@ -286,6 +286,8 @@ bool jemalloc_walk_extents(struct jemalloc_heap *jemalloc, uint64_t start, uint6
 bool jemalloc_walk_chunks(struct jemalloc_heap *jemalloc, uint64_t start, uint64_t end,
                           jemalloc_run_fn *visit, void *context);
 bool jemalloc_chunk_run_of(struct jemalloc_heap *jemalloc, uint64_t address, struct jemalloc_run *run);
+/* Of a chunk's header, page map included. */
+uint32_t jemalloc_header_pages(const struct jemalloc_layout *layout);
 /* What runs are made of by the layout in use, with opt.redzone, and (3.x) with profiling's table in each run,
  * which is there where opt.lg_prof_sample is no more than a page's. */
 void jemalloc_shape_runs(struct jemalloc_heap *jemalloc, bool redzones, bool profiled);

@@ -20,8 +20,8 @@
 #define OVRHD_RELAX     0x1800u
 #define REDZONE_MINSIZE 16u
 
-/* Pages of a chunk's header, arena_boot(). */
-static uint32_t header_pages(const struct jemalloc_layout *layout) {
+/* arena_boot() */
+uint32_t jemalloc_header_pages(const struct jemalloc_layout *layout) {
     uint64_t pages = 1ull << (layout->lg_chunk - 12), bias = 0;
     for (int i = 0; i < 3; i++) {
         bias =
@@ -56,7 +56,7 @@ static void fill_run(struct jemalloc_run_shape *shape, uint32_t pad, bool profil
 /* 3.x, bin_info_run_size_calc(): a run grows until what is in front of its regions is little enough of it. */
 static void shape_run_3(struct jemalloc_run_shape *shape, const struct jemalloc_layout *layout,
                         uint32_t least, uint32_t pad, bool profiled) {
-    uint32_t largest = (1u << layout->lg_chunk) - header_pages(layout) * PAGE;
+    uint32_t largest = (1u << layout->lg_chunk) - jemalloc_header_pages(layout) * PAGE;
     struct jemalloc_run_shape next = *shape;
     next.size = least;
     fill_run(&next, pad, profiled);
@@ -208,7 +208,7 @@ static unsigned bad_entries(const struct page_map *map) {
 /* Reads the map of the chunk at address; NULL: not there. The one read last is kept. */
 static const uint8_t *read_map(struct jemalloc_heap *jemalloc, uint64_t chunk) {
     const struct jemalloc_layout *layout = &jemalloc->layout;
-    uint64_t size = ((1ull << (layout->lg_chunk - 12)) - header_pages(layout)) * layout->map_entry;
+    uint64_t size = ((1ull << (layout->lg_chunk - 12)) - jemalloc_header_pages(layout)) * layout->map_entry;
     if (jemalloc->map && jemalloc->map_of == chunk) {
         return jemalloc->map;
     }
@@ -229,7 +229,7 @@ static bool open_map(struct jemalloc_heap *jemalloc, uint64_t chunk, struct page
                              .shapes = jemalloc->shapes,
                              .bytes = read_map(jemalloc, chunk),
                              .chunk = chunk,
-                             .first = header_pages(&jemalloc->layout),
+                             .first = jemalloc_header_pages(&jemalloc->layout),
                              .pages = 1u << (jemalloc->layout.lg_chunk - 12)};
     return map->bytes != NULL;
 }
@@ -260,7 +260,7 @@ static void read_header(struct jemalloc_heap *jemalloc, const struct jemalloc_ch
         run->problems |= sensible ? 0 : JEMALLOC_BAD_HEADER;
         return;
     }
-    uint64_t pages = 1ull << (layout->lg_chunk - 12), bias = header_pages(layout);
+    uint64_t pages = 1ull << (layout->lg_chunk - 12), bias = jemalloc_header_pages(layout);
     uint64_t index = (run->address - chunk->address) / PAGE - bias;
     run->header = chunk->address + layout->map + layout->map_entry * (pages - bias) + index * layout->misc +
                   layout->misc_run;

@@ -206,13 +206,28 @@ static bool take_chunk_size(void *context, uint64_t at, uint64_t word) {
 }
 
 /* chunk_stats_t: how many there ever were, at most at once, and are now. */
-static bool are_chunk_stats(const struct chunk_search *search, const uint64_t words[3]) {
-    return words[2] >= search->least && words[2] <= search->most && words[1] >= words[2] &&
-           words[0] >= words[1] && words[0] < CHUNKS_EVER;
+static bool are_chunk_stats(const struct chunk_search *search, uint64_t at, uint64_t words[3]) {
+    return read_words(search->jemalloc, at, words) && words[2] >= search->least && words[2] <= search->most &&
+           words[1] >= words[2] && words[0] >= words[1] && words[0] < CHUNKS_EVER;
 }
 
-/* chunk.c has them beside chunksize, chunksize_mask, map_bias and chunk_npages, none of which may be taken
- * for one of them. Nearest to chunksize: those of other files are further away. */
+/* chunk.c has more variables that are no pointers: chunksize, its mask, how many pages that is, how many of
+ * them the header has, and the largest class. */
+static bool is_of_chunk_size(const struct chunk_search *search, uint64_t word) {
+    uint64_t header = jemalloc_header_pages(&search->jemalloc->layout);
+    return word == search->size || word == search->size - 1 || word == search->size / PAGE ||
+           word == header || word == search->size - header * PAGE;
+}
+
+/* One word too early, or too late? */
+static bool is_beside(const struct chunk_search *search, uint64_t at, const uint64_t words[3]) {
+    uint64_t others[3];
+    return (is_of_chunk_size(search, words[0]) && are_chunk_stats(search, at + 8, others)) ||
+           (is_of_chunk_size(search, words[2]) && are_chunk_stats(search, at - 8, others));
+}
+
+/* They stand near chunksize and chunksize_mask: the nearest are taken, those of other files are further away.
+ */
 static void look_around(struct chunk_search *search, uint64_t place, struct jemalloc_counters *counters) {
     uint64_t word, nearest = NEIGHBOURHOOD + 1, words[3];
     bool has_mask = false;
@@ -221,12 +236,11 @@ static void look_around(struct chunk_search *search, uint64_t place, struct jema
     }
     for (uint64_t at = place - NEIGHBOURHOOD; has_mask && at <= place + NEIGHBOURHOOD; at += 8) {
         uint64_t distance = at > place ? at - place : place - at;
-        if (distance >= nearest || !read_words(search->jemalloc, at, words) ||
-            !are_chunk_stats(search, words) || words[0] >= search->size - 1) {
-            continue;
+        if (distance < nearest && are_chunk_stats(search, at, words) && words[0] != search->size &&
+            words[0] != search->size - 1 && !is_beside(search, at, words)) {
+            nearest = distance;
+            *counters = (struct jemalloc_counters){.known = true, .chunks = words[2]};
         }
-        nearest = distance;
-        *counters = (struct jemalloc_counters){.known = true, .chunks = words[2]};
     }
 }
 
@@ -249,7 +263,7 @@ static void find_chunk_stats(struct jemalloc_heap *jemalloc, struct data_scan *s
     uint64_t words[3];
     bound_chunks(&search);
     if (jemalloc_symbol(jemalloc->heap.target, jemalloc->module, "stats_chunks", &symbol) &&
-        read_words(jemalloc, symbol.address, words) && are_chunk_stats(&search, words)) {
+        are_chunk_stats(&search, symbol.address, words)) {
         *counters = (struct jemalloc_counters){.known = true, .chunks = words[2]};
         return;
     }

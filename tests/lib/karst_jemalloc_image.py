@@ -181,9 +181,10 @@ class Image:
     TABLE = 3 * PAGE  # of arenas, in the base allocator's chunk; behind it nodes of huge blocks
     NODES = TABLE + 1024
 
-    def count_chunks(self, chunks: tuple[int, int, int]) -> None:
+    def count_chunks(self, chunks: tuple[int, int, int], order: int = 0) -> None:
         """The module with its table of arenas, its tree of huge blocks by address (extent_tree_t and extent_node_t of
-        extent.h), and chunk_stats_t (ever, at most, now) beside what chunk.c has of the chunks' size."""
+        extent.h), and chunk_stats_t (ever, at most, now) beside what chunk.c has of the chunks' size, in an order that a compiler
+        may choose."""
         self.module = Module("3.6.0")
         self.words(self.arena + self.TABLE, self.arena)
         self.module.words(0x100, self.arena + self.TABLE)
@@ -194,7 +195,10 @@ class Image:
         for index, (address, size) in enumerate(self.huge):
             right = nodes[index + 1] if index + 1 < len(nodes) else tree + 8
             self.words(nodes[index], 0, 0, tree + 8, right | 1, 0, address, size)
-        self.module.words(0x480, *chunks, 0, CHUNK, 0, CHUNK - 1, self.bias, CHUNK // PAGE)
+        largest, mask, pages = CHUNK - self.bias * PAGE, CHUNK - 1, CHUNK // PAGE
+        self.module.words(0x480, *((*chunks, 0, CHUNK, 0, mask, self.bias, pages),
+                                   (CHUNK, largest, *chunks, pages, self.bias, mask),
+                                   (mask, pages, *chunks, self.bias, CHUNK))[order])
 
 
 class Redzones(Image):
