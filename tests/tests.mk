@@ -60,7 +60,8 @@ $(TEST_BUILD)/unit/%: tests/unit/%.c $(BUILD)/libkarst.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $< $(BUILD)/libkarst.a $(LDFLAGS) $(LIBRARIES) -lm -o $@
 
-# A jemalloc under test, by path: make test-jemalloc JEMALLOC=/path/libjemalloc.so (3.5 to 5.3)
+# A jemalloc under test, by path: make test-jemalloc JEMALLOC=/path/libjemalloc.so (3.5 to 5.3); with
+# KARST_JEMALLOC_PATCHED=1 one whose structs are known by its debug info alone.
 .PHONY: test-jemalloc
 test-jemalloc: all test-programs
 	@[ -e "$(JEMALLOC)" ] || { echo "say which: make test-jemalloc JEMALLOC=/path/libjemalloc.so" >&2; exit 1; }

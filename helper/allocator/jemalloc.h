@@ -79,7 +79,8 @@ extern const struct jemalloc_layout
     jemalloc_chunk_layouts[]; /* 3.x and 4.x: where chunks are the default size */
 extern const size_t jemalloc_chunk_layout_count;
 
-/* Overwrites what the module's debug info tells; the number of members it told. 5.x. */
+/* Overwrites what the module's debug info tells; the number of members it told, 0: none, or they make no
+ * sense. */
 unsigned jemalloc_layout_from_debug_info(struct karst_target *target, struct karst_module *module,
                                          struct jemalloc_layout *layout);
 
@@ -214,6 +215,7 @@ struct jemalloc_heap {
     bool *threads_inside;              /* which */
     /* 3.x, 4.x */
     struct jemalloc_run_shape shapes[JEMALLOC_SMALL_BINS];
+    unsigned told;             /* members of the layout that debug info told */
     const char *configuration; /* opt.redzone and so on, in words that end a sentence */
     struct jemalloc_chunk *chunks;
     size_t chunk_count;

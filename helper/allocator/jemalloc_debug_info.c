@@ -1,6 +1,7 @@
-/* jemalloc 5.x: the layout by the library's own debug info, where it has some: what a build was configured or
+/* jemalloc: the layout by the library's own debug info, where it has some: what a build was configured or
  * patched to be counts then, not what its version is known for. What no debug info tells stays as the row of
- * the table has it: where the fields of e_bits begin, for those are macros. */
+ * the table has it: where the fields of e_bits begin, for those are macros, and so
+ * it is with the bits of 3.x's and 4.x's page maps. */
 #include "jemalloc.h"
 
 #include <stddef.h>
@@ -8,6 +9,9 @@
 #include <string.h>
 
 #define EXTENT_READ_MAX 512u /* jemalloc_at() */
+#define CHUNK_HEAD_MAX  512u /* 3.x, 4.x: what no build comes near */
+#define MAP_ENTRY_MAX   256u
+#define MISC_MAX        512u
 
 /* A member's offset is the sum over "struct.member" steps; a step after '-' is taken off. Several rows may be
  * for one field, of several versions: a version has one of them. */
@@ -88,6 +92,34 @@ static const struct row rows[] = {
     ROW(tcache_bin_count, "cache_bin_s.low_bits_empty"),
 };
 
+/* 3.x, 4.x. A field has what its first path that there is leads to, or several of them: a version has one. */
+static const struct row chunk_rows[] = {
+    ROW(map, "arena_chunk_s.map"),
+    ROW(map, "arena_chunk_s.map_bits"),
+    ROW(map_entry, "arena_chunk_map_s."),
+    ROW(map_entry, "arena_chunk_map_bits_s."),
+    ROW(map_bits, "arena_chunk_map_s.bits"),
+    ROW(map_bits, "arena_chunk_map_bits_s.bits"),
+    ROW(misc, "arena_chunk_map_misc_s."),
+    ROW(misc_run, "arena_chunk_map_misc_s.run"),
+    ROW(chunk_self, "arena_chunk_s.node extent_node_s.en_addr"),
+    ROW(chunk_is_arenas, "arena_chunk_s.node extent_node_s.en_achunk"),
+    ROW(arena_bins, "arena_s.bins"),
+    ROW(arena_bin_size, "arena_bin_s."),
+    ROW(arena_tcaches, "arena_s.tcache_ql"),
+    ROW(arena_huge, "arena_s.huge"),
+    ROW(huge_link, "extent_node_s.ql_link"),
+    ROW(arena_mapped, "arena_s.stats arena_stats_s.mapped"),
+    ROW(arena_retained, "arena_s.stats arena_stats_s.retained"),
+    ROW(arena_metadata_mapped, "arena_s.stats arena_stats_s.metadata_mapped"),
+    ROW(arena_metadata_allocated, "arena_s.stats arena_stats_s.metadata_allocated"),
+    ROW(arena_dirty, "arena_s.ndirty"),
+    ROW(tcache_bins, "tcache_s.tbins"),
+    ROW(tcache_bin_size, "tcache_bin_s."),
+    ROW(tcache_bin_stack, "tcache_bin_s.avail"),
+    ROW(tcache_bin_count, "tcache_bin_s.ncached"),
+};
+
 /* One step, "struct.member"; "struct." is the struct's size. */
 static bool step_offset(struct karst_target *target, struct karst_module *module, const char *step,
                         size_t length, int64_t *offset) {
@@ -149,29 +181,45 @@ static bool set_field(struct jemalloc_layout *layout, const struct row *row, int
 /* Is what is read of structs inside what is read? */
 static bool is_sensible(const struct jemalloc_layout *layout) {
     uint32_t extent = layout->extent_bitmap + JEMALLOC_SLAB_BITMAP;
-    return extent <= EXTENT_READ_MAX && layout->extent_address + 8u <= extent &&
-           layout->extent_size + 8u <= extent && layout->tcache_bin_size <= 64 &&
-           layout->tcache_bin_stack + 8u <= layout->tcache_bin_size &&
-           layout->tcache_bin_count + 4u <= layout->tcache_bin_size;
+    bool tcaches = layout->tcache_bin_size <= 64 &&
+                   layout->tcache_bin_stack + 8u <= layout->tcache_bin_size &&
+                   layout->tcache_bin_count + 4u <= layout->tcache_bin_size;
+    if (layout->major < 5) {
+        return tcaches && layout->map <= CHUNK_HEAD_MAX && layout->map_entry >= 8 &&
+               layout->map_entry <= MAP_ENTRY_MAX && layout->map_bits + 8u <= layout->map_entry &&
+               layout->misc <= MISC_MAX && layout->misc_run < MISC_MAX;
+    }
+    return tcaches && extent <= EXTENT_READ_MAX && layout->extent_address + 8u <= extent &&
+           layout->extent_size + 8u <= extent;
 }
 
-unsigned jemalloc_layout_from_debug_info(struct karst_target *target, struct karst_module *module,
-                                         struct jemalloc_layout *layout) {
+static unsigned apply_rows(struct karst_target *target, struct karst_module *module, const struct row *list,
+                           size_t count, struct jemalloc_layout *layout) {
     unsigned told = 0;
-    uint64_t offset, size;
-    /* Without this one there is no debug info of a jemalloc, and no need to look for the others. */
-    if (!karst_module_member(target, module, "arena_s", "base", &offset, &size)) {
-        return 0;
-    }
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+    for (size_t i = 0; i < count; i++) {
         int64_t value;
-        if (!path_offset(target, module, rows[i].path, &value)) {
+        if (!path_offset(target, module, list[i].path, &value)) {
             continue;
         }
-        if (!set_field(layout, &rows[i], value)) {
+        if (!set_field(layout, &list[i], value)) {
             return 0;
         }
         told++;
     }
     return is_sensible(layout) ? told : 0;
+}
+
+unsigned jemalloc_layout_from_debug_info(struct karst_target *target, struct karst_module *module,
+                                         struct jemalloc_layout *layout) {
+    uint64_t offset, size;
+    /* Without these there is no debug info of such a jemalloc, and no need to look for the others. */
+    if (layout->major >= 5) {
+        return karst_module_member(target, module, "arena_s", "base", &offset, &size)
+                   ? apply_rows(target, module, rows, sizeof rows / sizeof *rows, layout)
+                   : 0;
+    }
+    const char *map = layout->major == 3 ? "map" : "map_bits";
+    return karst_module_member(target, module, "arena_chunk_s", map, &offset, &size)
+               ? apply_rows(target, module, chunk_rows, sizeof chunk_rows / sizeof *chunk_rows, layout)
+               : 0;
 }

@@ -73,17 +73,17 @@ static bool add_place(struct places *places, uint64_t address) {
     return true;
 }
 
-#define ARENA_BEGINS 32 /* bytes: ind, nthreads, and of the lock what is a mutex's in any version */
+#define SMALL (1u << 20)
 
-/* Does an arena begin there? One is handed out in whole lines of the cache; behind its number and how many
- * threads it has is a lock (pthread_mutex_t), whose first word and kind are small. */
+/* Does an arena begin there? One is handed out in whole lines of the cache. First are its number, how many
+ * threads it has, and how many for the allocator's own use (4.x) or a lock's first word: all small. */
 static bool may_be_arena(struct karst_target *target, uint64_t address) {
-    uint8_t bytes[ARENA_BEGINS];
+    uint8_t bytes[12];
     const struct karst_mapping *mapping = address % 64 == 0 ? karst_target_mapping(target, address) : NULL;
     return mapping && karst_mapping_is_anonymous(mapping) &&
            karst_target_peek(target, address, bytes, sizeof bytes) &&
-           jemalloc_half(bytes) < JEMALLOC_ARENAS_MAX && jemalloc_half(bytes + 4) < 1u << 20 &&
-           jemalloc_half(bytes + 8) <= 2 && (jemalloc_half(bytes + 24) & 0xff) <= 3;
+           jemalloc_half(bytes) < JEMALLOC_ARENAS_MAX && jemalloc_half(bytes + 4) < SMALL &&
+           jemalloc_half(bytes + 8) < SMALL;
 }
 
 /* Do a header's first two words look like one's of any version? */
@@ -237,7 +237,9 @@ static bool add_huge_of_arena(struct jemalloc_heap *jemalloc, uint32_t arena) {
     node = first;
     for (unsigned i = 0; node != 0 && i < HUGE_MAX; i++) {
         uint64_t address, size;
-        if (!jemalloc_read(jemalloc, node + 8, &address) || !jemalloc_read(jemalloc, node + 16, &size)) {
+        /* A chunk begins with a node, too. */
+        const uint64_t addr = node + jemalloc->layout.chunk_self;
+        if (!jemalloc_read(jemalloc, addr, &address) || !jemalloc_read(jemalloc, addr + 8, &size)) {
             return true;
         }
         /* The node is a block of the heap, the allocator's own. */
@@ -395,10 +397,14 @@ static struct karst_module *find_module(struct karst_target *target, unsigned ge
 static bool add_facts(struct jemalloc_heap *jemalloc, bool named) {
     struct karst_facts *facts = &jemalloc->heap.facts;
     return (!jemalloc->module || karst_facts_add(facts, "library", 0, "%s", jemalloc->module->path)) &&
-           karst_facts_add(facts, "layout", 0,
-                           "the row of the table whose page maps and run headers agree%s%s%s",
-                           named ? "" : "; no module names its version", jemalloc->layout.configuration,
-                           jemalloc->configuration) &&
+           (jemalloc->told
+                ? karst_facts_add(facts, "layout", 0,
+                                  "debug info, %u members, with which page maps and run headers agree%s",
+                                  jemalloc->told, jemalloc->configuration)
+                : karst_facts_add(facts, "layout", 0,
+                                  "the row of the table whose page maps and run headers agree%s%s%s",
+                                  named ? "" : "; no module names its version",
+                                  jemalloc->layout.configuration, jemalloc->configuration)) &&
            (!jemalloc->arenas_at ||
             karst_facts_add(facts, "arenas", jemalloc->arenas_at, "found by structure")) &&
            karst_facts_add(facts, "chunks", 0, "%zu of %llu KB found by structure, huge blocks included",
@@ -446,28 +452,33 @@ static struct jemalloc_heap *try_shape(struct karst *session, const struct jemal
     return jemalloc;
 }
 
-/* Versions whose page maps are alike differ in their arenas: of those rows, the one of the version named. */
-static void prefer_version(struct jemalloc_layout *layout, const char *version) {
+/* Versions whose page maps are alike differ in their arenas: of those rows, the one of the version named.
+ * What debug info told stays so. */
+static void prefer_version(struct jemalloc_heap *jemalloc, struct karst_module *debugged,
+                           const char *version) {
+    struct jemalloc_layout *layout = &jemalloc->layout;
     for (size_t i = 0; i < jemalloc_chunk_layout_count; i++) {
-        const struct jemalloc_layout *other = &jemalloc_chunk_layouts[i];
-        if (other->major == layout->major && other->map == layout->map &&
-            other->map_entry == layout->map_entry && other->misc == layout->misc &&
-            other->misc_run == layout->misc_run && strncmp(other->version, version, 3) == 0) {
-            uint8_t lg_chunk = layout->lg_chunk;
-            *layout = *other;
-            layout->lg_chunk = lg_chunk;
+        struct jemalloc_layout other = jemalloc_chunk_layouts[i];
+        unsigned told =
+            jemalloc->told ? jemalloc_layout_from_debug_info(jemalloc->heap.target, debugged, &other) : 0;
+        if (other.major == layout->major && other.map == layout->map &&
+            other.map_entry == layout->map_entry && other.misc == layout->misc &&
+            other.misc_run == layout->misc_run && told == jemalloc->told &&
+            strncmp(other.version, version, 3) == 0) {
+            other.lg_chunk = layout->lg_chunk;
+            *layout = other;
             return;
         }
     }
 }
 
-static bool finish(struct karst *session, struct jemalloc_heap *jemalloc, const struct places *places,
-                   struct karst_error *error) {
+static bool finish(struct karst *session, struct jemalloc_heap *jemalloc, struct karst_module *debugged,
+                   const struct places *places, struct karst_error *error) {
     char version[64];
     jemalloc->module = find_module(session->target, jemalloc->layout.major, version, sizeof version);
     snprintf(jemalloc->heap.version, sizeof jemalloc->heap.version, "%.20s",
              *version ? version : jemalloc->layout.version);
-    prefer_version(&jemalloc->layout, version);
+    prefer_version(jemalloc, debugged, version);
     bool fine =
         add_damaged_chunks(jemalloc, places) && number_arenas(jemalloc) && jemalloc_find_arenas(jemalloc);
     if (fine && jemalloc->layout.major == 3) {
@@ -486,24 +497,45 @@ static bool finish(struct karst *session, struct jemalloc_heap *jemalloc, const 
     return jemalloc_hand_over(session, jemalloc, error);
 }
 
-/* The shape and chunk size that fit best, *best NULL: none does. false: out of memory. */
-static bool choose_shape(struct karst *session, const struct places *places, struct jemalloc_heap **best) {
-    uint64_t best_score = 0;
-    *best = NULL;
-    for (size_t i = 0; i < jemalloc_chunk_layout_count * CONFIGURATIONS; i++) {
-        const struct jemalloc_layout *shape = &jemalloc_chunk_layouts[i / CONFIGURATIONS];
-        const struct configuration *configuration = &configurations[i % CONFIGURATIONS];
+/* A module that may have debug info of a jemalloc: one of that name, or the executable if it has a jemalloc's
+ * symbols. */
+static struct karst_module *find_debugged(struct karst_target *target) {
+    struct karst_symbol symbol;
+    for (size_t i = 0; i < target->module_count; i++) {
+        const char *slash = strrchr(target->modules[i].path, '/');
+        if (strstr(slash ? slash : target->modules[i].path, "jemalloc")) {
+            return &target->modules[i];
+        }
+    }
+    return target->executable_module &&
+                   jemalloc_symbol(target, target->executable_module, "arena_bin_info", &symbol)
+               ? target->executable_module
+               : NULL;
+}
+
+struct choice {
+    struct karst *session;
+    const struct places *places;
+    struct jemalloc_heap *best; /* NULL: none fits */
+    uint64_t score;
+};
+
+/* Tries a layout in each configuration, and keeps what fits better than what was tried before. told: members
+ * that debug info told of it; it wins where it fits as well as the table. false: out of memory. */
+static bool try_layout(struct choice *choice, const struct jemalloc_layout *layout, unsigned told) {
+    for (size_t i = 0; i < CONFIGURATIONS; i++) {
         uint64_t score;
-        struct jemalloc_heap *jemalloc = try_shape(session, shape, configuration, places, &score);
+        struct jemalloc_heap *jemalloc =
+            try_shape(choice->session, layout, &configurations[i], choice->places, &score);
         if (!jemalloc) {
-            if (*best) {
-                jemalloc_close(&(*best)->heap);
-            }
             return false;
         }
-        struct jemalloc_heap *worse = score > best_score ? *best : jemalloc;
-        *best = score > best_score ? jemalloc : *best;
-        best_score = score > best_score ? score : best_score;
+        jemalloc->told = told;
+        bool better = score > choice->score ||
+                      (told && choice->best && !choice->best->told && score != 0 && score == choice->score);
+        struct jemalloc_heap *worse = better ? choice->best : jemalloc;
+        choice->best = better ? jemalloc : choice->best;
+        choice->score = better ? score : choice->score;
         if (worse) {
             jemalloc_close(&worse->heap);
         }
@@ -511,14 +543,36 @@ static bool choose_shape(struct karst *session, const struct places *places, str
     return true;
 }
 
+/* The layout and chunk size that fit best. false: out of memory. */
+static bool choose_layout(struct choice *choice, struct karst_module *debugged) {
+    for (size_t i = 0; i < jemalloc_chunk_layout_count; i++) {
+        struct jemalloc_layout layout = jemalloc_chunk_layouts[i];
+        if (!try_layout(choice, &layout, 0)) {
+            return false;
+        }
+        unsigned told =
+            debugged ? jemalloc_layout_from_debug_info(choice->session->target, debugged, &layout) : 0;
+        if (told && !try_layout(choice, &layout, told)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 bool jemalloc_find_chunks(struct karst *session, struct karst_error *error) {
     struct places places = {0};
-    struct jemalloc_heap *best = NULL;
+    struct choice choice = {.session = session, .places = &places};
+    struct karst_module *debugged = NULL;
     bool fine = find_places(session->target, &places);
     if (fine && places.count) {
-        fine = choose_shape(session, &places, &best);
+        debugged = find_debugged(session->target);
+        fine = choose_layout(&choice, debugged);
     }
-    fine = fine ? !best || finish(session, best, &places, error) : karst_fail_memory(error);
+    if (!fine && choice.best) {
+        jemalloc_close(&choice.best->heap);
+    }
+    fine = fine ? !choice.best || finish(session, choice.best, debugged, &places, error)
+                : karst_fail_memory(error);
     free(places.items);
     return fine;
 }

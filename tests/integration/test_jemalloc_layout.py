@@ -1,6 +1,6 @@
 """Where jemalloc's library has debug info, its structs are read by that. The system's has none, so a debug file is made
-for it here: by its build id, with the structs of 5.3.0 in it. What is read by debug info that no table has:
-tests/distros/test_jemalloc_builds.py."""
+for it here: by its build id, with the structs of 5.3.0 in it; and one for a heap of 3.6 that is laid out in a core, with
+structs that no table has. Real builds with such: tests/distros/test_jemalloc_builds.py."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from karst_command import Target
 from karst_heaps import start
 from karst_jemalloc import HEAPS, LIBRARY, OTHERS, read_mallctl, totals_of_karst
+from karst_jemalloc_image import Image, Module, Patched
 from karst_ledger import compare, read_ledger
 from karst_libcs import SYSTEM
 from karst_symbols import build_id, debug_file
@@ -22,7 +23,8 @@ pytestmark = [
 ]
 
 # Of each struct: its size, and offset and size of its members.
-STRUCTS: dict[str, tuple[int, dict[str, tuple[int, int]]]] = {
+Structs = dict[str, tuple[int, dict[str, tuple[int, int]]]]
+STRUCTS: Structs = {
     "rtree_s": (2097272, {"root": (120, 2097152)}),
     "edata_s": (128, {"e_addr": (8, 8), "e_size_esn": (16, 8), "heap_link": (40, 24), "e_slab_data": (64, 64)}),
     "arena_s": (78952, {"nthreads": (0, 8), "stats": (24, 10368), "tcache_ql": (10392, 8), "pa_shard": (10648, 68280),
@@ -54,9 +56,12 @@ def declared(name: str, size: int, members: dict[str, tuple[int, int]]) -> str:
 def make_debug_directory(directory: Path, other: dict[str, dict[str, tuple[int, int]]] | None = None) -> Path:
     """other: members of some structs that are said to be elsewhere."""
     structs = {name: (size, {**members, **(other or {}).get(name, {})}) for name, (size, members) in STRUCTS.items()}
+    return write_debug_file(directory, build_id(LIBRARY.resolve()), structs)
+
+
+def write_debug_file(directory: Path, identity: str, structs: Structs) -> Path:
     source = directory / "structs.c"
     source.write_text("".join(declared(name, size, members) for name, (size, members) in structs.items()))
-    identity = build_id(LIBRARY.resolve())
     target = debug_file(identity, directory / ".build-id")
     target.parent.mkdir(parents=True)
     subprocess.run(["cc", "-g", "-shared", "-fPIC", f"-Wl,--build-id=0x{identity}", source, "-o", target], check=True)
@@ -102,3 +107,44 @@ def test_debug_info_does_not_fit(directory: Path) -> None:
         told = read_mallctl(directory).totals
         assert layout_of(target).endswith("; the debug info does not fit what was found")
         assert totals_of_karst(target).totals.items() >= told.items()
+
+
+# ---- 3.x, in a core that is laid out by its structs ---------------------------------------------------------
+
+STRUCTS_3: Structs = {
+    "arena_chunk_s": (88, {"map": (48, 40)}),
+    "arena_chunk_map_s": (40, {"bits": (32, 8)}),
+    "arena_s": (4544, {"tcache_ql": (120, 8), "bins": (288, 4256)}),
+    "arena_bin_s": (152, {}),
+    "tcache_s": (40, {"tbins": (40, 0)}),
+    "tcache_bin_s": (32, {"ncached": (16, 4), "avail": (24, 8)}),
+}
+
+
+def test_debug_info_3(directory: Path) -> None:
+    image = Patched()
+    runs = {class_: image.small(class_, free={3, 40}) for class_ in (2, 11, 12)}
+    image.caches[11] = [runs[11].region(7), runs[11].region(46)]
+    image.count_chunks((5, 4, 3))
+    core = image.write(directory / "core")
+    assert Target.core(core).run("summary").returncode == 2
+    target = Target.core(core, "--debug-dir", str(write_debug_file(directory, Module.BUILD_ID, STRUCTS_3)))
+    assert layout_of(target) == "debug info, 10 members, with which page maps and run headers agree"
+    states = {block.address: block.state for block in target.blocks()}
+    for class_, run in runs.items():
+        for region in range(run.regions):
+            state = "free" if region in (3, 40) else "cached" if class_ == 11 and region in (7, 46) else "live"
+            assert states[run.region(region)] == state, (run, region)
+    assert target.check() == (True, [])
+    assert target.json("summary")["allocators"][0]["own"]["mapped"] == 3 * len(image.memory)
+
+
+def test_debug_info_3_does_not_fit(directory: Path) -> None:
+    """The table does: another build's debug info is left alone."""
+    image = Image()
+    run = image.small(2, free={3, 40})
+    image.count_chunks((5, 4, 3))
+    target = Target.core(image.write(directory / "core"), "--debug-dir",
+                         str(write_debug_file(directory, Module.BUILD_ID, STRUCTS_3)))
+    assert layout_of(target) == "the row of the table whose page maps and run headers agree"
+    assert sum(block.state == "live" for block in target.blocks() if run.address <= block.address < run.address + 4096) == 124

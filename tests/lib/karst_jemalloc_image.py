@@ -46,6 +46,8 @@ class Run:
 class Module:
     """The library in memory: a page of text, which names its version, and one of data."""
 
+    BUILD_ID: ClassVar[str] = "6b61727374" * 4
+
     version: str
     start: int = 0x7F57D7000000
     data: bytearray = field(default_factory=lambda: bytearray(PAGE))
@@ -55,10 +57,13 @@ class Module:
 
     def segments(self) -> list[Segment]:
         text = bytearray(PAGE)
-        loads = ((5, 0), (6, PAGE))  # flags, and offset in the file and from the start
-        text[:64] = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 3, 62, 1, 0, 64, 0, 0, 64, 56, 2, 0, 0, 0)
-        for index, (flags, offset) in enumerate(loads):
-            struct.pack_into("<IIQQQQQQ", text, 64 + 56 * index, 1, flags, offset, offset, 0, PAGE, PAGE, PAGE)
+        note = struct.pack("<III4s", 4, 20, 3, b"GNU") + bytes.fromhex(self.BUILD_ID)
+        # kind, flags, offset in the file and from the start, size
+        parts = ((1, 5, 0, PAGE), (1, 6, PAGE, PAGE), (4, 4, 512, len(note)))
+        text[:64] = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 3, 62, 1, 0, 64, 0, 0, 64, 56, len(parts), 0, 0, 0)
+        for index, (kind, flags, offset, size) in enumerate(parts):
+            struct.pack_into("<IIQQQQQQ", text, 64 + 56 * index, kind, flags, offset, offset, 0, size, size, PAGE)
+        text[512:512 + len(note)] = note
         name = f"{self.version}-0-g0000000000000000000000000000000000000000".encode()
         text[1024:1024 + len(name)] = name
         return [Segment(self.start, bytes(text), flags=5), Segment(self.start + PAGE, bytes(self.data))]
@@ -212,6 +217,12 @@ class Profiling(Image):
 
     entry, bias = 32, 8
     bins = (304, 160)
+
+
+class Patched(Image):
+    """The same with two words more for each page, which no table has."""
+
+    entry, bias = 40, 10
 
 
 class Image45(Image):
