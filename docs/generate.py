@@ -185,8 +185,19 @@ def run_page(build: Path) -> str:
             f"```text\n{sessions.rstrip()}\n```\n")
 
 
+ABOUT_TEXT = """\
+Every verb answers in text, or with `--json` in JSON, which has all that text leaves out. Sizes are rounded, `--bytes` has
+them exactly. Exit status: 0 done and healthy, 1 `check` found something, 2 not answered, and one line on standard error
+says why.
+
+On a terminal (of 40 columns or more; `COLUMNS` goes before its own width) lines end where it does: tables leave out the
+columns that are needed least, and say which; addresses are always whole. In a pipe nothing is left out. Colours: `--color
+auto|always|never`; auto heeds `NO_COLOR` and `TERM=dumb`. Names of C++ and Rust are shown as people write them, long ones
+without what is between their brackets; the JSON has the linker's names too."""
+
+
 def index(verbs: list[dict[str, Any]]) -> str:
-    lines = ["# The verbs", "", "<!-- Written by docs/generate.py. -->", ""]
+    lines = ["# The verbs", "", "<!-- Written by docs/generate.py. -->", "", ABOUT_TEXT, ""]
     for group in dict.fromkeys(verb["group"] for verb in verbs):
         lines += [f"**{group}**", ""]
         lines += [f"- [{verb['name']}]({verb['name']}.md): {verb['summary']}"
