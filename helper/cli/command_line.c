@@ -1,3 +1,4 @@
+#include <dirent.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -89,11 +90,52 @@ static bool take_color(struct command_line *line, const char *text, struct karst
                       text, nearest.nearest);
 }
 
+/* How many processes have this name, as the kernel keeps it (proc(5), comm: 15 characters), and one of them.
+ */
+static size_t processes_named(const char *name, long long *found) {
+    DIR *folder = *name ? opendir("/proc") : NULL;
+    size_t count = 0;
+    for (struct dirent *entry; folder && (entry = readdir(folder));) {
+        char path[64], comm[17] = "", *end = NULL;
+        long long pid = strtoll(entry->d_name, &end, 10);
+        snprintf(path, sizeof path, "/proc/%lld/comm", pid);
+        FILE *file = pid > 0 && *end == '\0' ? fopen(path, "r") : NULL;
+        if (file && fgets(comm, sizeof comm, file)) {
+            comm[strcspn(comm, "\n")] = '\0';
+            bool same = strncmp(comm, name, 15) == 0;
+            count += same;
+            *found = same ? pid : *found;
+        }
+        if (file) {
+            fclose(file);
+        }
+    }
+    if (folder) {
+        closedir(folder);
+    }
+    return count;
+}
+
+static bool fail_pid(const char *text, struct karst_error *error) {
+    long long found = 0;
+    size_t count = processes_named(text, &found);
+    if (count == 1) {
+        return karst_fail(error, KARST_ERROR_USAGE, "'%s' is no process id; did you mean -p %lld?", text,
+                          found);
+    }
+    if (count) {
+        return karst_fail(error, KARST_ERROR_USAGE,
+                          "'%s' is no process id; %zu processes have that name (pgrep %s)", text, count,
+                          text);
+    }
+    return karst_fail(error, KARST_ERROR_USAGE, "'%s' is no process id", text);
+}
+
 static bool take_pid(struct command_line *line, const char *text, struct karst_error *error) {
     char *end = NULL;
     long long pid = strtoll(text, &end, 10);
     if (end == text || *end || pid <= 0 || pid > INT32_MAX) {
-        return karst_fail(error, KARST_ERROR_USAGE, "'%s' is no process id", text);
+        return fail_pid(text, error);
     }
     line->pid = pid;
     return true;

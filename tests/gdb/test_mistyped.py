@@ -87,6 +87,19 @@ def test_command_line(pid: str) -> None:
         assert said("run", "--trap", spec, "true") == f"karst: {text}\n"
 
 
+def test_name_of_a_process(directory: Path) -> None:
+    """Whose id is wanted: told, if only one has that name."""
+    named = directory / "karst_named"
+    shutil.copy(TESTS / "debugged", named)
+    with started([named], directory) as program:
+        assert said("-p", "karst_named", "summary") == \
+            f"karst: 'karst_named' is no process id; did you mean -p {program.pid}?\n"
+        with started([named], directory):
+            assert said("-p", "karst_named", "summary") == \
+                "karst: 'karst_named' is no process id; 2 processes have that name (pgrep karst_named)\n"
+    assert said("-p", "karst_named", "summary") == "karst: 'karst_named' is no process id\n"
+
+
 def test_library_alone() -> None:
     """A trap that a program finds in its environment: the preload library says it itself."""
     environment = {**os.environ, "LD_PRELOAD": str(BUILD / "libkarst-preload.so"), "KARST_TRAP": "mallox 100"}
