@@ -49,6 +49,8 @@ bool karst_writer_finish(struct karst_writer *writer, struct karst_error *error)
 void karst_write(struct karst_writer *writer, enum karst_style style, const char *text, size_t size);
 /* The same without a look at its lines: JSON. */
 void karst_write_raw(struct karst_writer *writer, enum karst_style style, const char *text, size_t size);
+/* Hands on what of that is waiting. */
+void karst_write_flush(struct karst_writer *writer);
 /* For writer.c: as karst_write(), on an output with a width; and at the end what was kept back. */
 void karst_wrap_write(struct karst_writer *writer, enum karst_style style, const char *text, size_t size);
 void karst_wrap_finish(struct karst_writer *writer);
