@@ -213,7 +213,7 @@ struct karst_output {
     void *context;
     /* Takes size bytes of text, not terminated. false: nobody reads any more, the verb ends. */
     bool (*write)(void *context, enum karst_style style, const char *text, size_t size);
-    uint32_t width; /* columns; 0: unlimited */
+    uint32_t width; /* columns, which lines of text keep to; 0: unlimited */
     bool unicode;   /* may use characters beyond ASCII */
 };
 

@@ -112,8 +112,7 @@ enum karst_need {
 
 struct karst_column {
     const char *title;
-    unsigned
-        layout; /* an enum karst_align, and an enum karst_need if it is not always needed: LEFT | SPARE */
+    unsigned layout; /* an enum karst_align; | an enum karst_need where it may be left out */
 };
 
 static inline enum karst_align karst_column_align(const struct karst_column *column) {
