@@ -5,6 +5,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define PAGE           4096u
 #define PROGRESS_BYTES (256u << 10)
@@ -423,10 +424,12 @@ static bool hand_regions(struct stream *stream, const struct jemalloc_run *run) 
     regions.size = run->stride;
     regions.count = run->regions;
     regions.flags = KARST_BLOCK_REGION | (regions.start == run->address ? KARST_BLOCK_RUN : 0);
-    for (uint32_t word = 0; word * 64 < run->regions; word++) {
-        uint32_t rest = run->regions - word * 64;
-        regions.free[word] = run->bitmap[word] & (rest < 64 ? (1ull << rest) - 1 : UINT64_MAX);
-        regions.cached[word] = regions.own[word] = 0;
+    /* All words, whatever the count: sizes that are known take a few instructions. */
+    memcpy(regions.free, run->bitmap, sizeof regions.free);
+    memset(regions.cached, 0, sizeof regions.cached);
+    memset(regions.own, 0, sizeof regions.own);
+    if (run->regions % 64) {
+        regions.free[run->regions / 64] &= (1ull << run->regions % 64) - 1;
     }
     mark_cached(stream, run, &regions);
     stream->at = jemalloc_block_start(run, run->regions);
@@ -560,6 +563,7 @@ void jemalloc_close(struct karst_heap *heap) {
     free(jemalloc->map);
     free(jemalloc->pages.tags);
     free(jemalloc->pages.bytes);
+    free((void *)jemalloc->pages.at);
     karst_window_close(&jemalloc->nodes);
     karst_window_close(&jemalloc->leaves);
     free(jemalloc);

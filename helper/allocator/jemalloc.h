@@ -170,6 +170,7 @@ struct jemalloc_cached {
 struct jemalloc_pages {
     uint64_t *tags; /* page address | 1 */
     uint8_t *bytes;
+    const uint8_t **at; /* in bytes, or in the target's own mapping of itself */
     uint8_t scratch[512];
 };
 
@@ -194,6 +195,18 @@ struct jemalloc_run_shape {
     uint32_t stride, redzone;
 };
 
+/* 5.x: a leaf of the radix tree; [start, end) are pages that it has elements for, and that are mapped. */
+struct jemalloc_leaf {
+    uint64_t node, key; /* its address; the first page it could have */
+    uint64_t start, end;
+};
+
+/* 5.x: of slabs of a class, as one was met: a division less for each that is like it. */
+struct jemalloc_slab_shape {
+    uint64_t size, region_size;
+    uint32_t regions;
+};
+
 struct jemalloc_heap {
     struct karst_heap heap;
     struct jemalloc_layout layout;
@@ -207,12 +220,14 @@ struct jemalloc_heap {
     size_t cached_count, cached_capacity;
     struct jemalloc_pages pages;
     struct karst_window nodes, leaves; /* of the radix tree */
-    bool large_pad;                    /* 5.x: large blocks have a page more, and begin anywhere in the first
-                                          (opt.cache_oblivious) */
-    uint64_t entries;                  /* of the radix tree that a walk looked at */
-    bool gave_up;                      /* on a tree that makes no sense */
-    bool inside;                       /* a thread is inside, and did not die there */
-    bool *threads_inside;              /* which */
+    struct jemalloc_leaf leaf;         /* that was met last */
+    struct jemalloc_slab_shape slab_shapes[JEMALLOC_SMALL_BINS];
+    bool large_pad;       /* 5.x: large blocks have a page more, and begin anywhere in the first
+                             (opt.cache_oblivious) */
+    uint64_t entries;     /* of the radix tree that a walk looked at */
+    bool gave_up;         /* on a tree that makes no sense */
+    bool inside;          /* a thread is inside, and did not die there */
+    bool *threads_inside; /* which */
     /* 3.x, 4.x */
     struct jemalloc_run_shape shapes[JEMALLOC_SMALL_BINS];
     unsigned told;             /* members of the layout that debug info told */

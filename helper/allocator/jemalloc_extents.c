@@ -14,29 +14,39 @@ enum { STATE_ACTIVE, STATE_DIRTY, STATE_MUZZY, STATE_RETAINED, STATE_TRANSITION,
 
 #define PAGES_KEPT 1024u
 
+static bool make_pages(struct jemalloc_pages *pages) {
+    pages->tags = calloc(PAGES_KEPT, sizeof *pages->tags);
+    pages->bytes = malloc((size_t)PAGES_KEPT * PAGE);
+    pages->at = malloc(PAGES_KEPT * sizeof *pages->at);
+    if (pages->tags && pages->bytes && pages->at) {
+        return true;
+    }
+    free(pages->tags);
+    free(pages->bytes);
+    free((void *)pages->at);
+    *pages = (struct jemalloc_pages){.tags = NULL};
+    return false;
+}
+
 static const uint8_t *page_at(struct jemalloc_heap *jemalloc, uint64_t page) {
     struct jemalloc_pages *pages = &jemalloc->pages;
-    if (!pages->tags) {
-        pages->tags = calloc(PAGES_KEPT, sizeof *pages->tags);
-        pages->bytes = malloc((size_t)PAGES_KEPT * PAGE);
-        if (!pages->tags || !pages->bytes) {
-            free(pages->tags);
-            free(pages->bytes);
-            pages->tags = NULL;
-            pages->bytes = NULL;
-            return NULL;
-        }
+    struct karst_target *target = jemalloc->heap.target;
+    if (!pages->tags && !make_pages(pages)) {
+        return NULL;
     }
-    size_t slot = page / PAGE % PAGES_KEPT;
-    uint8_t *bytes = pages->bytes + slot * PAGE;
+    size_t slot = page / PAGE % PAGES_KEPT, there = 0;
     if (pages->tags[slot] != (page | 1)) {
+        uint8_t *bytes = pages->bytes + slot * PAGE;
+        const uint8_t *view = target->ops->view ? target->ops->view(target, page, &there) : NULL;
+        bool is_view = view && there >= PAGE;
         pages->tags[slot] = 0;
-        if (!karst_target_read_all(jemalloc->heap.target, page, bytes, PAGE)) {
+        if (!is_view && !karst_target_read_all(target, page, bytes, PAGE)) {
             return NULL;
         }
+        pages->at[slot] = is_view ? view : bytes;
         pages->tags[slot] = page | 1;
     }
-    return bytes;
+    return pages->at[slot];
 }
 
 const uint8_t *jemalloc_at(struct jemalloc_heap *jemalloc, uint64_t address, size_t size) {
@@ -180,6 +190,9 @@ static bool descend(struct jemalloc_heap *jemalloc, uint64_t from, uint64_t limi
             *next = key + end;
             return false;
         }
+        if (depth + 1 == height) {
+            jemalloc->leaf = (struct jemalloc_leaf){.node = node, .key = key, .end = key + covers};
+        }
         key += found << level->shift;
         from = found == index ? from : key;
         if (depth + 1 == height) {
@@ -192,17 +205,48 @@ static bool descend(struct jemalloc_heap *jemalloc, uint64_t from, uint64_t limi
     return false;
 }
 
+/* The same in the leaf that was met last, which most elements of a walk are in. */
+static bool next_in_leaf(struct jemalloc_heap *jemalloc, uint64_t from, uint64_t end, uint64_t *next,
+                         struct jemalloc_element *element) {
+    const unsigned entry = jemalloc->layout.lg_vaddr == 48 ? 8 : 16;
+    const struct jemalloc_leaf *leaf = &jemalloc->leaf;
+    end = end < leaf->end ? end : leaf->end;
+    uint64_t index = (from - leaf->key) / PAGE, count = (end - leaf->key + PAGE - 1) / PAGE, word = 0;
+    uint64_t found =
+        next_entry(jemalloc->heap.target, &jemalloc->leaves, leaf->node, index, count, entry, &word);
+    jemalloc->entries += found - index;
+    *next = end;
+    if (found == count) {
+        return false;
+    }
+    element->page = leaf->key + found * PAGE;
+    *next = element->page + PAGE;
+    return decode(jemalloc, leaf->node + found * entry, word, element);
+}
+
 bool jemalloc_next_element(struct jemalloc_heap *jemalloc, uint64_t from, uint64_t end,
                            struct jemalloc_element *element) {
     end = end < ALL ? end : ALL;
     from &= ~(uint64_t)(PAGE - 1);
     while (from < end) {
+        struct jemalloc_leaf *leaf = &jemalloc->leaf;
+        if (from >= leaf->start && from < leaf->end) {
+            if (next_in_leaf(jemalloc, from, end, &from, element)) {
+                return true;
+            }
+            continue;
+        }
         const struct karst_mapping *mapping = karst_target_mapping_after(jemalloc->heap.target, from);
         if (!mapping || mapping->start >= end) {
             return false;
         }
         from = mapping->start > from ? mapping->start : from;
-        if (descend(jemalloc, from, mapping->end < end ? mapping->end : end, &from, element)) {
+        uint64_t start = from;
+        *leaf = (struct jemalloc_leaf){0};
+        bool found = descend(jemalloc, from, mapping->end < end ? mapping->end : end, &from, element);
+        leaf->start = start > leaf->key ? start : leaf->key;
+        leaf->end = mapping->end < leaf->end ? mapping->end : leaf->end;
+        if (found) {
             return true;
         }
         if (jemalloc->entries > ENTRIES_MAX) {
@@ -219,17 +263,24 @@ bool jemalloc_element_of(struct jemalloc_heap *jemalloc, uint64_t page, struct j
 
 /* ---- extents ---------------------------------------------------------------------------------------- */
 
-static bool read_slab(const uint8_t *bitmap, struct jemalloc_run *run) {
+static bool read_slab(struct jemalloc_heap *jemalloc, const uint8_t *bitmap, struct jemalloc_run *run) {
     run->kind = JEMALLOC_SLAB;
-    run->region_size = jemalloc_class_size(run->class_);
-    if (run->class_ >= JEMALLOC_SMALL_BINS || run->size / run->region_size > JEMALLOC_SLAB_REGIONS ||
-        run->size < run->region_size) {
+    if (run->class_ >= JEMALLOC_SMALL_BINS) {
         return false;
     }
+    struct jemalloc_slab_shape *shape = &jemalloc->slab_shapes[run->class_];
+    if (shape->size != run->size) {
+        uint64_t region_size = jemalloc_class_size(run->class_);
+        if (run->size / region_size > JEMALLOC_SLAB_REGIONS || run->size < region_size) {
+            return false;
+        }
+        *shape = (struct jemalloc_slab_shape){run->size, region_size, (uint32_t)(run->size / region_size)};
+    }
+    run->region_size = shape->region_size;
     run->first_region = run->address;
     run->stride = run->region_size;
     run->redzone = 0;
-    run->regions = (uint32_t)(run->size / run->region_size);
+    run->regions = shape->regions;
     memcpy(run->bitmap, bitmap, JEMALLOC_SLAB_BITMAP);
     return true;
 }
@@ -286,7 +337,7 @@ bool jemalloc_read_extent(struct jemalloc_heap *jemalloc, const struct jemalloc_
     unsigned state = bits >> layout->state_shift & ((1u << layout->state_bits) - 1);
     switch (state) {
     case STATE_ACTIVE:
-        return bits >> 12 & 1 ? address == start && read_slab(extent + layout->extent_bitmap, run)
+        return bits >> 12 & 1 ? address == start && read_slab(jemalloc, extent + layout->extent_bitmap, run)
                               : read_large(jemalloc, run, address);
     case STATE_DIRTY:
         run->kind = JEMALLOC_DIRTY;

@@ -34,6 +34,13 @@ def make_list(karst: Path, core: Path) -> Path:
     return path
 
 
+def root_of(karst: Path, core: Path) -> str:
+    """Of jemalloc's radix tree, for the bare loop that goes by it."""
+    told = json.loads(subprocess.run([karst, "-c", core, "info", "--json"], check=True, capture_output=True, text=True).stdout)
+    facts = [fact for row in told["allocators"] for fact in row["facts"] if fact["name"] == "radix tree"]
+    return str(facts[0]["address"])
+
+
 def counted(argv: list[str], rounds: int) -> tuple[str, list[float]]:
     """What was counted, and the CPU seconds of each round."""
     answers = [subprocess.run(argv, check=True, capture_output=True, text=True).stdout.split() for _ in range(rounds)]
@@ -65,21 +72,23 @@ def main() -> int:
     tool = str(options.tools / "count_slabs")
     bare, loop = counted([tool, "bare", str(core), str(slabs)], options.rounds)
     bare_words, words = counted([tool, "words", str(core), str(slabs)], options.rounds)
+    bare_tree, tree = counted([tool, "tree", str(core), root_of(options.karst, core)], options.rounds)
     bulk, counting = counted([tool, "bulk", str(core)], options.rounds)
     walked, walk = counted([tool, "karst", str(core)], options.rounds)
     print(f"in use: {walked} (bare loop: {bare})")
     print(f"{'':24}{'least':>8}{'median':>8}  CPU s")
-    for what, took in (("bare loop over bits", loop), ("bare loop over words", words), ("walk, slabs as wholes", counting),
+    for what, took in (("bare loop over bits", loop), ("bare loop over words", words), ("bare loop by the tree", tree), ("walk, slabs as wholes", counting),
                        ("open, find, walk", walk)):
         print(f"{what:24}{min(took):8.4f}{statistics.median(took):8.4f}")
     for verb in (["summary"], ["runs", "--classes"], ["holes"], ["check"]):
         took = cpu_of([str(options.karst), "-c", str(core), *verb], options.rounds)
         print(f"{'karst ' + ' '.join(verb):24}{min(took):8.4f}{statistics.median(took):8.4f}")
     limit = LIMIT * options.regions / 10_000_000
-    ratio = min(counting) / min(loop)
-    right = len({walked, bulk, bare, bare_words}) == 1 and min(walk) < limit and ratio <= RATIO
+    ratios = [min(counting) / min(loop), min(counting) / min(tree)]
+    right = len({walked, bulk, bare, bare_words, bare_tree}) == 1 and min(walk) < limit and ratios[0] <= RATIO
     print(f"{'within' if right else 'NOT within'} the limits: {limit:.2f} s for the walk from opening on; a walk that counts takes "
-          f"{ratio:.2f} of the bare loop over bits (limit {RATIO})")
+          f"{ratios[0]:.2f} of the bare loop over bits (limit {RATIO}), {ratios[1]:.2f} of the one that goes by the tree and "
+          "counts words")
     core.unlink()
     slabs.unlink()
     return 0 if right else 1
