@@ -151,24 +151,55 @@ static bool add_break_of(struct glibc_heap *glibc, struct glibc_range range, boo
     return true;
 }
 
-size_t glibc_break_candidates(const struct karst_target *target, struct glibc_range *ranges) {
-    const struct karst_mapping *last = target->mappings + target->mapping_count;
-    size_t count = 0;
-    for (const struct karst_mapping *mapping = target->mappings; mapping < last && count == 0; mapping++) {
-        if (mapping->name && strcmp(mapping->name, "[heap]") == 0) {
-            ranges[count++] = (struct glibc_range){mapping->start, glibc_run_end(target, mapping->start)};
-        }
+/* Adds a mapping, from start on, if it may be the break. */
+static void add_candidate(const struct karst_target *target, const struct karst_mapping *mapping,
+                          uint64_t start, struct glibc_range *ranges, size_t *count) {
+    if (*count < GLIBC_BREAKS_MAX && karst_mapping_is_anonymous(mapping)) {
+        ranges[(*count)++] = (struct glibc_range){start, glibc_run_end(target, start)};
     }
+}
+
+/* Behind the executable, as far as the kernel may put it. */
+static void add_behind_executable(const struct karst_target *target, struct glibc_range *ranges,
+                                  size_t *count) {
+    const struct karst_mapping *last = target->mappings + target->mapping_count;
     const struct karst_module *below = target->executable_module;
-    below = below ? below : target->module_count ? &target->modules[0] : NULL;
-    const struct karst_mapping *mapping =
-        below && count == 0 ? karst_target_mapping_after(target, below->end) : NULL;
-    for (; mapping && mapping < last && count < GLIBC_BREAKS_MAX; mapping++) {
+    below = below ? below : &target->modules[0];
+    const struct karst_mapping *mapping = karst_target_mapping_after(target, below->end);
+    for (; mapping && mapping < last && karst_mapping_is_anonymous(mapping); mapping++) {
         uint64_t start = mapping->start > below->end ? mapping->start : below->end;
-        if (start - below->end > BRK_DISTANCE || !karst_mapping_is_anonymous(mapping)) {
+        if (start - below->end > BRK_DISTANCE) {
             break;
         }
-        ranges[count++] = (struct glibc_range){start, glibc_run_end(target, start)};
+        add_candidate(target, mapping, start, ranges, count);
+    }
+}
+
+/* A program that was started by naming the dynamic linker has it far below all modules, where programs else
+ * are. */
+static void add_far_below(const struct karst_target *target, struct glibc_range *ranges, size_t *count) {
+    for (size_t i = 0; i + 1 < target->mapping_count; i++) {
+        const struct karst_mapping *mapping = &target->mappings[i];
+        if (mapping->start >= target->modules[0].start) {
+            break;
+        }
+        if (mapping[1].start - mapping->end > BRK_DISTANCE) {
+            add_candidate(target, mapping, mapping->start, ranges, count);
+        }
+    }
+}
+
+size_t glibc_break_candidates(const struct karst_target *target, struct glibc_range *ranges) {
+    size_t count = 0;
+    for (size_t i = 0; i < target->mapping_count && count == 0; i++) {
+        const struct karst_mapping *mapping = &target->mappings[i];
+        if (mapping->name && strcmp(mapping->name, "[heap]") == 0) {
+            add_candidate(target, mapping, mapping->start, ranges, &count);
+        }
+    }
+    if (count == 0 && target->module_count != 0) {
+        add_behind_executable(target, ranges, &count);
+        add_far_below(target, ranges, &count);
     }
     return count;
 }

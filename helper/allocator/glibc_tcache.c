@@ -373,6 +373,45 @@ static bool note_tcache_chunk(void *context, const struct glibc_chunk *chunk) {
     return true;
 }
 
+/* Each list that is empty has all its slots free, each other one fewer: how many that are, 0: this is no
+ * tcache. */
+static uint16_t slots_of(const struct glibc_layout *layout, const uint8_t *bytes) {
+    uint16_t most = 0, count;
+    for (unsigned i = 0; i < layout->tcache_bins; i++) {
+        memcpy(&count, bytes + 2 * i, sizeof count);
+        most = count > most ? count : most;
+    }
+    for (unsigned i = 0; i < layout->tcache_bins; i++) {
+        memcpy(&count, bytes + 2 * i, sizeof count);
+        if ((glibc_word(bytes + layout->tcache_entries + 8 * i) == 0) != (count == most)) {
+            return 0;
+        }
+    }
+    return most;
+}
+
+static bool note_slots(void *context, const struct glibc_chunk *chunk) {
+    struct glibc_heap *glibc = context;
+    const struct glibc_layout *layout = &glibc->layout;
+    uint8_t bytes[1024];
+    if (layout->tcache_size <= sizeof bytes && has_tcache_size(glibc, chunk->address + GLIBC_HEADER) &&
+        karst_target_read_all(glibc->heap.target, chunk->address + GLIBC_HEADER, bytes,
+                              layout->tcache_size)) {
+        glibc->tcache_count = slots_of(layout, bytes);
+    }
+    return glibc->tcache_count == 0;
+}
+
+/* How many a list takes, where it counts free slots and mp_, which has that, is missing: what the first
+ * tcache says. */
+static void find_tcache_count(struct glibc_heap *glibc) {
+    for (size_t i = 0; i < glibc->heap.extent_count && glibc->tcache_count == 0; i++) {
+        if (glibc->heap.extents[i].kind != KARST_EXTENT_MAPPED) {
+            glibc_walk_chunks(glibc, &glibc->heap.extents[i], note_slots, glibc);
+        }
+    }
+}
+
 /* Looks through all chunks for tcaches. */
 static bool find_tcaches_by_chunks(struct glibc_heap *glibc, struct key_vote *vote) {
     struct tcache_search search = {.glibc = glibc};
@@ -514,6 +553,9 @@ static bool tell_tcaches(struct glibc_heap *glibc, size_t unknown) {
 bool glibc_find_tcaches(struct glibc_heap *glibc) {
     struct tcb_list tcbs = {0};
     struct key_vote vote = {0};
+    if (glibc->data_missing && glibc->layout.tcache_counts_slots) {
+        find_tcache_count(glibc);
+    }
     bool fine = find_tcbs(glibc, &tcbs) && find_tcache_offset(glibc, &tcbs);
     for (size_t i = 0; fine && glibc->tcache_tls_offset && i < tcbs.count; i++) {
         fine = add_tcache(glibc, &tcbs.items[i], &vote);

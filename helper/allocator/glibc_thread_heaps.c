@@ -207,6 +207,14 @@ static uint64_t lost_heap(struct glibc_heap *glibc, const struct glibc_arena *ar
     return found ? found->address : 0;
 }
 
+/* Is the chain broken at last, which leads to link, though it ought to lead on? The first heap of an arena
+ * rightly leads nowhere, and nothing is known of what is missing. */
+static bool is_broken(struct glibc_heap *glibc, uint64_t first, uint64_t last, uint64_t link) {
+    struct karst_target *target = glibc->heap.target;
+    return last != 0 && (last != first || link != 0) && !glibc_is_missing(target, last) &&
+           !glibc_is_missing(target, link);
+}
+
 /* Adds the arena's heaps that its chain does not lead to, and notes where the chain is broken. last is where
  * it ended, by a header that leads to link. */
 static bool add_lost_heaps(struct glibc_heap *glibc, uint32_t index, uint64_t last, uint64_t link) {
@@ -223,8 +231,7 @@ static bool add_lost_heaps(struct glibc_heap *glibc, uint32_t index, uint64_t la
         if (!lost) {
             return true;
         }
-        if (last && !arena->broken_link && last != arena->bad_heap &&
-            !glibc_is_missing(glibc->heap.target, link)) {
+        if (!arena->broken_link && last != arena->bad_heap && is_broken(glibc, first, last, link)) {
             arena->broken_link = last;
             arena->lost_heap = lost;
             arena->link = link;

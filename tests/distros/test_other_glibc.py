@@ -11,6 +11,7 @@ from karst_catalogue import CASES, assert_case_found, assert_twin_healthy
 from karst_command import BUILD, TESTS
 from karst_heaps import HEAPS, assert_exact, assert_hammered, assert_healthy, assert_totals
 from karst_libcs import Libc, Ways, unpacked_libc
+from karst_partial import PARTIAL, assert_told_when_cut, assert_told_without_variables
 
 LIBCS = {path.parent.name: unpacked_libc(path.parent) for path in sorted(BUILD.glob("distros/*/version"))}
 NAMES = [name for name, heap in HEAPS.items() if heap.program == "ledger"]
@@ -68,3 +69,12 @@ def test_damage_is_found(libc: Libc, name: str, directory: Path) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_healthy_twin(libc: Libc, name: str, directory: Path) -> None:
     assert_twin_healthy(libc, name, "core", directory)
+
+
+@pytest.mark.parametrize("name", [name for name, heap in PARTIAL.items() if heap.program == "ledger"])
+def test_libcs_variables_left_out(libc: Libc, name: str, directory: Path) -> None:
+    assert_told_without_variables(libc, name, directory, ["--debug-dir", str(libc.debug_directory)])
+
+
+def test_cut_off(libc: Libc, directory: Path) -> None:
+    assert_told_when_cut(libc, "four-threads", directory)

@@ -57,12 +57,13 @@ def truncate_before(core: Path, address: int) -> None:
 def variables_of(pid: int, library: str) -> list[tuple[int, int]]:
     """The writable mappings of a library in a process, the anonymous memory right behind (its .bss) included."""
     ranges: list[tuple[int, int]] = []
+    names = (library, "libc-2.") if library == "libc.so" else (library,)
     for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
         words = line.split()
         start, end = (int(word, 16) for word in words[0].split("-"))
         name = words[5] if len(words) > 5 else ""
         behind = not name and bool(ranges) and ranges[-1][1] == start
-        if "w" in words[1] and (name.rsplit("/", 1)[-1].startswith(library) or behind):
+        if "w" in words[1] and (name.rsplit("/", 1)[-1].startswith(names) or behind):
             ranges.append((start, end))
     assert ranges, f"process {pid} has no {library}"
     return ranges
