@@ -34,10 +34,9 @@ static void handle_signals(void) {
     sigaction(SIGBUS, &action, NULL);
 }
 
-static const char usage[] =
-    "usage: karst -p PID VERB [ARGUMENTS]\n"
-    "       karst -c CORE [-e EXECUTABLE] VERB [ARGUMENTS]\n"
-    "       karst run [--mark] [--recorder] [--trap SPEC] COMMAND [ARGUMENTS]\n\n";
+static const char usage[] = "usage: karst -p PID VERB [ARGUMENTS]\n"
+                            "       karst -c CORE [-e EXECUTABLE] VERB [ARGUMENTS]\n"
+                            "       karst run [--mark] [--recorder] [--trap SPEC] COMMAND [ARGUMENTS]\n\n";
 
 static const char purpose[] =
     "Walks the heap of a process or a core dump: what is live, free or cached, where the holes are and what "

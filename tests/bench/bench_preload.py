@@ -94,14 +94,14 @@ def main() -> None:
         print(f"{what:10} {'without':10} {min(bare) * scale:9.2f} {unit} {statistics.median(bare) * scale:9.2f} {unit}")
         for name in list(VARIANTS)[1:]:
             own, beside = figures[what][name], figures[what][f"without beside {name}"]
-            more = statistics.median(a - b for a, b in zip(own, beside, strict=True))
-            ratio = statistics.median(a / b for a, b in zip(own, beside, strict=True))
+            more = statistics.median(a - b for a, b in zip(own, beside))
+            ratio = statistics.median(a / b for a, b in zip(own, beside))
             print(f"{what:10} {name:10} {min(own) * scale:9.2f} {unit} {statistics.median(own) * scale:9.2f} {unit} "
                   f"{more * scale:+9.2f} {ratio:7.3f}")
     if not options.no_gdb:
         breakpoint_ns = conditional_breakpoint(options.program)
         trap_ns = max(statistics.median(a - b for a, b in zip(
-            figures["tight 1"]["one trap"], figures["tight 1"]["without beside one trap"], strict=True)), 0.01)
+            figures["tight 1"]["one trap"], figures["tight 1"]["without beside one trap"])), 0.01)
         print(f"\nGDB's conditional breakpoint: {breakpoint_ns / 1000:.0f} us a call; a trap {trap_ns:.2f} ns: "
               f"{breakpoint_ns / trap_ns:,.0f} times cheaper")
     if options.json:

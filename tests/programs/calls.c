@@ -2,8 +2,8 @@
  *
  * calls sizes            malloc of 100 to 199 bytes, calloc, realloc, memalign, two threads, frees
  * calls fault KIND       one fault: double, foreign, global, interior, overflow, moved, wild, healthy
- * calls bounds KIND      blocks of all sizes where marks change: healthy, beyond (a byte is written), twice (freed)
- * calls own LIBRARY      does what a debugger does: arms "malloc 150" in the library's control block
+ * calls bounds KIND      blocks of all sizes where marks change: healthy, beyond (a byte is written), twice
+ * (freed) calls own LIBRARY      does what a debugger does: arms "malloc 150" in the library's control block
  * calls hand THREADS N   blocks go from thread to thread; writes `truth` (address, thread, a or f) and waits
  * calls swap THREADS N   the same without a lock or a truth: blocks are swapped in and out of boxes
  * calls fork             forks, by fork() and by clone(); both children and the parent wait
