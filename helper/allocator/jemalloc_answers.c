@@ -224,7 +224,7 @@ static bool describe_region(struct jemalloc_heap *jemalloc, const struct jemallo
         return false;
     }
     return karst_facts_add(facts, jemalloc->layout.major >= 5 ? "extent" : "header", run->header,
-                           "what says so%s", run->shard ? ", of a bin shard other than the first" : "");
+                           "its header%s", run->shard ? ", of a bin shard other than the first" : "");
 }
 
 bool jemalloc_describe(struct karst_heap *heap, const struct karst_block *block, struct karst_facts *facts,
@@ -241,11 +241,11 @@ bool jemalloc_describe(struct karst_heap *heap, const struct karst_block *block,
         fine = karst_facts_add(facts, "large", run.address,
                                "%" PRIu64 " bytes of pages; class %" PRIu32 ", %" PRIu64 " bytes", run.size,
                                run.class_, run.usable) &&
-               karst_facts_add(facts, "extent", run.header, "what says so");
+               karst_facts_add(facts, "extent", run.header, "its header");
     } else if (run.kind != JEMALLOC_BAD) {
         fine = karst_facts_add(facts, jemalloc_run_kind_name(jemalloc, run.kind), run.address,
                                "%" PRIu64 " bytes of pages, no block's", run.size) &&
-               (run.header == 0 || karst_facts_add(facts, "extent", run.header, "what says so"));
+               (run.header == 0 || karst_facts_add(facts, "extent", run.header, "its header"));
     }
     return fine || karst_fail_memory(error);
 }
