@@ -89,15 +89,14 @@ def test_command_line(pid: str) -> None:
 
 def test_name_of_a_process(directory: Path) -> None:
     """Whose id is wanted: told, if only one has that name."""
-    named = directory / "karst_named"
-    shutil.copy(TESTS / "debugged", named)
-    with started([named], directory) as program:
-        assert said("-p", "karst_named", "summary") == \
-            f"karst: 'karst_named' is no process id; did you mean -p {program.pid}?\n"
-        with started([named], directory):
-            assert said("-p", "karst_named", "summary") == \
-                "karst: 'karst_named' is no process id; 2 processes have that name (pgrep karst_named)\n"
-    assert said("-p", "karst_named", "summary") == "karst: 'karst_named' is no process id\n"
+    name = f"karst_{os.getpid()}"
+    wrong = f"karst: '{name}' is no process id"
+    shutil.copy(TESTS / "debugged", directory / name)
+    with started([directory / name], directory) as program:
+        assert said("-p", name, "summary") == f"{wrong}; did you mean -p {program.pid}?\n"
+        with started([directory / name], directory):
+            assert said("-p", name, "summary") == f"{wrong}; 2 processes have that name (pgrep {name})\n"
+    assert said("-p", name, "summary") == f"{wrong}\n"
 
 
 def test_library_alone() -> None:
