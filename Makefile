@@ -41,7 +41,7 @@ $(BUILD)/karst: $(CLI_OBJECTS) $(BUILD)/libkarst.a
 # Goes into other programs: libc and nothing else, all of it bound at once, no sanitizers.
 PRELOAD_OBJECTS := $(patsubst %.c,$(BUILD)/%.o,$(wildcard helper/preload/*.c))
 $(BUILD)/helper/preload/%.o: ALL_CFLAGS = $(WARNINGS) -O2 -g -fPIC -fvisibility=hidden -fexceptions \
-    -fno-crossjumping -ftls-model=initial-exec $(CPPFLAGS)
+    $(if $(findstring clang,$(CC)),,-fno-crossjumping) -ftls-model=initial-exec $(CPPFLAGS)
 
 $(BUILD)/libkarst-preload.so: $(PRELOAD_OBJECTS)
 	$(CC) -g -shared -Wl,-soname,libkarst-preload.so -Wl,-z,defs -Wl,-z,now -o $@ $^

@@ -8,13 +8,17 @@
 struct lent {
     struct karst_target target;
     struct karst_callbacks callbacks; /* a copy: the caller's struct need not outlive the call */
-    uint64_t refused_end;             /* where the run of pages that could not be read ends so far */
-    unsigned refused;                 /* how many they are */
+    uint64_t refused_end;             /* behind the last page that could not be read */
+    unsigned refused;                 /* how many pages in a row before there could not be read */
+    unsigned refused_apart;           /* how many, with others between them that nobody asked for */
 };
 
 static size_t lent_read(struct karst_target *target, uint64_t address, void *buffer, size_t size) {
     const struct karst_callbacks *callbacks = &((struct lent *)target)->callbacks;
     size_t got = callbacks->read(callbacks->context, address, buffer, size);
+    if (got != 0) {
+        ((struct lent *)target)->refused_apart = 0;
+    }
     return got < size ? got : size;
 }
 
@@ -28,15 +32,20 @@ static uint64_t lent_resident(struct karst_target *target, uint64_t start, uint6
 }
 
 /* A debugger can't tell where memory begins again, and each try may cost a round trip: when so many pages in
- * a row can't be read, the rest of the mapping is taken for missing too. */
-#define REFUSED_MAX 256
+ * a row can't be read, the rest of the mapping is taken for missing too. So it is when, in a search that
+ * looks at few places of a mapping, so many one after the other can't be read: it may claim to be vast. */
+#define REFUSED_MAX       256
+#define REFUSED_APART_MAX 16384
 
 static uint64_t lent_missing(struct karst_target *target, uint64_t address) {
     struct lent *lent = (struct lent *)target;
     const struct karst_mapping *mapping = karst_target_mapping(target, address);
+    bool further = mapping && lent->refused_end > mapping->start && address >= lent->refused_end;
     lent->refused = address == lent->refused_end ? lent->refused + 1 : 1;
+    lent->refused_apart = further ? lent->refused_apart + 1 : 1;
     lent->refused_end = (address / target->page_size + 1) * target->page_size;
-    return mapping && lent->refused >= REFUSED_MAX ? mapping->end - address : 0;
+    bool gone = lent->refused >= REFUSED_MAX || lent->refused_apart >= REFUSED_APART_MAX;
+    return mapping && gone ? mapping->end - address : 0;
 }
 
 static void lent_close(struct karst_target *target) {

@@ -157,6 +157,32 @@ def test_walk_ends_when_told(program: Program) -> None:
         assert len(calls) == 1
 
 
+class Vast(Lent):
+    """Claims a mapping beside the others that takes years to look through a piece at a time, and has nothing of it."""
+
+    START, SIZE = 1 << 57, 1 << 60
+    asked = 0
+
+    def read(self, address: int, size: int) -> object:
+        if address < self.START:
+            return super().read(address, size)
+        self.asked += 1
+        if self.asked > 300_000:
+            raise RuntimeError("reads on and on")
+        return b""
+
+    def mappings(self) -> list[engine.Mapping]:
+        return [*super().mappings(), engine.Mapping(self.START, self.START + self.SIZE, 3, None, 0, 0)]
+
+
+def test_lent_mapping_that_is_vast(program: Program) -> None:
+    target = Vast(program.pid)
+    with engine.Session.open_callbacks(target) as session:
+        assert session.run_json(["summary"])["total"]["system_bytes"] > 0
+    target.close()
+    assert target.asked > 0
+
+
 def test_lent_memory_gives_the_same_heap(program: Program) -> None:
     target = Lent(program.pid)
     with engine.Session.open_process(program.pid) as session:
