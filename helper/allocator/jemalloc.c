@@ -328,6 +328,7 @@ struct stream {
     uint64_t bytes;
     size_t cached; /* the next entry of the cached set */
     struct karst_batch batch;
+    struct karst_regions regions; /* of the slab at hand; the sets of what caches have are empty between */
 };
 
 static bool emit(struct stream *stream, uint64_t size, enum karst_state state, uint32_t bin, uint8_t flags) {
@@ -401,10 +402,11 @@ static bool stream_regions(struct stream *stream, const struct jemalloc_run *run
     return true;
 }
 
-/* The regions that caches have: of the first word on, as the run's bitmap. */
-static void mark_cached(struct stream *stream, const struct jemalloc_run *run,
-                        struct karst_regions *regions) {
+/* The regions that caches have: of the first word on, as the run's bitmap. False: none. */
+static bool mark_cached(struct stream *stream, const struct jemalloc_run *run) {
+    struct karst_regions *regions = &stream->regions;
     uint64_t end = jemalloc_block_start(run, run->regions);
+    bool any = false;
     for (uint64_t at = next_cached(stream, run->first_region); at < end; at = next_cached(stream, at + 1)) {
         uint32_t bin;
         bool is_start;
@@ -413,27 +415,32 @@ static void mark_cached(struct stream *stream, const struct jemalloc_run *run,
             uint64_t *set =
                 state_of_cached(stream, &bin) == KARST_STATE_CACHED ? regions->cached : regions->own;
             set[region / 64] |= 1ull << region % 64;
+            any = true;
         }
     }
+    return any;
 }
 
 static bool hand_regions(struct stream *stream, const struct jemalloc_run *run) {
     struct karst_sink *sink = stream->batch.sink;
-    struct karst_regions regions;
-    regions.start = jemalloc_block_start(run, 0);
-    regions.size = run->stride;
-    regions.count = run->regions;
-    regions.flags = KARST_BLOCK_REGION | (regions.start == run->address ? KARST_BLOCK_RUN : 0);
+    struct karst_regions *regions = &stream->regions;
+    regions->start = jemalloc_block_start(run, 0);
+    regions->size = run->stride;
+    regions->count = run->regions;
+    regions->flags = KARST_BLOCK_REGION | (regions->start == run->address ? KARST_BLOCK_RUN : 0);
     /* All words, whatever the count: sizes that are known take a few instructions. */
-    memcpy(regions.free, run->bitmap, sizeof regions.free);
-    memset(regions.cached, 0, sizeof regions.cached);
-    memset(regions.own, 0, sizeof regions.own);
+    memcpy(regions->free, run->bitmap, sizeof regions->free);
     if (run->regions % 64) {
-        regions.free[run->regions / 64] &= (1ull << run->regions % 64) - 1;
+        regions->free[run->regions / 64] &= (1ull << run->regions % 64) - 1;
     }
-    mark_cached(stream, run, &regions);
-    stream->at = jemalloc_block_start(run, run->regions);
-    return karst_batch_flush(&stream->batch) && sink->regions(sink, &regions);
+    bool any_cached = mark_cached(stream, run);
+    stream->at = regions->start + run->regions * run->stride;
+    bool more = karst_batch_flush(&stream->batch) && sink->regions(sink, regions);
+    if (any_cached) {
+        memset(regions->cached, 0, sizeof regions->cached);
+        memset(regions->own, 0, sizeof regions->own);
+    }
+    return more;
 }
 
 static bool stream_slab(struct stream *stream, const struct jemalloc_run *run) {

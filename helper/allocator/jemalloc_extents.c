@@ -28,34 +28,32 @@ static bool make_pages(struct jemalloc_pages *pages) {
     return false;
 }
 
-static const uint8_t *page_at(struct jemalloc_heap *jemalloc, uint64_t page) {
+static const uint8_t *read_page(struct jemalloc_heap *jemalloc, uint64_t page, size_t slot) {
     struct jemalloc_pages *pages = &jemalloc->pages;
     struct karst_target *target = jemalloc->heap.target;
     if (!pages->tags && !make_pages(pages)) {
         return NULL;
     }
-    size_t slot = page / PAGE % PAGES_KEPT, there = 0;
-    if (pages->tags[slot] != (page | 1)) {
-        uint8_t *bytes = pages->bytes + slot * PAGE;
-        const uint8_t *view = target->ops->view ? target->ops->view(target, page, &there) : NULL;
-        bool is_view = view && there >= PAGE;
-        pages->tags[slot] = 0;
-        if (!is_view && !karst_target_read_all(target, page, bytes, PAGE)) {
-            return NULL;
-        }
-        pages->at[slot] = is_view ? view : bytes;
-        pages->tags[slot] = page | 1;
+    size_t there = 0;
+    uint8_t *bytes = pages->bytes + slot * PAGE;
+    const uint8_t *view = target->ops->view ? target->ops->view(target, page, &there) : NULL;
+    bool is_view = view && there >= PAGE;
+    pages->tags[slot] = 0;
+    if (!is_view && !karst_target_read_all(target, page, bytes, PAGE)) {
+        return NULL;
     }
+    pages->at[slot] = is_view ? view : bytes;
+    pages->tags[slot] = page | 1;
     return pages->at[slot];
 }
 
-const uint8_t *jemalloc_at(struct jemalloc_heap *jemalloc, uint64_t address, size_t size) {
-    uint64_t page = address & ~(uint64_t)(PAGE - 1);
-    size_t offset = address - page;
-    if (offset + size <= PAGE) {
-        const uint8_t *bytes = page_at(jemalloc, page);
-        return bytes ? bytes + offset : NULL;
-    }
+static inline const uint8_t *page_at(struct jemalloc_heap *jemalloc, uint64_t page) {
+    const struct jemalloc_pages *pages = &jemalloc->pages;
+    size_t slot = page / PAGE % PAGES_KEPT;
+    return pages->tags && pages->tags[slot] == (page | 1) ? pages->at[slot] : read_page(jemalloc, page, slot);
+}
+
+static const uint8_t *gather(struct jemalloc_heap *jemalloc, uint64_t address, size_t size) {
     uint8_t *scratch = jemalloc->pages.scratch;
     if (size > sizeof jemalloc->pages.scratch || address + size < address) {
         return NULL;
@@ -71,6 +69,19 @@ const uint8_t *jemalloc_at(struct jemalloc_heap *jemalloc, uint64_t address, siz
         done += part;
     }
     return scratch;
+}
+
+static inline const uint8_t *bytes_at(struct jemalloc_heap *jemalloc, uint64_t address, size_t size) {
+    size_t offset = address % PAGE;
+    if (offset + size > PAGE) {
+        return gather(jemalloc, address, size);
+    }
+    const uint8_t *bytes = page_at(jemalloc, address - offset);
+    return bytes ? bytes + offset : NULL;
+}
+
+const uint8_t *jemalloc_at(struct jemalloc_heap *jemalloc, uint64_t address, size_t size) {
+    return bytes_at(jemalloc, address, size);
 }
 
 bool jemalloc_read(struct jemalloc_heap *jemalloc, uint64_t address, uint64_t *word) {
@@ -212,8 +223,12 @@ static bool next_in_leaf(struct jemalloc_heap *jemalloc, uint64_t from, uint64_t
     const struct jemalloc_leaf *leaf = &jemalloc->leaf;
     end = end < leaf->end ? end : leaf->end;
     uint64_t index = (from - leaf->key) / PAGE, count = (end - leaf->key + PAGE - 1) / PAGE, word = 0;
-    uint64_t found =
-        next_entry(jemalloc->heap.target, &jemalloc->leaves, leaf->node, index, count, entry, &word);
+    const uint8_t *first = karst_window_at(&jemalloc->leaves, leaf->node + index * entry, sizeof word);
+    uint64_t found = index;
+    if (index >= count || !first ||
+        (word = jemalloc_word(first)) == 0) { /* after most extents is another one */
+        found = next_entry(jemalloc->heap.target, &jemalloc->leaves, leaf->node, index, count, entry, &word);
+    }
     jemalloc->entries += found - index;
     *next = end;
     if (found == count) {
@@ -299,10 +314,9 @@ static bool read_large(struct jemalloc_heap *jemalloc, struct jemalloc_run *run,
 bool jemalloc_read_extent(struct jemalloc_heap *jemalloc, const struct jemalloc_element *element,
                           struct jemalloc_run *run) {
     const struct jemalloc_layout *layout = &jemalloc->layout;
-    const uint8_t *extent =
-        element->extent % 64 == 0
-            ? jemalloc_at(jemalloc, element->extent, layout->extent_bitmap + JEMALLOC_SLAB_BITMAP)
-            : NULL;
+    const uint8_t *extent = element->extent % 64 == 0 ? bytes_at(jemalloc, element->extent,
+                                                                 layout->extent_bitmap + JEMALLOC_SLAB_BITMAP)
+                                                      : NULL;
     run->header = element->extent;
     run->element = element->address;
     run->address = element->page;
@@ -358,7 +372,8 @@ bool jemalloc_read_extent(struct jemalloc_heap *jemalloc, const struct jemalloc_
 bool jemalloc_walk_extents(struct jemalloc_heap *jemalloc, uint64_t start, uint64_t end,
                            jemalloc_run_fn *visit, void *context) {
     struct jemalloc_element element;
-    struct jemalloc_run run;
+    struct jemalloc_run run
+        __attribute__((aligned(64))); /* its bitmap is copied: not over lines of the cache */
     uint64_t from = start;
     unsigned nonsense = 0;
     jemalloc->entries = 0;
