@@ -40,6 +40,22 @@ void glibc_read_par(struct glibc_heap *glibc);
 bool glibc_read_arenas(struct glibc_heap *glibc);
 bool glibc_add_arena(struct glibc_heap *glibc, uint64_t address, bool outside_ring);
 
+/* A thread control block: what the thread pointer points at. */
+struct glibc_tcb {
+    uint64_t address;
+    int64_t tid; /* -1: no thread of the target has it */
+};
+
+struct glibc_tcb_list {
+    struct glibc_tcb *items; /* the caller's to free */
+    size_t count;
+};
+
+/* All control blocks: of the threads, and of those whose thread is gone (the child of a fork has its parent's
+ * other threads' caches in its heap, and nobody will ever use them). Needs the arenas' extents. false: out of
+ * memory. */
+bool glibc_find_tcbs(struct glibc_heap *glibc, struct glibc_tcb_list *list);
+
 /* ---- what is left when libc's variables are missing, glibc_partial.c ---- */
 
 /* Are variables of the module not in the target (a core that is cut off, or was filtered)? */

@@ -1,9 +1,8 @@
 /* glibc malloc: the threads' caches, which are found by what the threads' local words point at.
  *
  * No symbol tells where a thread keeps its tcache pointer, so every word of its static TLS is tried: it is
- * the offset that leads to a tcache in most threads. Control blocks whose thread is gone (a forked child has
- * its parent's) are found in memory, for what their caches hold is lost. */
-#include "glibc.h"
+ * the offset that leads to a tcache in most threads. */
+#include "glibc_find.h"
 #include "threads.h"
 
 #include <inttypes.h>
@@ -14,124 +13,7 @@
 #define TLS_SPAN        8192u       /* how far from the thread pointer libc's thread-local words may be */
 #define MODULE_DATA_MAX (16u << 20) /* how much of a libc's variables is searched for the key */
 #define KEYS_TRIED      16u
-#define VOTES_NEEDED    4u     /* for a key that libc's variables cannot confirm */
-#define TCB_SPAN        16384u /* how far into a mapping thread control blocks are looked for */
-#define TCB_LINKS       0x240u /* where in struct pthread its list of stacks and its thread id are, about */
-#define TCB_LINKS_SIZE  0x100u
-#define TCBS_FOLLOWED   16384u
-
-/* A thread control block: what the thread pointer points at. */
-struct tcb {
-    uint64_t address;
-    int64_t tid; /* -1: no thread of the target has it */
-};
-
-struct tcb_list {
-    struct tcb *items;
-    size_t count;
-};
-
-static bool add_tcb(struct tcb_list *list, uint64_t address, int64_t tid) {
-    for (size_t i = 0; i < list->count; i++) {
-        if (list->items[i].address == address) {
-            return true;
-        }
-    }
-    struct tcb *items = realloc(list->items, (list->count + 1) * sizeof *items);
-    if (!items) {
-        return false;
-    }
-    list->items = items;
-    items[list->count++] = (struct tcb){address, tid};
-    return true;
-}
-
-/* Which thread a control block belongs to, when its registers are not known: struct pthread keeps the
- * thread id about 0x2d0 bytes in (nptl/descr.h). */
-static int64_t tid_of_tcb(struct karst_target *target, uint64_t address) {
-    uint32_t words[TCB_LINKS_SIZE / 4];
-    if (!karst_target_read_all(target, address + TCB_LINKS, words, sizeof words)) {
-        return -1;
-    }
-    for (size_t w = 0; w < sizeof words / sizeof *words; w++) {
-        for (size_t t = 0; t < target->thread_count; t++) {
-            if (words[w] == (uint32_t)target->threads[t].tid && !target->threads[t].thread_pointer) {
-                return target->threads[t].tid;
-            }
-        }
-    }
-    return -1;
-}
-
-/* x86-64: tcbhead_t points at itself at 0 and 16 (sysdeps/x86_64/nptl/tls.h), 64-byte aligned. */
-static bool scan_for_tcbs(struct glibc_heap *glibc, uint64_t start, uint64_t end, struct tcb_list *list) {
-    for (uint64_t at = (start + 63) & ~63ull; at + 24 <= end; at += 64) {
-        const uint8_t *bytes = karst_window_at(&glibc->lists, at, 24);
-        if (!bytes) {
-            return true;
-        }
-        if (glibc_word(bytes) == at && glibc_word(bytes + 16) == at &&
-            !add_tcb(list, at, tid_of_tcb(glibc->heap.target, at))) {
-            return false;
-        }
-    }
-    return true;
-}
-
-/* struct pthread is in a list of stacks: the control blocks that the one at address is linked with. From 2.42
- * on stacks have no mapping for a guard between them, so that only the last of a run is at a mapping's end.
- */
-static bool follow_tcb_links(struct glibc_heap *glibc, uint64_t address, struct tcb_list *list) {
-    struct karst_target *target = glibc->heap.target;
-    uint64_t links[TCB_LINKS_SIZE / 8], words[3];
-    if (!karst_target_read_all(target, address + TCB_LINKS, links, sizeof links)) {
-        return true;
-    }
-    for (size_t i = 0; i < sizeof links / sizeof *links; i++) {
-        for (unsigned back = 0; back <= 8; back += 8) {
-            /* next leads to the same field of the neighbour, and so does prev, a word behind it. */
-            uint64_t other = links[i] - (TCB_LINKS + 8 * i - back);
-            if (other % 64 == 0 && links[i] > 0x1000 &&
-                karst_target_read_all(target, other, words, sizeof words) && words[0] == other &&
-                words[2] == other && !add_tcb(list, other, tid_of_tcb(target, other))) {
-                return false;
-            }
-        }
-    }
-    return true;
-}
-
-/* All control blocks: of the threads, and of those whose thread is gone (the child of a fork has its
- * parent's other threads' caches in its heap, and nobody will ever use them). */
-static bool find_tcbs(struct glibc_heap *glibc, struct tcb_list *list) {
-    struct karst_target *target = glibc->heap.target;
-    for (size_t i = 0; i < target->thread_count; i++) {
-        if (target->threads[i].thread_pointer &&
-            !add_tcb(list, target->threads[i].thread_pointer, target->threads[i].tid)) {
-            return false;
-        }
-    }
-    for (size_t i = 0; i < target->mapping_count; i++) {
-        const struct karst_mapping *mapping = &target->mappings[i];
-        uint64_t behind;
-        if (!karst_mapping_is_anonymous(mapping) ||
-            glibc_overlaps_extent(glibc, mapping->start, mapping->start + 1, &behind)) {
-            continue;
-        }
-        uint64_t size = mapping->end - mapping->start;
-        uint64_t head = size < 2 * TCB_SPAN ? size : TCB_SPAN;
-        if (!scan_for_tcbs(glibc, mapping->start, mapping->start + head, list) ||
-            (size > head && !scan_for_tcbs(glibc, mapping->end - TCB_SPAN, mapping->end, list))) {
-            return false;
-        }
-    }
-    for (size_t i = 0; i < list->count && list->count < TCBS_FOLLOWED; i++) {
-        if (!follow_tcb_links(glibc, list->items[i].address, list)) {
-            return false;
-        }
-    }
-    return true;
-}
+#define VOTES_NEEDED    4u /* for a key that libc's variables cannot confirm */
 
 enum tcache_quality { TCACHE_NOT, TCACHE_EMPTY, TCACHE_SURE };
 
@@ -186,7 +68,7 @@ static unsigned slots_of_storage(struct karst_target *target) {
 
 /* The offset from the thread pointer at which the threads keep their tcache pointer: the one that leads to
  * a tcache in most threads. */
-static bool find_tcache_offset(struct glibc_heap *glibc, const struct tcb_list *tcbs) {
+static bool find_tcache_offset(struct glibc_heap *glibc, const struct glibc_tcb_list *tcbs) {
     const bool below = glibc->heap.target->machine != 183; /* EM_AARCH64 has its TLS above */
     const unsigned slots = slots_of_storage(glibc->heap.target);
     uint32_t *votes = calloc(slots, sizeof *votes);
@@ -267,7 +149,7 @@ static bool add_tcache_bin(struct glibc_heap *glibc, const struct glibc_tcache *
 }
 
 /* The thread's word for its cache; false: it is not in the target, or not known where it is. */
-static bool read_tcache_word(struct glibc_heap *glibc, const struct tcb *tcb, uint64_t *address) {
+static bool read_tcache_word(struct glibc_heap *glibc, const struct glibc_tcb *tcb, uint64_t *address) {
     return glibc->tcache_tls_offset != 0 &&
            glibc_read(glibc, tcb->address + (uint64_t)glibc->tcache_tls_offset, address);
 }
@@ -313,7 +195,7 @@ static bool add_tcache_at(struct glibc_heap *glibc, uint64_t address, int64_t ti
     return true;
 }
 
-static bool add_tcache(struct glibc_heap *glibc, const struct tcb *tcb, struct key_vote *vote) {
+static bool add_tcache(struct glibc_heap *glibc, const struct glibc_tcb *tcb, struct key_vote *vote) {
     uint64_t address;
     if (!read_tcache_word(glibc, tcb, &address) || address == 0 || address % GLIBC_ALIGN != 0 ||
         !glibc_chunk_extent(glibc, address - GLIBC_HEADER)) {
@@ -430,14 +312,14 @@ static bool find_tcaches_by_chunks(struct glibc_heap *glibc, struct key_vote *vo
 
 /* Does the thread's word say which its cache is, if it has one? Before it has one there is nothing, or (2.43)
  * a dummy of libc's. */
-static bool knows_its_tcache(struct glibc_heap *glibc, const struct tcb *tcb) {
+static bool knows_its_tcache(struct glibc_heap *glibc, const struct glibc_tcb *tcb) {
     uint64_t address;
     return read_tcache_word(glibc, tcb, &address) &&
            (address == 0 || know_tcache(glibc, address) ||
             (address >= glibc->module->start && address < glibc->module->end));
 }
 
-static bool all_tcaches_known(struct glibc_heap *glibc, const struct tcb_list *tcbs) {
+static bool all_tcaches_known(struct glibc_heap *glibc, const struct glibc_tcb_list *tcbs) {
     const struct karst_target *target = glibc->heap.target;
     for (size_t t = 0; t < target->thread_count; t++) {
         bool known = false;
@@ -514,7 +396,7 @@ static uint64_t find_tcache_key(struct glibc_heap *glibc, const struct key_vote 
 }
 
 /* How many threads have no control block that is known. */
-static size_t count_unknown(const struct karst_target *target, const struct tcb_list *tcbs) {
+static size_t count_unknown(const struct karst_target *target, const struct glibc_tcb_list *tcbs) {
     size_t unknown = 0;
     for (size_t t = 0; t < target->thread_count; t++) {
         bool known = false;
@@ -551,12 +433,12 @@ static bool tell_tcaches(struct glibc_heap *glibc, size_t unknown) {
 }
 
 bool glibc_find_tcaches(struct glibc_heap *glibc) {
-    struct tcb_list tcbs = {0};
+    struct glibc_tcb_list tcbs = {0};
     struct key_vote vote = {0};
     if (glibc->data_missing && glibc->layout.tcache_counts_slots) {
         find_tcache_count(glibc);
     }
-    bool fine = find_tcbs(glibc, &tcbs) && find_tcache_offset(glibc, &tcbs);
+    bool fine = glibc_find_tcbs(glibc, &tcbs) && find_tcache_offset(glibc, &tcbs);
     for (size_t i = 0; fine && glibc->tcache_tls_offset && i < tcbs.count; i++) {
         fine = add_tcache(glibc, &tcbs.items[i], &vote);
     }
