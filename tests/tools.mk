@@ -38,8 +38,12 @@ $(BUILD)/bench/call_cost: $(BUILD)/tests/bench/call_cost.o
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -pthread
 
-bench-preload: all $(BUILD)/bench/call_cost
-	$(PYTHON) tests/bench/bench_preload.py --karst $(BUILD)/karst --program $(BUILD)/bench/call_cost \
+$(BUILD)/bench/turns: $(BUILD)/tests/bench/turns.o
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -pthread
+
+bench-preload: all $(BUILD)/bench/call_cost $(BUILD)/bench/turns
+	$(PYTHON) tests/bench/bench_preload.py --karst $(BUILD)/karst --program $(BUILD)/bench/call_cost --turns $(BUILD)/bench/turns \
 	    --rounds $(ROUNDS) --events $(EVENTS)
 
 # What a trap by a detour costs a call, against GDB's conditional breakpoint.

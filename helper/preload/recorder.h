@@ -42,16 +42,17 @@ static inline __attribute__((always_inline)) void recorder_put(struct ring_head 
     head->cursor = cursor + KARST_RECORD_BYTES;
 }
 
+/* What most events take: sizes of more than 16 bits go the long way. */
 static inline __attribute__((always_inline)) void recorder_write(enum karst_event_kind kind, uint64_t address,
                                                                  uint64_t size, uint64_t site) {
     struct ring_head *head = recorder_head;
     uint64_t cursor = head->cursor;
-    if (UNLIKELY(cursor % KARST_GROUP_BYTES == 0 || size >> 28 || address >> KARST_SITE_BITS ||
+    if (UNLIKELY(cursor % KARST_GROUP_BYTES == 0 || size >> 16 || address >> KARST_SITE_BITS ||
                  recorder_tags[address >> RECORDER_SHIFT & (RECORDER_TAGS - 1)] != head->tag)) {
         recorder_write_slow(kind, address, size, site);
         return;
     }
-    recorder_put(head, cursor, (uint64_t)kind << 60 | size >> 16 << 48 | address, size << 48 | site);
+    recorder_put(head, cursor, (uint64_t)kind << 60 | address, size << 48 | site);
 }
 
 #endif

@@ -70,6 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--karst", type=Path, required=True)
     parser.add_argument("--program", type=Path, required=True)
+    parser.add_argument("--turns", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--events", type=int, default=20_000_000)
     parser.add_argument("--no-gdb", action="store_true")
@@ -98,6 +99,13 @@ def main() -> None:
             ratio = statistics.median(a / b for a, b in zip(own, beside))
             print(f"{what:10} {name:10} {min(own) * scale:9.2f} {unit} {statistics.median(own) * scale:9.2f} {unit} "
                   f"{more * scale:+9.2f} {ratio:7.3f}")
+    print("\nthe flight recorder, switched on and off in one process, medians of 200 pairs:")
+    for what in workloads[:4]:
+        printed, _ = run([str(options.karst), "run", "--recorder=1M", "--", str(options.turns), *what.split(),
+                          str(2 * options.events)], {})
+        threads = [[float(word) for word in line.split()] for line in printed.splitlines()]
+        print(f"{what:10} {statistics.mean(bare for bare, _ in threads):6.2f} ns an event without, "
+              f"{statistics.mean(more for _, more in threads):+.2f} ns with")
     if not options.no_gdb:
         breakpoint_ns = conditional_breakpoint(options.program)
         trap_ns = max(statistics.median(a - b for a, b in zip(
