@@ -5,7 +5,7 @@
 #include "marks.h"
 
 _Thread_local struct marks_thread marks_thread;
-uint64_t marks_horizon = 2 * MARKS_BEHIND;
+uint64_t marks_horizon __attribute__((aligned(64))) = 2 * MARKS_BEHIND;
 uint64_t marks_directory[KARST_MAP_ENTRIES] __attribute__((aligned(4096)));
 
 /* How far back to look for the block around a pointer: where all blocks are marked, where some are not. */

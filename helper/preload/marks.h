@@ -18,8 +18,9 @@
 #define MARKS_USUAL_MOST  (KARST_MAP_LARGE - 8u)
 
 /* Sequence numbers: threads count on by themselves as far as a horizon that all share, and who reaches it, or
- * is far behind it, moves it on and goes on from there. */
-#define MARKS_PIECE  64u
+ * is far behind it, moves it on and goes on from there. A move takes its line of memory from all other
+ * threads. */
+#define MARKS_PIECE  1024u
 #define MARKS_BEHIND 4096u
 
 struct marks_thread {
