@@ -141,6 +141,20 @@ struct glibc_heap {
     struct karst_window lists;         /* for pointer chasing */
 };
 
+/* The first of count sorted addresses that is not below address; count: none. */
+static inline size_t glibc_first_from(const uint64_t *sorted, size_t count, uint64_t address) {
+    size_t low = 0, high = count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (sorted[middle] < address) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
+}
+
 /* ---- reading ---------------------------------------------------------------------------------------- */
 
 static inline uint64_t glibc_word(const uint8_t *bytes) {

@@ -252,16 +252,8 @@ uint64_t glibc_anchor_between(struct glibc_heap *glibc, uint64_t from, uint64_t 
     if (!glibc->anchors_loaded) {
         load_anchors(glibc);
     }
-    size_t low = 0, high = glibc->anchor_count;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        if (glibc->anchors[middle] < from) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    return low < glibc->anchor_count && glibc->anchors[low] < to ? glibc->anchors[low] : 0;
+    size_t first = glibc_first_from(glibc->anchors, glibc->anchor_count, from);
+    return first < glibc->anchor_count && glibc->anchors[first] < to ? glibc->anchors[first] : 0;
 }
 
 void glibc_forget_anchors(struct glibc_heap *glibc) {

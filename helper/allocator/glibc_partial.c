@@ -45,16 +45,8 @@ static uint64_t *arenas_of_headers(struct glibc_heap *glibc, size_t *count) {
 }
 
 static size_t index_of(const uint64_t *arenas, size_t count, uint64_t address) {
-    size_t low = 0, high = count;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        if (arenas[middle] < address) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    return low < count && arenas[low] == address ? low : count;
+    size_t first = glibc_first_from(arenas, count, address);
+    return first < count && arenas[first] == address ? first : count;
 }
 
 /* Where the arena at address leads in the ring; 0: not to be read. */

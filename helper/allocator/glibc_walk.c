@@ -491,19 +491,6 @@ static bool stream_near(void *context, const struct glibc_chunk *chunk) {
     return stream_chunk(&near->stream, chunk);
 }
 
-static size_t unsorted_from(const struct glibc_heap *glibc, uint64_t chunk) {
-    size_t low = 0, high = glibc->unsorted_count;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        if (glibc->unsorted[middle] < chunk) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    return low;
-}
-
 bool glibc_walk_near(struct karst_heap *heap, const struct karst_extent *extent, uint64_t address,
                      struct karst_sink *sink, struct karst_error *error) {
     struct glibc_heap *glibc = (struct glibc_heap *)heap;
@@ -516,6 +503,6 @@ bool glibc_walk_near(struct karst_heap *heap, const struct karst_extent *extent,
                              .waypoints = waypoints};
     uint64_t from = glibc_waypoint_before(waypoints, address);
     near.stream.batch.sink = sink;
-    near.stream.unsorted = from ? unsorted_from(glibc, from) : 0;
+    near.stream.unsorted = from ? glibc_first_from(glibc->unsorted, glibc->unsorted_count, from) : 0;
     return walk_chunks(glibc, extent, from, stream_near, &near) && karst_batch_flush(&near.stream.batch);
 }

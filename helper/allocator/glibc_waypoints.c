@@ -57,16 +57,8 @@ struct glibc_waypoints *glibc_waypoints_of(struct glibc_heap *glibc, const struc
 
 /* So that the block before the one that holds address is met, too, it is the last but one before it. */
 uint64_t glibc_waypoint_before(const struct glibc_waypoints *waypoints, uint64_t address) {
-    size_t low = 0, high = waypoints->count;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        if (waypoints->chunks[middle] <= address) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    return low > 1 ? waypoints->chunks[low - 2] : 0;
+    size_t behind = glibc_first_from(waypoints->chunks, waypoints->count, address + 1);
+    return behind > 1 ? waypoints->chunks[behind - 2] : 0;
 }
 
 void glibc_waypoints_close(struct glibc_heap *glibc) {

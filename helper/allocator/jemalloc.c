@@ -44,20 +44,6 @@ static bool look_at(void *context, const struct jemalloc_run *run) {
     return !look->found && run->address <= look->address;
 }
 
-static const struct karst_extent *extent_of(const struct jemalloc_heap *jemalloc, uint64_t address) {
-    const struct karst_extent *extents = jemalloc->heap.extents;
-    size_t low = 0, high = jemalloc->heap.extent_count;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        if (extents[middle].end <= address) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    return low < jemalloc->heap.extent_count && extents[low].start <= address ? &extents[low] : NULL;
-}
-
 bool jemalloc_run_of(struct jemalloc_heap *jemalloc, uint64_t address, struct jemalloc_run *run) {
     struct jemalloc_element element;
     if (jemalloc->layout.major < 5) {
@@ -67,7 +53,7 @@ bool jemalloc_run_of(struct jemalloc_heap *jemalloc, uint64_t address, struct je
         address - run->address < run->size) {
         return true;
     }
-    const struct karst_extent *extent = extent_of(jemalloc, address);
+    const struct karst_extent *extent = karst_heap_extent(&jemalloc->heap, address);
     if (!extent || extent->kind != KARST_EXTENT_PAGES) {
         return false;
     }

@@ -178,17 +178,8 @@ static void check_large(struct jemalloc_checking *check, const struct jemalloc_r
 }
 
 static bool in_own_memory(const struct jemalloc_heap *jemalloc, uint64_t address) {
-    size_t low = 0, high = jemalloc->heap.extent_count;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        if (jemalloc->heap.extents[middle].end <= address) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    return low < jemalloc->heap.extent_count && jemalloc->heap.extents[low].start <= address &&
-           jemalloc->heap.extents[low].kind == KARST_EXTENT_OWN;
+    const struct karst_extent *extent = karst_heap_extent(&jemalloc->heap, address);
+    return extent && extent->kind == KARST_EXTENT_OWN;
 }
 
 /* 5.x: what leads to the run, and what is said of it beside its own header. */

@@ -1,34 +1,20 @@
 /* What a call of malloc or free costs: call_cost tight|mixed THREADS EVENTS. Prints the nanoseconds of an
  * event, in each thread the least of its 20 parts (by its own CPU clock), as one number a thread.
  *
- * tight: malloc and free of the block at once, 24 to 87 bytes. mixed: see mixed.h. */
+ * What tight and mixed are: workloads.h. */
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
-#include "mixed.h"
+#include "workloads.h"
 
 enum { PARTS = 20, THREADS_MAX = 16 };
 
 static size_t events;
 static int is_tight;
 static double results[THREADS_MAX];
-
-static double cpu_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-    return (double)now.tv_sec * 1e9 + (double)now.tv_nsec;
-}
-
-static void tight(size_t count) {
-    for (size_t i = 0; i < count / 2; i++) {
-        void *volatile block = malloc(24 + (i & 63));
-        free(block);
-    }
-}
 
 static void *work(void *result) {
     uint64_t state = 1;

@@ -11,10 +11,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "karst-abi.h"
-#include "mixed.h"
+#include "workloads.h"
 
 enum { PAIRS = 200, THREADS_MAX = 16 };
 
@@ -27,19 +26,6 @@ static int is_tight;
 static struct karst_control *control;
 static pthread_barrier_t barrier;
 static struct result results[THREADS_MAX];
-
-static double cpu_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-    return (double)now.tv_sec * 1e9 + (double)now.tv_nsec;
-}
-
-static void tight(size_t count) {
-    for (size_t i = 0; i < count / 2; i++) {
-        void *volatile block = malloc(24 + (i & 63));
-        free(block);
-    }
-}
 
 static void record(int on) {
     if (on) {
