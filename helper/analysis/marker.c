@@ -173,11 +173,16 @@ static uint64_t leaf_of(struct karst_marker *marker, uint64_t number) {
     return base ? base + number * KARST_MAP_LEAF : 0;
 }
 
-/* An entry of the map out of its 8 bytes. */
-static enum karst_mark parse_entry(uint64_t word, uint64_t *offset) {
-    *offset = word & KARST_MAP_LARGE;
-    *offset = *offset == KARST_MAP_LARGE ? word >> 16 : *offset;
-    return word & KARST_MAP_STATE;
+/* The entry of the map at a place of a leaf. */
+static enum karst_mark read_entry(struct karst_marker *marker, uint64_t place, uint64_t *offset) {
+    uint64_t entry = read_word(&marker->leaves, place) & UINT16_MAX;
+    *offset = entry & ~(uint64_t)KARST_MAP_STATE;
+    if (*offset == KARST_MAP_LARGE) {
+        uint64_t low = karst_map_gather(read_word(&marker->leaves, place + 2)),
+                 high = karst_map_gather(read_word(&marker->leaves, place + 10));
+        *offset = low << 3 | high << 35;
+    }
+    return entry & KARST_MAP_STATE;
 }
 
 static uint64_t footer_offset(uint64_t size) {
@@ -196,6 +201,22 @@ static bool gap_is_whole(struct karst_marker *marker, uint64_t address, uint64_t
     return true;
 }
 
+/* A footer whose canary was written over may be one as well as what the program wrote there. */
+static bool is_likely_site(const struct karst_marker *marker, uint64_t site) {
+    const struct karst_control *control = &marker->control;
+    if (control->site_kind == KARST_SITE_STACK && site & KARST_SITE_STACK_BIT) {
+        return (site & ~KARST_SITE_STACK_BIT) < control->sites_used / 8;
+    }
+    const struct karst_mapping *mapping = karst_target_mapping(marker->footers.target, site);
+    return mapping && mapping->permissions & KARST_MAPPING_EXECUTE;
+}
+
+static bool is_likely_footer(const struct karst_marker *marker, const struct karst_footer *footer) {
+    return footer->sequence >> KARST_FOOTER_SEQUENCE_BITS && footer->sequence & KARST_FOOTER_SEQUENCE &&
+           footer->site >> KARST_SITE_BITS < KARST_FUNCTIONS &&
+           is_likely_site(marker, footer->site & KARST_SITE_MASK);
+}
+
 static void take_footer(struct karst_marker *marker, uint64_t address, uint64_t offset,
                         struct karst_mark_of *mark) {
     struct karst_footer footer;
@@ -207,13 +228,12 @@ static void take_footer(struct karst_marker *marker, uint64_t address, uint64_t 
     uint64_t size = footer.size;
     bool live = footer.canary == (marker->control.canary ^ address);
     bool freed = (footer.canary & ~KARST_SITE_MASK) == KARST_FOOTER_FREED;
-    /* Written over, or what was left of an entry of the map and never a footer. */
-    if (footer_offset(size) != offset ||
-        (!live &&
-         !(footer.sequence >> KARST_FOOTER_SEQUENCE_BITS && footer.site & KARST_SITE_MASK &&
-           footer.sequence & KARST_FOOTER_SEQUENCE && footer.site >> KARST_SITE_BITS < KARST_FUNCTIONS))) {
+    if (footer_offset(size) != offset || (!live && !is_likely_footer(marker, &footer))) {
+        mark->overwritten = true;
         return;
     }
+    /* The thread that frees it was stopped before it changed the map. */
+    mark->state = freed ? KARST_MARK_FREED : mark->state;
     mark->readable = true;
     mark->size = size;
     mark->site = footer.site & KARST_SITE_MASK;
@@ -234,8 +254,7 @@ struct karst_mark_of karst_marker_mark(struct karst_marker *marker, uint64_t add
         !(leaf = leaf_of(marker, address / KARST_MAP_SPAN))) {
         return mark;
     }
-    uint64_t word = read_word(&marker->leaves, leaf + address % KARST_MAP_SPAN / KARST_MAP_GRAIN);
-    mark.state = parse_entry(word, &offset);
+    mark.state = read_entry(marker, leaf + address % KARST_MAP_SPAN / KARST_MAP_GRAIN, &offset);
     if (mark.state != KARST_MARK_LIVE && mark.state != KARST_MARK_FREED) {
         mark.state = KARST_MARK_NONE;
     } else if (offset >= 16 && offset < FOOTER_OFFSETS) {
@@ -278,7 +297,7 @@ static uint64_t mapped_bytes(const struct karst_target *target) {
     return bytes;
 }
 
-/* Entries are told from bytes left over of older ones by their footers. False: error. */
+/* False: error. */
 static bool sweep_leaf(struct sweep *sweep, uint64_t leaf, uint64_t first) {
     struct karst_window window;
     bool going = true;
@@ -298,18 +317,16 @@ static bool sweep_leaf(struct sweep *sweep, uint64_t leaf, uint64_t first) {
             at = (at / PAGE + 1) * PAGE;
             continue;
         }
-        if (*bytes == 0 || (*bytes & KARST_MAP_STATE) != KARST_MARK_LIVE) {
+        if ((*bytes & KARST_MAP_STATE) != KARST_MARK_LIVE) {
             at++;
             continue;
         }
         uint64_t address = first + at * KARST_MAP_GRAIN;
         struct karst_mark_of mark = karst_marker_mark(sweep->marker, address);
-        if (mark.state == KARST_MARK_LIVE && mark.readable) {
+        if (mark.state == KARST_MARK_LIVE && (mark.readable || mark.overwritten)) {
             sweep->enough = !sweep->block(sweep->context, address, &mark);
-            at += (mark.footer - address + KARST_FOOTER_BYTES) / KARST_MAP_GRAIN;
-        } else {
-            at++;
         }
+        at += mark.readable ? (mark.footer - address + KARST_FOOTER_BYTES) / KARST_MAP_GRAIN : 1;
     }
     karst_window_close(&window);
     return going;

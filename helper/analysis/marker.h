@@ -26,10 +26,11 @@ uint64_t karst_marker_root(struct karst *session, const struct karst_module *mod
 /* What a mark says of a block. */
 struct karst_mark_of {
     enum karst_mark state; /* KARST_MARK_NONE: the block is not marked */
-    uint64_t size;         /* asked for */
-    uint64_t footer;       /* address */
+    uint64_t size;         /* asked for; about, unless readable */
+    uint64_t footer;       /* address; 0: what the map says can't be */
     bool whole;            /* live: nothing behind its end was written over */
-    bool readable;         /* the rest below is known */
+    bool overwritten;      /* what stands in the footer's place is none */
+    bool readable;         /* the rest below is known; if it is not overwritten either, memory is missing */
     uint64_t site, freed_at;
     uint32_t function;
     int64_t thread;    /* that allocated it */
@@ -39,7 +40,7 @@ struct karst_mark_of {
 /* The mark of the block at address, as the program knows it. */
 struct karst_mark_of karst_marker_mark(struct karst_marker *marker, uint64_t address);
 
-/* All marked live blocks in address order; block returning false ends it. False: error (interrupted). */
+/* All marked live blocks in address order, those with an overwritten footer, too; block returning false ends it. False: error (interrupted). */
 bool karst_marker_each(struct karst_marker *marker, struct karst *session,
                        bool (*block)(void *context, uint64_t address, const struct karst_mark_of *mark),
                        void *context, struct karst_error *error) KARST_CHECKED;

@@ -52,6 +52,10 @@ struct counting {
 static bool count_block(void *context, uint64_t address, const struct karst_mark_of *mark) {
     struct counting *counting = context;
     struct karst_sites *sites = counting->sites;
+    if (!mark->readable) {
+        sites->lost++;
+        return true;
+    }
     if (mark->size < sites->least || mark->size > sites->greatest ||
         (sites->thread && mark->thread != sites->thread)) {
         return true;

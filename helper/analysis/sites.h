@@ -20,6 +20,7 @@ struct karst_sites {
     uint32_t *slots; /* index + 1 by hash */
     size_t slot_count;
     uint64_t blocks, bytes;
+    uint64_t lost;            /* live blocks that nothing is known of: their marks were written over */
     uint64_t least, greatest; /* only blocks of these sizes */
     int64_t thread;           /* only blocks that this thread allocated; 0: all */
 };

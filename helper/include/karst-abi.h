@@ -15,7 +15,7 @@
 
 #include <stdint.h>
 
-#define KARST_ABI_VERSION 2u
+#define KARST_ABI_VERSION 3u
 #define KARST_ABI_MAGIC   UINT64_C(0x314b524d5453524b) /* "KRSTMRK1" in memory */
 #define KARST_ABI_NAME    "karst" /* of the mapping, where the kernel has names: [anon:karst] */
 
@@ -168,18 +168,36 @@ struct karst_why {
  * KARST_MAP_GRAIN. Its directory has KARST_MAP_ENTRIES words, one for each span: what has to be added to
  * (address / KARST_MAP_GRAIN) for the place in the leaf (modulo 2^64; 0: there is no leaf). There stands, for
  * a block's first byte, a little-endian 16-bit entry: the offset of the footer from the block's address,
- * which is a multiple of 8, with the state (enum karst_mark) in its lower three bits. An offset of
- * KARST_MAP_LARGE stands for one that is in the next 6 bytes of the leaf (little endian). Entries of freed
- * blocks stay until the place is used anew: where an entry lies in the middle of a live block it means
- * nothing. */
+ * which is a multiple of 8 below KARST_MAP_LARGE, with the state (enum karst_mark) in its lower three bits.
+ * KARST_MAP_LARGE stands for an offset that follows in the next 16 bytes of the leaf: its eighth, four bits
+ * to a byte, in the upper half of each, the lowest first. So no byte but an entry's first has a mark's state
+ * in its lower three bits, and what is left of the entries of freed blocks, which stay until their places are
+ * used anew, is never taken for the entry of a live one. */
 #define KARST_MAP_GRAIN   16u
 #define KARST_MAP_SPAN    (UINT64_C(1) << 28)
 #define KARST_MAP_ENTRIES (UINT64_C(1) << 20)
 #define KARST_MAP_LEAF    (KARST_MAP_SPAN / KARST_MAP_GRAIN)
 #define KARST_MAP_STATE   0x7u
-#define KARST_MAP_LARGE   0xfff8u
+#define KARST_MAP_LARGE   0x500u
 
-enum karst_mark { KARST_MARK_NONE, KARST_MARK_LIVE, KARST_MARK_FREED };
+/* The upper byte of an offset below KARST_MAP_LARGE, and of that, is less than both. */
+enum karst_mark { KARST_MARK_NONE, KARST_MARK_FREED = 6, KARST_MARK_LIVE = 7 };
+
+/* Four bits to a byte: what 8 bytes of a large entry hold of its number, and the number out of them. */
+static inline uint64_t karst_map_spread(uint32_t number) {
+    uint64_t word = number;
+    word = (word | word << 16) & UINT64_C(0x0000ffff0000ffff);
+    word = (word | word << 8) & UINT64_C(0x00ff00ff00ff00ff);
+    word = (word | word << 4) & UINT64_C(0x0f0f0f0f0f0f0f0f);
+    return word << 4;
+}
+
+static inline uint32_t karst_map_gather(uint64_t word) {
+    word = word >> 4 & UINT64_C(0x0f0f0f0f0f0f0f0f);
+    word = (word | word >> 4) & UINT64_C(0x00ff00ff00ff00ff);
+    word = (word | word >> 8) & UINT64_C(0x0000ffff0000ffff);
+    return (uint32_t)(word | word >> 16);
+}
 
 /* At the 8-byte boundary at or behind the last byte asked for, at least 16 bytes behind the block's address.
  * Bytes between are KARST_FOOTER_FILL. size and sequence stay when the block is freed. */

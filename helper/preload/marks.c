@@ -24,6 +24,31 @@ void marks_open(void) {
     __atomic_store_n(&control->map, (uint64_t)(uintptr_t)marks_directory, __ATOMIC_RELEASE);
 }
 
+/* ---- entries of the map ------------------------------------------------------------------------------ */
+
+static void set_entry(uint8_t *at, uint64_t offset, enum karst_mark state) {
+    if (offset < KARST_MAP_LARGE) {
+        marks_set_short_entry(at, offset | state);
+        return;
+    }
+    uint64_t words[2] = {karst_map_spread((uint32_t)(offset >> 3)),
+                         karst_map_spread((uint32_t)(offset >> 35))};
+    memcpy(at + 2, words, sizeof words);
+    marks_set_short_entry(at, KARST_MAP_LARGE | state);
+}
+
+static enum karst_mark read_entry(const uint8_t *at, uint64_t *offset) {
+    uint16_t entry;
+    uint64_t words[2];
+    memcpy(&entry, at, sizeof entry);
+    *offset = entry & ~(uint64_t)KARST_MAP_STATE;
+    if (*offset == KARST_MAP_LARGE) {
+        memcpy(words, at + 2, sizeof words);
+        *offset = (uint64_t)karst_map_gather(words[0]) << 3 | (uint64_t)karst_map_gather(words[1]) << 35;
+    }
+    return entry & KARST_MAP_STATE;
+}
+
 /* ---- marking ----------------------------------------------------------------------------------------- */
 
 /* The entry of a place; NULL: it has no leaf, or is beyond the map's end. */
@@ -84,7 +109,7 @@ void *marks_put(void *block, uint64_t size, uint64_t site, enum karst_function f
         uint64_t number = next_number(&marks_thread);
         fill_gap(block, size, offset);
         marks_write(block, size, offset, site, function, number);
-        marks_set_entry(at, offset, KARST_MARK_LIVE);
+        set_entry(at, offset, KARST_MARK_LIVE);
     }
     return block;
 }
@@ -124,7 +149,7 @@ static bool is_whole(const uint8_t *block, const struct karst_footer *footer, ui
 bool marks_release(void *block, uint64_t site) {
     uint64_t offset;
     uint8_t *at = entry_at((uint64_t)(uintptr_t)block);
-    if (!at || marks_entry(at, &offset) != KARST_MARK_LIVE) {
+    if (!at || read_entry(at, &offset) != KARST_MARK_LIVE) {
         return false;
     }
     struct karst_footer *footer = (struct karst_footer *)((uint8_t *)block + offset);
@@ -132,14 +157,14 @@ bool marks_release(void *block, uint64_t site) {
         return false;
     }
     footer->canary = KARST_FOOTER_FREED | site;
-    marks_set_entry(at, offset, KARST_MARK_FREED);
+    set_entry(at, offset, KARST_MARK_FREED);
     return true;
 }
 
 bool marks_size(const void *block, size_t *size) {
     uint64_t address = (uint64_t)(uintptr_t)block, offset;
     const uint8_t *at = entry_at(address);
-    if (!at || marks_entry(at, &offset) != KARST_MARK_LIVE) {
+    if (!at || read_entry(at, &offset) != KARST_MARK_LIVE) {
         return false;
     }
     const struct karst_footer *footer = (const struct karst_footer *)((const uint8_t *)block + offset);
@@ -153,17 +178,17 @@ bool marks_size(const void *block, size_t *size) {
 void marks_restore(void *block) {
     uint64_t address = (uint64_t)(uintptr_t)block, offset;
     uint8_t *at = entry_at(address);
-    if (at && marks_entry(at, &offset) == KARST_MARK_FREED) {
+    if (at && read_entry(at, &offset) == KARST_MARK_FREED) {
         ((struct karst_footer *)((uint8_t *)block + offset))->canary = karst_control.canary ^ address;
-        marks_set_entry(at, offset, KARST_MARK_LIVE);
+        set_entry(at, offset, KARST_MARK_LIVE);
     }
 }
 
 void marks_release_damaged(void *block) {
     uint64_t offset;
     uint8_t *at = entry_at((uint64_t)(uintptr_t)block);
-    if (at && marks_entry(at, &offset) == KARST_MARK_LIVE) {
-        marks_set_entry(at, offset, KARST_MARK_FREED);
+    if (at && read_entry(at, &offset) == KARST_MARK_LIVE) {
+        set_entry(at, offset, KARST_MARK_FREED);
     }
 }
 
@@ -177,7 +202,7 @@ static bool read_footer(uint64_t address, uint64_t offset, struct karst_footer *
 static bool live_block(uint64_t address, struct karst_footer *footer) {
     uint64_t offset;
     const uint8_t *at = entry_at(address);
-    return at && marks_entry(at, &offset) == KARST_MARK_LIVE && read_footer(address, offset, footer) &&
+    return at && read_entry(at, &offset) == KARST_MARK_LIVE && read_footer(address, offset, footer) &&
            footer->canary == (karst_control.canary ^ address);
 }
 
@@ -289,7 +314,7 @@ enum karst_fault marks_judge(const struct call *call, struct karst_why *why) {
     uint64_t address = call->old_address, offset = 0;
     struct karst_footer footer = {0};
     const uint8_t *at = entry_at(address);
-    enum karst_mark state = at ? marks_entry(at, &offset) : KARST_MARK_NONE;
+    enum karst_mark state = at ? read_entry(at, &offset) : KARST_MARK_NONE;
     if (state == KARST_MARK_LIVE) {
         why->block = address;
         if (read_footer(address, offset, &footer) && marks_footer_offset(footer.size) == offset) {

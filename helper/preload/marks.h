@@ -13,7 +13,8 @@
 #define MARKS_FILL (UINT64_C(0x0101010101010101) * KARST_FOOTER_FILL)
 /* Room behind a leaf for an entry that begins in its last bytes. */
 #define MARKS_LEAF_MORE 4096u
-/* Sizes that most blocks have: behind none are more than 7 bytes to fill, and the map has a short entry. */
+/* Sizes that most blocks have: behind none are more than 7 bytes to fill, and the map has a short entry. It
+ * does not hurt that others go a longer way: allocators take longer for them, too. */
 #define MARKS_USUAL_LEAST 9u
 #define MARKS_USUAL_MOST  (KARST_MAP_LARGE - 8u)
 
@@ -85,27 +86,12 @@ static MARKS_INLINE uint64_t marks_base(uint64_t place) {
                                               : 0;
 }
 
-/* Entries are little endian and lie anywhere. */
-static inline void marks_set_entry(uint8_t *at, uint64_t offset, enum karst_mark state) {
-    if (LIKELY(offset < KARST_MAP_LARGE)) {
-        uint16_t entry = (uint16_t)(offset | state);
-        memcpy(at, &entry, sizeof entry);
-    } else {
-        uint64_t entry = offset << 16 | KARST_MAP_LARGE | state;
-        memcpy(at, &entry, sizeof entry);
-    }
-}
-
-static inline enum karst_mark marks_entry(const uint8_t *at, uint64_t *offset) {
-    uint16_t entry;
-    memcpy(&entry, at, sizeof entry);
-    *offset = entry & KARST_MAP_LARGE;
-    if (UNLIKELY(*offset == KARST_MAP_LARGE)) {
-        uint64_t large;
-        memcpy(&large, at, sizeof large);
-        *offset = large >> 16;
-    }
-    return entry & KARST_MAP_STATE;
+/* A short entry, where the other state's stood or behind all that it speaks of: what a stopped process shows
+ * is one or the other. Entries are little endian and lie anywhere. */
+static MARKS_INLINE void marks_set_short_entry(uint8_t *at, uint64_t entry) {
+    uint16_t bytes = (uint16_t)entry;
+    __atomic_signal_fence(__ATOMIC_RELEASE);
+    memcpy(at, &bytes, sizeof bytes);
 }
 
 /* ---- marking ----------------------------------------------------------------------------------------- */
@@ -135,10 +121,9 @@ static MARKS_INLINE bool marks_put_usual(void *block, uint64_t size, uint64_t si
     }
     marks_thread.next = number + 1;
     uint64_t fill = MARKS_FILL;
-    uint16_t entry = (uint16_t)(offset + KARST_MARK_LIVE);
     memcpy((uint8_t *)block + offset - 8, &fill, sizeof fill); /* a whole word may be filled: it is fresh */
     marks_write(block, size, offset, site, function, number);
-    memcpy((uint8_t *)(uintptr_t)(base + place), &entry, sizeof entry);
+    marks_set_short_entry((uint8_t *)(uintptr_t)(base + place), offset + KARST_MARK_LIVE);
     return true;
 }
 
@@ -161,13 +146,12 @@ static MARKS_INLINE bool marks_release_usual(void *block, uint64_t site) {
     uint8_t *at = (uint8_t *)(uintptr_t)(base + place);
     uint16_t entry;
     memcpy(&entry, at, sizeof entry);
-    uint64_t offset = entry;
+    uint64_t offset = entry - (uint64_t)KARST_MARK_LIVE;
     FORGET(offset); /* or its narrow self would be kept beside it */
-    if (UNLIKELY(!(offset & KARST_MARK_LIVE))) {
+    if (UNLIKELY(offset & KARST_MAP_STATE)) {
         return false;
     }
-    offset -= KARST_MARK_LIVE;
-    /* Behind a long entry stands no canary there: the block is longer. */
+    /* Of a large entry no canary stands there: the block is longer. */
     struct karst_footer *footer = (struct karst_footer *)((uint8_t *)block + offset);
     uint64_t gap = offset - footer->size;
     if (UNLIKELY(footer->canary != (karst_control.canary ^ address) || gap >= 8)) {
@@ -178,8 +162,7 @@ static MARKS_INLINE bool marks_release_usual(void *block, uint64_t site) {
         return false;
     }
     footer->canary = KARST_FOOTER_FREED | site;
-    entry = (uint16_t)(offset + KARST_MARK_FREED);
-    memcpy(at, &entry, sizeof entry);
+    marks_set_short_entry(at, offset + KARST_MARK_FREED);
     return true;
 }
 

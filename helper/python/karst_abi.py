@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import enum
 
-VERSION = 2
+VERSION = 3
 CONTROL_MAGIC = 0x314b524d5453524b
 WHY_MAGIC = 0x31595748544b524b
 NO_TRAP = 0xffffffff

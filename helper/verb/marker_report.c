@@ -147,7 +147,9 @@ bool karst_marker_describe(struct karst *session, const struct karst_block *bloc
     }
     if (!mark.readable) {
         return karst_facts_add(facts, "mark", mark.footer,
-                               "the footer was written over; the block had about %" PRIu64 " bytes",
+                               mark.overwritten
+                                   ? "the footer was written over; the block had about %" PRIu64 " bytes"
+                                   : "the footer can't be read; the block had about %" PRIu64 " bytes",
                                mark.size);
     }
     char site[400], freed[400];
@@ -202,26 +204,50 @@ struct checking {
     struct karst_findings *findings;
 };
 
+/* "00 61 ...": up to 32 bytes. */
+static void dump_bytes(struct karst *session, uint64_t address, char *text, size_t size) {
+    uint8_t bytes[32];
+    size_t used = 0, got = karst_target_read(session->target, address, bytes, sizeof bytes);
+    text[0] = '\0';
+    for (size_t i = 0; i < got && used + 4 < size; i++) {
+        used += (size_t)snprintf(text + used, size - used, "%s%02x", i ? " " : "", bytes[i]);
+    }
+}
+
+/* Where karst can walk the heap it is asked: a block that was given back past the library's functions left
+ * its mark behind. Where the walk is stopped by damage the mark is believed. */
+static bool is_block(struct karst *session, uint64_t address) {
+    struct karst_block block;
+    struct karst_error ignored = {0};
+    return !karst_session_extent(session, address) || !karst_find_block(session, address, &block, &ignored) ||
+           (block.address == address && block.state == KARST_STATE_LIVE);
+}
+
 static bool check_block(void *context, uint64_t address, const struct karst_mark_of *mark) {
     struct checking *checking = context;
     struct karst *session = checking->session;
     checking->findings->blocks_checked += session->heap_count == 0; /* else walks count */
-    if (mark->whole) {
+    if (mark->whole || !is_block(session, address)) {
         return true;
     }
-    char site[400], words[200] = "";
-    uint8_t bytes[32];
-    size_t used = 0, got = karst_target_read(session->target, address + mark->size, bytes, sizeof bytes);
-    for (size_t i = 0; i < got && used + 4 < sizeof words; i++) {
-        used += (size_t)snprintf(words + used, sizeof words - used, "%s%02x", i ? " " : "", bytes[i]);
-    }
+    char bytes[200], site[400];
     const struct karst_extent *extent = karst_session_extent(session, address);
-    karst_site_summary(checking->marker, session, mark->site, KARST_SYMBOL_READABLE, site, sizeof site);
-    karst_findings_add(checking->findings, KARST_FINDING_OVERFLOW, KARST_SEVERITY_CORRUPT,
-                       extent ? extent->heap : 0, address, mark->size,
-                       "written beyond the end of a block of %" PRIu64 " bytes, which thread %" PRId64
-                       " allocated at %s: its mark is damaged\tbehind its last byte: %s",
-                       mark->size, mark->thread, site, words);
+    uint32_t heap = extent ? extent->heap : 0;
+    dump_bytes(session, mark->readable ? address + mark->size : mark->footer, bytes, sizeof bytes);
+    if (mark->readable) {
+        karst_site_summary(checking->marker, session, mark->site, KARST_SYMBOL_READABLE, site, sizeof site);
+        karst_findings_add(checking->findings, KARST_FINDING_OVERFLOW, KARST_SEVERITY_CORRUPT, heap, address,
+                           mark->size,
+                           "written beyond the end of a block of %" PRIu64 " bytes, which thread %" PRId64
+                           " allocated at %s: its mark is damaged\tbehind its last byte: %s",
+                           mark->size, mark->thread, site, bytes);
+    } else {
+        karst_findings_add(checking->findings, KARST_FINDING_OVERFLOW, KARST_SEVERITY_CORRUPT, heap, address,
+                           mark->size,
+                           "written beyond the end of a block of about %" PRIu64
+                           " bytes: nothing is left of its mark\tin the mark's place: %s",
+                           mark->size, bytes);
+    }
     return true;
 }
 

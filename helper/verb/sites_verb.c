@@ -108,6 +108,11 @@ static void write_text(struct karst_call *call, const struct karst_marker *marke
         karst_print_styled(writer, KARST_STYLE_BAD, "%s of them", karst_count_text(damaged).text);
         karst_print(writer, " %s written beyond the end; see `check`\n", damaged == 1 ? "was" : "were");
     }
+    if (sites->lost) {
+        karst_print_styled(writer, KARST_STYLE_BAD, "%s more block%s", karst_count_text(sites->lost).text,
+                           karst_plural(sites->lost));
+        karst_print(writer, " lost their marks: something was written over them; see `check`\n");
+    }
 }
 
 static void write_json(struct karst_call *call, const struct karst_sites *sites) {
@@ -133,6 +138,7 @@ static void write_json(struct karst_call *call, const struct karst_sites *sites)
     karst_json_set_number(writer, root, "matched", sites->count);
     karst_json_set_number(writer, root, "blocks", sites->blocks);
     karst_json_set_number(writer, root, "bytes", sites->bytes);
+    karst_json_set_number(writer, root, "lost", sites->lost);
     karst_call_write_json(call, root);
 }
 
@@ -191,7 +197,7 @@ const struct karst_verb karst_verb_sites = {
         "(asked for), \"largest\", \"sample\" (address of the largest), \"damaged\" (blocks written beyond "
         "their "
         "end), \"oldest\", \"newest\" (sequence numbers)}], \"shown\", \"matched\", \"blocks\", \"bytes\", "
-        "\"target\"}.",
+        "\"lost\" (live blocks whose marks were written over: in no site), \"target\"}.",
     .options = options,
     .needs = KARST_NEEDS_MEMORY,
     .run = run,

@@ -3,7 +3,10 @@
  * calls sizes            malloc of 100 to 199 bytes, calloc, realloc, memalign, two threads, frees
  * calls fault KIND       one fault: double, foreign, global, interior, overflow, moved, wild, healthy
  * calls bounds KIND      blocks of all sizes where marks change: healthy, beyond (a byte is written), twice
- * (freed) calls own LIBRARY      does what a debugger does: arms "malloc 150" in the library's control block
+ *                        (freed)
+ * calls leftovers       frees blocks of many sizes that are full of what looks like footers, and waits
+ * calls overrun         overwrites the whole marks of blocks of 24 and 3000 bytes, and waits
+ * calls own LIBRARY      does what a debugger does: arms "malloc 150" in the library's control block
  * calls hand THREADS N   blocks go from thread to thread; writes `truth` (address, thread, a or f) and waits
  * calls swap THREADS N   the same without a lock or a truth: blocks are swapped in and out of boxes
  * calls fork             forks, by fork() and by clone(); both children and the parent wait
@@ -116,7 +119,7 @@ static int fault(const char *kind) {
 
 /* Blocks of each size at which a mark takes another form, all of their bytes written. */
 static int bounds(const char *kind) {
-    static const size_t from[] = {0, 65504, 131056, 1 << 20};
+    static const size_t from[] = {0, 1250, 65504, 1 << 20};
     size_t beyond = strcmp(kind, "beyond") == 0;
     for (size_t i = 0; i < sizeof from / sizeof *from; i++) {
         for (size_t size = from[i]; size < from[i] + 32; size++) {
@@ -130,6 +133,40 @@ static int bounds(const char *kind) {
     }
     puts("done");
     return 0;
+}
+
+/* What a footer looks like, but for its canary: at each place, one in two is of a block of no bytes. */
+static void fill_with_footers(uint64_t *words, size_t bytes) {
+    const struct karst_footer footer = {
+        .canary = 1, .size = 0, .site = (uint64_t)(uintptr_t)&fault, .sequence = UINT64_C(77) << 42 | 9};
+    for (size_t i = 0; i + sizeof footer <= bytes; i += sizeof footer) {
+        memcpy(&words[i / sizeof *words], &footer, sizeof footer);
+    }
+}
+
+/* Sizes whose footers' offsets have all there is in their second byte, and in the third. */
+static int leftovers(void) {
+    enum { BLOCKS = 640 };
+    static void *blocks[BLOCKS];
+    for (size_t i = 0; i < BLOCKS; i++) {
+        size_t size = 200 + i * 192;
+        blocks[i] = make(size);
+        fill_with_footers(blocks[i], size);
+    }
+    void *last = make(1000); /* so that nothing goes back to the system */
+    for (size_t i = 0; i < BLOCKS; i++) {
+        drop(blocks[i]);
+    }
+    kept = last;
+    wait_here();
+}
+
+static int overrun(void) {
+    static const size_t sizes[] = {24, 3000};
+    for (size_t i = 0; i < 2; i++) {
+        memset(make(sizes[i]), 'x', sizes[i] + KARST_FOOTER_BYTES);
+    }
+    wait_here();
 }
 
 /* ---- own ------------------------------------------------------------------------------------------- */
@@ -322,6 +359,12 @@ int main(int argc, char **argv) {
     }
     if (strcmp(what, "bounds") == 0 && argc > 2) {
         return bounds(argv[2]);
+    }
+    if (strcmp(what, "leftovers") == 0) {
+        return leftovers();
+    }
+    if (strcmp(what, "overrun") == 0) {
+        return overrun();
     }
     if (strcmp(what, "own") == 0) {
         return own();
