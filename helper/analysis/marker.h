@@ -40,7 +40,8 @@ struct karst_mark_of {
 /* The mark of the block at address, as the program knows it. */
 struct karst_mark_of karst_marker_mark(struct karst_marker *marker, uint64_t address);
 
-/* All marked live blocks in address order, those with an overwritten footer, too; block returning false ends it. False: error (interrupted). */
+/* All marked live blocks in address order, those with an overwritten footer, too; block returning false ends
+ * it. False: error (interrupted). */
 bool karst_marker_each(struct karst_marker *marker, struct karst *session,
                        bool (*block)(void *context, uint64_t address, const struct karst_mark_of *mark),
                        void *context, struct karst_error *error) KARST_CHECKED;

@@ -168,7 +168,7 @@ struct karst_why {
  * KARST_MAP_GRAIN. Its directory has KARST_MAP_ENTRIES words, one for each span: what has to be added to
  * (address / KARST_MAP_GRAIN) for the place in the leaf (modulo 2^64; 0: there is no leaf). There stands, for
  * a block's first byte, a little-endian 16-bit entry: the offset of the footer from the block's address,
- * which is a multiple of 8 below KARST_MAP_LARGE, with the state (enum karst_mark) in its lower three bits.
+ * which is a multiple of 8 below KARST_MAP_SHORT, with the state (enum karst_mark) in its lower three bits.
  * KARST_MAP_LARGE stands for an offset that follows in the next 16 bytes of the leaf: its eighth, four bits
  * to a byte, in the upper half of each, the lowest first. So no byte but an entry's first has a mark's state
  * in its lower three bits, and what is left of the entries of freed blocks, which stay until their places are
@@ -178,9 +178,10 @@ struct karst_why {
 #define KARST_MAP_ENTRIES (UINT64_C(1) << 20)
 #define KARST_MAP_LEAF    (KARST_MAP_SPAN / KARST_MAP_GRAIN)
 #define KARST_MAP_STATE   0x7u
-#define KARST_MAP_LARGE   0x500u
+#define KARST_MAP_SHORT   0x600u
+#define KARST_MAP_LARGE   0x8000u
 
-/* The upper byte of an offset below KARST_MAP_LARGE, and of that, is less than both. */
+/* The lower three bits of the upper byte of a short offset, and of KARST_MAP_LARGE, are less than both. */
 enum karst_mark { KARST_MARK_NONE, KARST_MARK_FREED = 6, KARST_MARK_LIVE = 7 };
 
 /* Four bits to a byte: what 8 bytes of a large entry hold of its number, and the number out of them. */

@@ -27,7 +27,7 @@ void marks_open(void) {
 /* ---- entries of the map ------------------------------------------------------------------------------ */
 
 static void set_entry(uint8_t *at, uint64_t offset, enum karst_mark state) {
-    if (offset < KARST_MAP_LARGE) {
+    if (offset < KARST_MAP_SHORT) {
         marks_set_short_entry(at, offset | state);
         return;
     }

@@ -16,7 +16,7 @@
 /* Sizes that most blocks have: behind none are more than 7 bytes to fill, and the map has a short entry. It
  * does not hurt that others go a longer way: allocators take longer for them, too. */
 #define MARKS_USUAL_LEAST 9u
-#define MARKS_USUAL_MOST  (KARST_MAP_LARGE - 8u)
+#define MARKS_USUAL_MOST  (KARST_MAP_SHORT - 8u)
 
 /* Sequence numbers: threads count on by themselves as far as a horizon that all share, and who reaches it, or
  * is far behind it, moves it on and goes on from there. A move takes its line of memory from all other
@@ -148,10 +148,9 @@ static MARKS_INLINE bool marks_release_usual(void *block, uint64_t site) {
     memcpy(&entry, at, sizeof entry);
     uint64_t offset = entry - (uint64_t)KARST_MARK_LIVE;
     FORGET(offset); /* or its narrow self would be kept beside it */
-    if (UNLIKELY(offset & KARST_MAP_STATE)) {
+    if (UNLIKELY(offset & (KARST_MAP_STATE | KARST_MAP_LARGE))) {
         return false;
     }
-    /* Of a large entry no canary stands there: the block is longer. */
     struct karst_footer *footer = (struct karst_footer *)((uint8_t *)block + offset);
     uint64_t gap = offset - footer->size;
     if (UNLIKELY(footer->canary != (karst_control.canary ^ address) || gap >= 8)) {

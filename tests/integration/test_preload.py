@@ -182,7 +182,7 @@ def test_faults_are_caught_at_the_call(kind: str, says: str, sites: list[str], a
 def test_marks_of_all_sizes(allocator: str) -> None:
     """Empty blocks, blocks of less than a word, those with the longest short entry in the map and the shortest long
     one: a byte beyond the end of each is found, and a second free, and nothing else."""
-    sizes = [start + more for start in (0, 1250, 65504, 1 << 20) for more in range(32)]
+    sizes = [start + more for start in (0, 1510, 65504, 1 << 20) for more in range(32)]
     assert run("--mark", CALLS, "bounds", "healthy", allocator=allocator).stderr == ""
     for kind, says in ("beyond", "overflow"), ("twice", "double free"):
         lines = run("--mark", CALLS, "bounds", kind, allocator=allocator).stderr.splitlines()

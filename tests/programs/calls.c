@@ -119,7 +119,7 @@ static int fault(const char *kind) {
 
 /* Blocks of each size at which a mark takes another form, all of their bytes written. */
 static int bounds(const char *kind) {
-    static const size_t from[] = {0, 1250, 65504, 1 << 20};
+    static const size_t from[] = {0, 1510, 65504, 1 << 20};
     size_t beyond = strcmp(kind, "beyond") == 0;
     for (size_t i = 0; i < sizeof from / sizeof *from; i++) {
         for (size_t size = from[i]; size < from[i] + 32; size++) {
