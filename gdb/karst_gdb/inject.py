@@ -15,6 +15,7 @@ from typing import NoReturn
 
 import gdb
 import karst_abi
+import karst_engine
 from karst_elf import Module
 from karst_gdb import calling, completion, markers, traps
 from karst_gdb.expressions import one_line
@@ -39,6 +40,7 @@ _KINDS = frozenset((1, 6, 7))  # R_X86_64_64, R_X86_64_GLOB_DAT, R_X86_64_JUMP_S
 _RTLD_NOW = 2
 _AT_SECURE = "AT_SECURE"
 _ROUNDS_MAX = 200
+_STACKS_MAX = 64  # stacks.c
 
 
 @dataclass
@@ -163,7 +165,7 @@ def inject() -> str:
         traps.add(text, number)
     if not count:
         return f"{LIBRARY} is in already"
-    return f"{LIBRARY} is in: {count} words set in {where} modules"
+    return f"{LIBRARY} is in: {count} words set in {where} module{'s' if where > 1 else ''}"
 
 
 def _load(live: Live, path: str) -> Live:
@@ -179,14 +181,50 @@ def _load(live: Live, path: str) -> Live:
     return Live()
 
 
-def set_parts(marker: Marker, mark: bool, recorder: str | None, stacks: str | None) -> None:
-    wanted = (karst_abi.GATE_MARK if mark else 0) | (karst_abi.GATE_RECORD if recorder else 0)
-    marker.want(wanted, _bytes(recorder) if recorder else 0, int(stacks) if stacks else 0)
+def _check_stacks(mark: bool, recorder: int | None, stacks: int | None) -> None:
+    marker = markers.find(Live())
+    if stacks is not None and not mark and recorder is None and (marker is None or not marker.control.wanted):
+        raise gdb.GdbError("--stacks is for marks and the recorder, and none is on: give --mark or --recorder with it")
 
 
-def _bytes(text: str) -> int:
-    trap = traps.read(f"malloc {text}")
+def set_parts(mark: bool, recorder: int | None, stacks: int | None) -> None:
+    """Turns parts on, beside those that are on already."""
+    live = Live()
+    marker = markers.find(live)
+    if marker is None:
+        raise gdb.GdbError(f"{LIBRARY} is not in this process any more")
+    control = marker.control
+    wanted = control.wanted | (karst_abi.GATE_MARK if mark else 0) | (karst_abi.GATE_RECORD if recorder is not None else 0)
+    marker.want(wanted, control.recorder_bytes if recorder is None else recorder,
+                control.stack_depth if stacks is None else stacks)
+    if stacks is not None and control.site_kind != karst_abi.SITE_STACK:
+        _begin_stacks(live, control.begin_stacks)
+
+
+def _begin_stacks(live: Live, function: int) -> None:
+    """The library loads libgcc's unwinder if need be."""
+    selected = gdb.selected_thread()
+    live = calling.reach_safe_point(live, _entries(live))
+    calling.call(live, function, None)
+    if selected is not None and selected.is_valid():
+        selected.switch()
+
+
+def _size(text: str) -> int:
+    """Bytes of a thread's ring."""
+    try:
+        trap = traps.read(f"malloc {text}")
+    except gdb.GdbError:
+        trap = None
+    if trap is None or trap.conditions != karst_abi.Condition.SIZE or trap.size_low != trap.size_high or not trap.size_low:
+        raise gdb.GdbError(f"--recorder: '{text}' is no size; sizes are like 256K, 1M or 16M")
     return int(trap.size_low)
+
+
+def _depth(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= _STACKS_MAX:
+        raise gdb.GdbError(f"--stacks: '{text}' is no number of frames; 1 to {_STACKS_MAX} may be kept")
+    return int(text)
 
 
 # ---- out ---------------------------------------------------------------------------------------------
@@ -290,8 +328,16 @@ def _close(live: Live, library: Module) -> None:
 # ---- commands ---------------------------------------------------------------------------------------
 
 
+_OPTIONS = ("--mark", "--recorder", "--stacks")
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        unknown = message.partition("unrecognized arguments: ")[2].split()
+        if unknown and unknown[0].startswith("-"):
+            option = unknown[0].partition("=")[0]
+            meant = karst_engine.did_you_mean(option, _OPTIONS)
+            raise gdb.GdbError(f"inject has no option {option}{meant or '; see `help karst inject`'}")
         raise gdb.GdbError(f"karst inject: {message}; see `help karst inject`")
 
 
@@ -308,23 +354,24 @@ again then. `karst eject` undoes it."""
         super().__init__("karst inject", gdb.COMMAND_RUNNING)
 
     def complete(self, text: str, word: str | None) -> object:
-        return completion.among(["--mark", "--recorder", "--stacks"], completion.last_word(text), word)
+        return completion.among(_OPTIONS, completion.last_word(text), word)
 
     def invoke(self, argument: str, from_tty: bool) -> None:
         self.dont_repeat()
         parser = _Parser(prog="karst inject", add_help=False, allow_abbrev=False)
         parser.add_argument("-m", "--mark", action="store_true")
         parser.add_argument("-r", "--recorder", nargs="?", const="1M")
-        parser.add_argument("-s", "--stacks", type=int)
+        parser.add_argument("-s", "--stacks")
         try:
             options = parser.parse_args(shlex.split(argument))
         except ValueError as error:
             raise gdb.GdbError(f"karst inject: {one_line(error)}") from None
+        recorder = _size(options.recorder) if options.recorder is not None else None
+        stacks = _depth(options.stacks) if options.stacks is not None else None
+        _check_stacks(options.mark, recorder, stacks)
         gdb.write(inject() + "\n")
-        if options.mark or options.recorder or options.stacks:
-            marker = markers.find(Live())
-            if marker is not None:
-                set_parts(marker, options.mark, options.recorder, options.stacks)
+        if options.mark or recorder is not None or stacks is not None:
+            set_parts(options.mark, recorder, stacks)
 
 
 class Eject(gdb.Command):

@@ -155,7 +155,7 @@ struct karst_why {
     uint64_t grown;       /* bytes obtained from the system during the call, of a growth trap */
     /* Of a fault: the block concerned (interior: the live one around; double free: the freed one). */
     uint64_t block, block_size;
-    uint64_t allocated_at, freed_at; /* call sites; 0: unknown. As karst_control.site_kind says */
+    uint64_t allocated_at, freed_at; /* return addresses; 0: unknown */
     int32_t allocated_by, freed_by;  /* thread ids; 0: unknown */
 };
 
@@ -339,7 +339,10 @@ struct karst_control {
     uint64_t sites_bytes, sites_used;
     uint32_t site_kind;  /* enum karst_site_kind */
     uint32_t site_drops; /* stacks that found no room */
-    uint64_t reserved[2];
+    /* A function without arguments. Who sets stack_depth in a running process calls it afterwards, from where
+     * a library may be loaded: until then sites are return addresses. */
+    uint64_t begin_stacks;
+    uint64_t reserved;
 
     /* The allocator that calls are handed to. */
     uint64_t allocator_malloc; /* address of its malloc */

@@ -100,15 +100,14 @@ static bool frees_now(const struct call *call) {
 }
 
 static void *move_marked(struct call *call, void *old) {
-    bool marked = old && marks_release(old, call->site);
-    if (old && !marked && !release(call)) {
+    if (old && !release(call)) {
         errno = ENOMEM;
         return NULL; /* it was told; no allocator could make anything of it */
     }
     void *block = next.realloc(old, frees_now(call) ? 0 : marks_room(call->size));
     if (block && !frees_now(call)) {
         marks_put(block, call->size, call->site, call->function);
-    } else if (!block && marked && !frees_now(call)) {
+    } else if (!block && old && !frees_now(call)) {
         marks_restore(old);
     }
     return block;

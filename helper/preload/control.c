@@ -276,14 +276,15 @@ static void begin_stacks(void) {
     if (karst_control.stack_depth && karst_control.wanted && !stacks_open()) {
         system_say("no memory for stacks: call sites are return addresses only");
     }
+    set_gates();
 }
 
 static __attribute__((constructor)) void constructed(void) {
     control_update();
     if (!secure) {
         next_describe();
+        karst_control.begin_stacks = (uint64_t)(uintptr_t)begin_stacks;
         begin_stacks();
-        set_gates();
         pthread_atfork(NULL, NULL, in_child);
     }
 }

@@ -179,7 +179,10 @@ void marks_restore(void *block) {
     uint64_t address = (uint64_t)(uintptr_t)block, offset;
     uint8_t *at = entry_at(address);
     if (at && read_entry(at, &offset) == KARST_MARK_FREED) {
-        ((struct karst_footer *)((uint8_t *)block + offset))->canary = karst_control.canary ^ address;
+        struct karst_footer *footer = (struct karst_footer *)((uint8_t *)block + offset);
+        if ((footer->canary & ~KARST_SITE_MASK) == KARST_FOOTER_FREED) { /* a damaged one stays damaged */
+            footer->canary = karst_control.canary ^ address;
+        }
         set_entry(at, offset, KARST_MARK_LIVE);
     }
 }
@@ -227,7 +230,7 @@ static void tell_block(struct karst_why *why, uint64_t address, const struct kar
     why->block = address;
     why->block_size = footer->size;
     why->allocated_by = (int32_t)(footer->sequence >> KARST_FOOTER_SEQUENCE_BITS);
-    why->allocated_at = footer->site & KARST_SITE_MASK;
+    why->allocated_at = stacks_caller(footer->site & KARST_SITE_MASK);
 }
 
 static void tell_freed(struct karst_why *why, uint64_t address, uint64_t offset) {
@@ -236,7 +239,7 @@ static void tell_freed(struct karst_why *why, uint64_t address, uint64_t offset)
     if (read_footer(address, offset, &footer) && (footer.canary & ~KARST_SITE_MASK) == KARST_FOOTER_FREED &&
         marks_footer_offset(footer.size) == offset) {
         tell_block(why, address, &footer);
-        why->freed_at = footer.canary & KARST_SITE_MASK;
+        why->freed_at = stacks_caller(footer.canary & KARST_SITE_MASK);
     } else {
         why->block_size = offset; /* about: its footer was written over since */
     }
@@ -256,6 +259,14 @@ static const char *parse_hex(const char *text, const char *end, uint64_t *number
     return text;
 }
 
+/* Where the blanks at text end, or what is none of them. */
+static const char *skip(const char *text, const char *end, bool blanks) {
+    while (text < end && (*text == ' ') == blanks) {
+        text++;
+    }
+    return text;
+}
+
 /* What one line of maps says of address: 1 its mapping is anonymous memory or a "[heap]", 2 it is a file's, a
  * stack's or the kernel's, 0 another mapping. */
 static int judge_line(const char *line, const char *end, uint64_t address, uint64_t stack) {
@@ -268,12 +279,17 @@ static int judge_line(const char *line, const char *end, uint64_t address, uint6
     if (stack >= start && stack < stop) {
         return 2;
     }
-    const char *name = end;
-    while (name > at && name[-1] != ' ') {
-        name--;
+    /* Behind four more fields; it may have blanks in it, and " (deleted)" behind it. */
+    const char *name = at;
+    for (int field = 0; field < 5; field++) {
+        name = skip(skip(name, end, false), end, true);
     }
-    bool heap = name == end || strncmp(name, "[heap]", 6) == 0 || strncmp(name, "[anon", 5) == 0 ||
-                strncmp(name, "/dev/zero", 9) == 0 || strncmp(name, "/memfd:", 7) == 0;
+    static const char *const heaps[] = {"[heap]", "[anon", "/dev/zero", "/memfd:", "/anon_hugepage", "/SYSV"};
+    bool heap = name == end;
+    for (size_t i = 0; i < sizeof heaps / sizeof *heaps; i++) {
+        size_t length = strlen(heaps[i]);
+        heap |= (size_t)(end - name) >= length && memcmp(name, heaps[i], length) == 0;
+    }
     return heap ? 1 : 2;
 }
 

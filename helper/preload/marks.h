@@ -165,7 +165,7 @@ static MARKS_INLINE bool marks_release_usual(void *block, uint64_t site) {
     return true;
 }
 
-/* Takes marks_release() back. */
+/* Takes marks_release() and marks_release_damaged() back. */
 void marks_restore(void *block);
 /* Marks a block as freed although its footer was damaged; where none is, nothing. */
 void marks_release_damaged(void *block);

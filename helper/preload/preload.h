@@ -127,6 +127,17 @@ void *system_map(size_t bytes);
 /* Gives memory the kernel's name "karst". */
 void system_name(void *memory, size_t bytes);
 void system_unmap(void *memory, size_t bytes);
+/* Signals as they were before system_hold_signals(). */
+struct signals_held {
+    uint64_t mask, pending;
+};
+
+#define SIGNAL_BIT(number) (UINT64_C(1) << ((number)-1))
+
+/* The calling thread takes none of the signals in set until it releases them. raised: those that what it did
+ * meanwhile has sent it, which the program never gets. */
+void system_hold_signals(struct signals_held *held, uint64_t set);
+void system_release_signals(const struct signals_held *held, uint64_t raised);
 /* One line on standard error, "karst: ..." */
 void system_say(const char *text);
 /* Reads up to size bytes of a file; -1: can't. */
@@ -182,6 +193,8 @@ uint64_t growth_now(void);
 bool stacks_open(void);
 /* The number of the stack of this call, which was made at caller; see karst_stack. */
 uint64_t stacks_site(uint64_t caller);
+/* The return address that a site begins with, which may come out of damaged memory; 0: unknown. */
+uint64_t stacks_caller(uint64_t site);
 
 struct thread_state {
     int32_t thread; /* id; 0: not asked for yet */

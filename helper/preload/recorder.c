@@ -1,4 +1,6 @@
+#include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -26,6 +28,8 @@ static uint32_t ring_count; /* of this process */
 static uint32_t file_number, image;
 static uint32_t opening;                        /* a thread is at it */
 static bool failed;                             /* no memory, or no file: told once, not tried again */
+static long file_error;                         /* why there was no file: a negative errno; 0: no memory */
+static bool beyond_limit;                       /* a file became too large: that raised SIGXFSZ */
 static uint64_t first_ticks, first_nanoseconds; /* the clocks at the process's first ring */
 
 /* From so many rings on a new thread takes over that of a thread which is gone, if there is one. */
@@ -93,13 +97,15 @@ static void *map_file(const char *path, uint64_t bytes, long *error) {
         *error = file;
         return NULL;
     }
-    long address = -1;
-    if (system_call(SYS_fallocate, file, 0, 0, (long)bytes, 0, 0) == 0) {
+    long address = system_call(SYS_fallocate, file, 0, 0, (long)bytes, 0, 0);
+    beyond_limit |= address == -EFBIG;
+    if (address == 0) {
         address = system_call(SYS_mmap, 0, (long)bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     }
     system_call(SYS_close, file, 0, 0, 0, 0, 0);
     if (address < 0 && address > -4096) {
         system_call(SYS_unlinkat, AT_FDCWD, (long)path, 0, 0, 0, 0);
+        *error = address;
         return NULL;
     }
     system_call(SYS_madvise, address, (long)bytes, MADV_DONTFORK, 0, 0, 0);
@@ -121,9 +127,9 @@ static void *map_new_file(uint64_t bytes) {
         char path[400];
         struct karst_line line = {path, sizeof path, 0};
         file_path(&line, ".ring", ++file_number);
-        long error = 0;
-        void *memory = map_file(path, bytes, &error);
-        if (memory || error != -17) { /* EEXIST */
+        file_error = 0;
+        void *memory = map_file(path, bytes, &file_error);
+        if (memory || file_error != -EEXIST) {
             return memory;
         }
     }
@@ -152,11 +158,12 @@ static void write_maps(void) {
     long to = system_call(SYS_openat, AT_FDCWD, (long)path,
                           O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600, 0, 0);
     long from = system_call(SYS_openat, AT_FDCWD, (long)"/proc/self/maps", O_RDONLY | O_CLOEXEC, 0, 0, 0);
-    long part = 0;
-    while (to >= 0 && from >= 0 &&
+    long part = 0, written = 0;
+    while (to >= 0 && from >= 0 && written >= 0 &&
            (part = system_call(SYS_read, from, (long)buffer, sizeof buffer, 0, 0, 0)) > 0) {
-        system_call(SYS_write, to, (long)buffer, part, 0, 0, 0);
+        written = system_call(SYS_write, to, (long)buffer, part, 0, 0, 0);
     }
+    beyond_limit |= written == -EFBIG;
     if (to >= 0) {
         system_call(SYS_close, to, 0, 0, 0, 0, 0);
     }
@@ -210,7 +217,7 @@ static void fill_ring(struct karst_ring *ring, uint64_t data_bytes) {
 
 static bool thread_is_gone(const struct karst_ring *ring) {
     return ring->thread == thread_id() ||
-           system_call(SYS_tgkill, karst_control.pid, ring->thread, 0, 0, 0, 0) == -3; /* ESRCH */
+           system_call(SYS_tgkill, karst_control.pid, ring->thread, 0, 0, 0, 0) == -ESRCH;
 }
 
 static void empty_ring(struct karst_ring *ring) {
@@ -316,21 +323,53 @@ static void open_ring(void) {
  * there. */
 static bool is_gone(int32_t thread) {
     long pid = system_call(SYS_getpid, 0, 0, 0, 0, 0, 0);
-    return system_call(SYS_tgkill, pid, thread, 0, 0, 0, 0) == -3; /* ESRCH */
+    return system_call(SYS_tgkill, pid, thread, 0, 0, 0, 0) == -ESRCH;
 }
 
-/* True: the thread has a ring now. One thread at a time; what another one, or a signal handler in the middle
- * of it, does meanwhile is not recorded. */
-static bool ensure_ring(void) {
-    uint32_t nobody = 0;
-    bool forked = pool && !pool->alive;
-    if (forked) {
-        __atomic_store_n(&opening, 0, __ATOMIC_RELAXED);
+static const char *reason(long error) {
+    switch (-error) {
+    case ENOENT:
+    case ENOTDIR:
+        return "there is no such directory";
+    case EACCES:
+    case EPERM:
+        return "it may not be written to";
+    case EROFS:
+        return "it is read-only";
+    case ENOSPC:
+    case EDQUOT:
+        return "there is no space left";
+    case EFBIG:
+        return "it would be larger than files may be (ulimit -f)";
+    case EMFILE:
+    case ENFILE:
+        return "too many files are open";
+    case EOPNOTSUPP:
+        return "its file system can't reserve space";
+    default:
+        return "the system refused";
     }
-    if (failed) {
-        return false;
+}
+
+static void tell_failure(void) {
+    char text[500];
+    struct karst_line line = {text, sizeof text, 0};
+    if (file_error) {
+        karst_line_add(&line, "the flight recorder has no file for a thread in ");
+        karst_line_add(&line, karst_control.directory);
+        karst_line_add(&line, ": ");
+        karst_line_add(&line, reason(file_error));
+    } else {
+        karst_line_add(&line, "the flight recorder has no memory for a thread");
     }
-    uint32_t own = (uint32_t)thread_id();
+    karst_line_add(&line, "; it records no more threads");
+    system_say(text);
+}
+
+/* Waits until no other thread opens a ring. False: this one is at it already, and a signal handler or a
+ * debugger made a call in the middle of that. */
+static bool begin_opening(void) {
+    uint32_t nobody = 0, own = (uint32_t)thread_id();
     for (uint32_t tries = 0;
          !__atomic_compare_exchange_n(&opening, &nobody, own, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
          tries++) {
@@ -342,15 +381,45 @@ static bool ensure_ring(void) {
         }
         system_call(SYS_sched_yield, 0, 0, 0, 0, 0, 0);
     }
-    if (prepare_pool()) {
-        open_ring();
+    return true;
+}
+
+/* Signals that come from outside. The others are the thread's own: it can't go on without their handlers. */
+#define FROM_OUTSIDE                                                                                         \
+    ~(SIGNAL_BIT(SIGSEGV) | SIGNAL_BIT(SIGBUS) | SIGNAL_BIT(SIGILL) | SIGNAL_BIT(SIGFPE) |                   \
+      SIGNAL_BIT(SIGTRAP) | SIGNAL_BIT(SIGSYS))
+
+/* One thread at a time. Signals wait meanwhile: their handlers may never return to here, and the other
+ * threads would wait for ever. */
+static void open_alone(void) {
+    struct signals_held held;
+    system_hold_signals(&held, FROM_OUTSIDE);
+    if (begin_opening()) {
+        beyond_limit = false;
+        if (prepare_pool()) {
+            open_ring();
+        } else {
+            failed = true;
+        }
+        if (failed) {
+            tell_failure();
+        }
+        uint64_t raised = beyond_limit ? SIGNAL_BIT(SIGXFSZ) : 0;
+        __atomic_store_n(&opening, 0, __ATOMIC_RELEASE);
+        system_release_signals(&held, raised);
     } else {
-        failed = true;
+        system_release_signals(&held, 0);
     }
-    if (failed) {
-        system_say("the flight recorder has no memory for a thread: it records no more threads");
+}
+
+/* True: the thread has a ring now. */
+static bool ensure_ring(void) {
+    if (pool && !pool->alive) { /* forked */
+        __atomic_store_n(&opening, 0, __ATOMIC_RELAXED);
     }
-    __atomic_store_n(&opening, 0, __ATOMIC_RELEASE);
+    if (!failed) {
+        open_alone();
+    }
     return recorder_head->ring;
 }
 
@@ -363,8 +432,8 @@ void recorder_in_child(void) {
 
 /* ---- groups ---------------------------------------------------------------------------------------- */
 
-static void next_group(struct ring_head *head, uint64_t ticks) {
-    uint64_t start = head->cursor;
+/* Begins the group at start, behind which another one was, and returns where the cursor is then. */
+static uint64_t next_group(struct ring_head *head, uint64_t start, uint64_t ticks) {
     if (start == 0 || start == head->data_end) {
         start = (uint64_t)(uintptr_t)head->ring + KARST_RING_HEADER;
     }
@@ -377,15 +446,16 @@ static void next_group(struct ring_head *head, uint64_t ticks) {
     if (UNLIKELY(ticks - head->calibrated > CALIBRATE_TICKS)) {
         calibrate(head, ticks);
     }
+    return start + 2 * KARST_RECORD_BYTES;
 }
 
-static void put(struct ring_head *head, uint64_t first, uint64_t second) {
-    if (!head->cursor) {
-        __builtin_unreachable(); /* a group was begun */
-    }
-    recorder_put(head, head->cursor, first, second);
+static uint64_t put(struct ring_head *head, uint64_t cursor, uint64_t first, uint64_t second) {
+    recorder_put(head, cursor, first, second);
+    return cursor + KARST_RECORD_BYTES;
 }
 
+/* The cursor is read once: a signal handler in the middle of this may move it, and what is worked out from
+ * two of its places could be outside of the ring. What such a handler recorded is then written over. */
 void recorder_write_slow(enum karst_event_kind kind, uint64_t address, uint64_t size, uint64_t site) {
     if ((!recorder_head->ring || !pool->alive) && !ensure_ring()) {
         return;
@@ -394,17 +464,16 @@ void recorder_write_slow(enum karst_event_kind kind, uint64_t address, uint64_t 
     uint16_t *tag = &recorder_tags[address >> RECORDER_SHIFT & (RECORDER_TAGS - 1)];
     uint64_t wide_size = size >> 28, wide_address = address >> KARST_SITE_BITS;
     bool wide = wide_size || wide_address, foreign = *tag != head->tag;
-    uint64_t left = -head->cursor % KARST_GROUP_BYTES;
+    uint64_t cursor = __atomic_load_n(&head->cursor, __ATOMIC_RELAXED), left = -cursor % KARST_GROUP_BYTES;
     uint64_t ticks = foreign ? take_tag(tag, head->tag) : ticks_about();
     if (left < (1u + wide + foreign) * KARST_RECORD_BYTES) {
-        head->cursor += left; /* the rest of the group stays empty */
-        next_group(head, ticks);
+        cursor = next_group(head, cursor + left, ticks); /* the rest of the last one stays empty */
     } else if (foreign) {
-        put(head, (uint64_t)KARST_EVENT_CLOCK << 60 | ticks, head->group);
+        cursor = put(head, cursor, (uint64_t)KARST_EVENT_CLOCK << 60 | ticks, head->group);
     }
     if (wide) {
-        put(head, (uint64_t)KARST_EVENT_WIDE << 60 | wide_address, wide_size);
+        cursor = put(head, cursor, (uint64_t)KARST_EVENT_WIDE << 60 | wide_address, wide_size);
     }
-    put(head, (uint64_t)kind << 60 | (size >> 16 & 0xfff) << 48 | (address & KARST_SITE_MASK),
+    put(head, cursor, (uint64_t)kind << 60 | (size >> 16 & 0xfff) << 48 | (address & KARST_SITE_MASK),
         size << 48 | (site & KARST_SITE_MASK));
 }

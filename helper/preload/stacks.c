@@ -12,6 +12,7 @@
 #define OWN_FRAMES  8u /* of the library above the caller's, at most */
 
 static uint32_t *index_slots; /* offset in the table / 8; 0: empty */
+static struct module unwinder;
 static _Thread_local bool unwinding __attribute__((tls_model("initial-exec")));
 
 bool stacks_open(void) {
@@ -23,6 +24,7 @@ bool stacks_open(void) {
     /* libc loads the unwinder at the first use, which allocates: better now than in the middle of a malloc.
      */
     backtrace(frames, 2);
+    module_named("libgcc_s.so.1", &unwinder);
     uint32_t *slots = system_map(INDEX_SLOTS * sizeof *slots);
     void *table = system_map(TABLE_BYTES);
     if (!slots || !table) {
@@ -34,6 +36,18 @@ bool stacks_open(void) {
     __atomic_store_n(&control->sites, (uint64_t)(uintptr_t)table, __ATOMIC_RELEASE);
     control->site_kind = KARST_SITE_STACK;
     return true;
+}
+
+uint64_t stacks_caller(uint64_t site) {
+    const struct karst_control *control = &karst_control;
+    uint64_t offset = (site & ~KARST_SITE_STACK_BIT) * 8;
+    if (control->site_kind != KARST_SITE_STACK || !(site & KARST_SITE_STACK_BIT)) {
+        return site;
+    }
+    const struct karst_stack *stack = (const struct karst_stack *)(uintptr_t)(control->sites + offset);
+    return offset && offset < TABLE_BYTES - sizeof *stack - sizeof *stack->frames && stack->depth
+               ? stack->frames[0]
+               : 0;
 }
 
 static uint32_t hash_frames(const uint64_t *frames, uint32_t depth) {
@@ -101,6 +115,9 @@ uint64_t stacks_site(uint64_t caller) {
     uint64_t frames[DEPTH_MAX];
     uint32_t depth = karst_control.stack_depth < DEPTH_MAX ? karst_control.stack_depth : DEPTH_MAX, kept = 0;
     int count = 0;
+    if (caller - unwinder.start < unwinder.end - unwinder.start) {
+        return caller; /* it holds its lock, of code that was registered at run time, over such calls */
+    }
     if (!unwinding) {
         unwinding = true;
         count = backtrace(found, (int)(depth + OWN_FRAMES));

@@ -47,21 +47,48 @@ void system_unmap(void *memory, size_t bytes) {
     system_call(SYS_munmap, (long)memory, (long)bytes, 0, 0, 0, 0);
 }
 
+/* The kernel's set of signals, whatever libc's is. */
+#define SET_BYTES sizeof(uint64_t)
+
+void system_hold_signals(struct signals_held *held, uint64_t set) {
+    *held = (struct signals_held){0, 0};
+    system_call(SYS_rt_sigprocmask, SIG_BLOCK, (long)&set, (long)&held->mask, SET_BYTES, 0, 0);
+    if (held->mask & set) { /* the program's own blocked ones may wait already */
+        system_call(SYS_rt_sigpending, (long)&held->pending, SET_BYTES, 0, 0, 0, 0);
+    }
+}
+
+void system_release_signals(const struct signals_held *held, uint64_t raised) {
+    uint64_t drop = raised & ~held->pending;
+    struct timespec at_once = {0, 0};
+    if (drop) {
+        system_call(SYS_rt_sigtimedwait, (long)&drop, 0, (long)&at_once, SET_BYTES, 0, 0);
+    }
+    system_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&held->mask, 0, SET_BYTES, 0, 0);
+}
+
 void system_say(const char *text) {
     char buffer[1024];
     struct karst_line line = {buffer, sizeof buffer - 1, 0};
     karst_line_add(&line, "karst: ");
     karst_line_add(&line, text);
     buffer[line.used++] = '\n';
+    /* Who reads it may be gone, or it is a file of the most bytes that are allowed: the program, which wrote
+     * nothing, must not die of that. */
+    struct signals_held held;
+    uint64_t raised = 0;
+    system_hold_signals(&held, SIGNAL_BIT(SIGPIPE) | SIGNAL_BIT(SIGXFSZ));
     size_t done = 0;
     while (done < line.used) {
         long written =
             system_call(SYS_write, STDERR_FILENO, (long)(buffer + done), (long)(line.used - done), 0, 0, 0);
         if (written <= 0 && written != -EINTR) {
-            return;
+            raised = written == -EPIPE ? SIGNAL_BIT(SIGPIPE) : written == -EFBIG ? SIGNAL_BIT(SIGXFSZ) : 0;
+            break;
         }
         done += written > 0 ? (size_t)written : 0;
     }
+    system_release_signals(&held, raised);
 }
 
 long system_read_file(const char *path, void *buffer, size_t size) {

@@ -21,6 +21,7 @@ TRAP_WORDS = ("growth", "before", "faults", "double-free", "foreign", "interior"
 TRAP_KEYS = ("action=", "address=", "caller=", "count=", "event=", "freed=", "returned=", "size=", "skip=", "thread=")
 
 GATE_CHANGED, GATE_RECORD, GATE_MARK = 2, 16, 32
+SITE_STACK = 1  # enum karst_site_kind
 
 
 class TrapState(enum.IntEnum):
@@ -75,4 +76,7 @@ class Control(ctypes.Structure):
         ("gates_offset", _U32), ("gate_count", _U32), ("traps_offset", _U32), ("trap_count", _U32),
         ("trap_bytes", _U32), ("why_bytes", _U32), ("library_start", _U64), ("library_end", _U64),
         ("trap_stop", _U64), ("trap_stop_end", _U64), ("wanted", _U32), ("action", _U32), ("count_events", _U32),
-        ("stack_depth", _U32), ("recorder_bytes", _U64), ("generation", _U64), ("events", _U64)]
+        ("stack_depth", _U32), ("recorder_bytes", _U64), ("generation", _U64), ("events", _U64),
+        ("map", _U64), ("canary", _U64), ("marked_from", _U64), ("rings", _U64), ("sites", _U64),
+        ("sites_bytes", _U64), ("sites_used", _U64), ("site_kind", _U32), ("site_drops", _U32),
+        ("begin_stacks", _U64)]

@@ -131,6 +131,34 @@ def test_marks_of_a_running_process(directory: Path) -> None:
         assert program.process.poll() is None
 
 
+def test_parts_turned_on_one_after_the_other(directory: Path) -> None:
+    """What is on stays on, and sites are stacks from when that is asked for."""
+    with started([HAMMER, "2"], directory) as program:
+        steps = ["karst inject --recorder=64K", TRAP, "continue", "karst inject --mark", "continue",
+                 "karst inject --stacks=6", "continue", "continue", "karst info --json", "karst sites --stacks --all --json",
+                 "karst history --last 1 --json", "karst eject", "detach"]
+        answers = gdb([], [f"attach {program.pid}", *steps], directory)
+        marker = answers.of("karst info --json").json()["marker"]
+        assert (marker["recorder_bytes"], marker["marks"], marker["stacks"]) == (64 << 10, True, True)
+        stacks = [site["stack"] for site in answers.of("karst sites --stacks --all --json").json()["sites"]]
+        assert any(len(stack) > 1 and any("start_thread" in frame["text"] for frame in stack) for stack in stacks)
+        assert answers.of("karst history --last 1 --json").json()["shown"] == 1
+        assert "words set back" in answers.of("karst eject").good()
+        ends_well(program)
+
+
+@pytest.mark.parametrize(("option", "says"), [
+    ("--stacks=-1", "'-1' is no number of frames; 1 to 64"), ("--stacks=65", "1 to 64"), ("--stacks=many", "1 to 64"),
+    ("--stacks=8", "give --mark or --recorder with it"), ("--recorder=0", "'0' is no size"),
+    ("--recorder=1M:2M", "'1M:2M' is no size"), ("--recoder", "did you mean --recorder"), ("more", "more"),
+])
+def test_wrong_words_leave_the_process_alone(directory: Path, option: str, says: str) -> None:
+    with started([HAMMER, "1"], directory) as program:
+        answers = gdb(["-p", str(program.pid)], [f"karst inject {option}"], directory)
+        assert says in answers.said[0].one_line()
+        assert not is_mapped(program)
+
+
 def test_the_process_ends_meanwhile(directory: Path) -> None:
     """It calls the allocator no more."""
     answers = gdb([TESTS / "callers"], ["tbreak done", "run", "karst inject"], directory)

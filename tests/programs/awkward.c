@@ -1,0 +1,145 @@
+/* awkward: a program in circumstances that the preload library's code for rare cases is for.
+ *
+ * awkward handlers   a signal handler runs, and makes events, behind each instruction of other calls
+ * awkward frames     the unwinder allocates while it holds the lock of code that was registered at run time
+ * awkward shrunk     a realloc that fails of a block that was written beyond its end, and its free
+ * awkward lent       frees memory of many kinds of mappings, which its allocator (lender.so) takes
+ */
+#include <dlfcn.h>
+#include <execinfo.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+/* An event that leaves the allocator alone, so that it may be made anywhere. */
+__attribute__((noinline)) static void fail(void) {
+    static const volatile size_t too_much = PTRDIFF_MAX + 1ul;
+    void *volatile block = malloc(too_much);
+    if (block) {
+        abort();
+    }
+}
+
+/* ---- handlers -------------------------------------------------------------------------------------- */
+
+#define TRAP_FLAG 0x100ul
+
+static volatile unsigned long instructions, made;
+
+/* So many events that each place of a ring is behind one of them. */
+static void on_instruction(int number, siginfo_t *info, void *context) {
+    (void)number;
+    (void)info;
+    ucontext_t *interrupted = context;
+    instructions++;
+    for (unsigned long i = 0; i < instructions % 71; i++) {
+        fail();
+        made++;
+    }
+    if (instructions > 30000) {
+        interrupted->uc_mcontext.gregs[REG_EFL] &= (greg_t)~TRAP_FLAG;
+    }
+}
+
+static _Noreturn int handlers(void) {
+    struct sigaction action = {.sa_sigaction = on_instruction, .sa_flags = SA_SIGINFO};
+    sigaction(SIGTRAP, &action, NULL);
+    __asm__ volatile("pushfq\n orq %0, (%%rsp)\n popfq" : : "i"(TRAP_FLAG) : "memory", "cc");
+    while (instructions <= 30000) {
+        fail();
+    }
+    printf("ready %d\n", (int)getpid());
+    fflush(stdout);
+    for (;;) {
+        pause();
+    }
+}
+
+/* ---- frames ---------------------------------------------------------------------------------------- */
+
+/* A CIE, one FDE of no code in particular, and the end (LSB 5.0, .eh_frame). */
+static struct {
+    uint8_t cie[24], fde_head[8];
+    uint64_t start, bytes;
+    uint8_t fde_rest[8], end[4];
+} frame __attribute__((aligned(8))) = {
+    .cie = {20, 0, 0, 0, 0, 0, 0, 0, 1, 'z', 'R', 0, 1, 0x78, 16, 1, 0, 0x0c, 7, 8, 0x90, 1},
+    .fde_head = {28, 0, 0, 0, 28},
+    .bytes = 16};
+
+static int frames(void) {
+    void *found[8];
+    int before = backtrace(found, 8); /* which loads it */
+    void *library = dlopen("libgcc_s.so.1", RTLD_NOW);
+    void (*add)(void *) = library ? (void (*)(void *))dlsym(library, "__register_frame") : NULL;
+    if (!add) {
+        return 77;
+    }
+    frame.start = (uint64_t)(uintptr_t)&frame;
+    add(&frame);
+    printf("as many: %d\n", backtrace(found, 8) == before);
+    return 0;
+}
+
+/* ---- shrunk ---------------------------------------------------------------------------------------- */
+
+static int shrunk(void) {
+    char *volatile block = malloc(500);
+    block[500] = 3;
+    printf("refused: %d\n", realloc(block, PTRDIFF_MAX - 4096) == NULL);
+    free(block);
+    return 0;
+}
+
+/* ---- lent ------------------------------------------------------------------------------------------ */
+
+static void give_back(const char *kind, void *memory, int *taken) {
+    void *volatile block = (char *)memory + 64; /* as far as the compiler can see, it may be one */
+    *taken = 0;
+    free(block);
+    printf("%s %d\n", kind, *taken);
+}
+
+static int lent(void) {
+    int *taken = dlsym(RTLD_DEFAULT, "lender_taken");
+    void **low = dlsym(RTLD_DEFAULT, "lender_low"), **high = dlsym(RTLD_DEFAULT, "lender_high");
+    int named = memfd_create("two words", 0), file = open("/proc/self/exe", O_RDONLY);
+    const int both = PROT_READ | PROT_WRITE;
+    if (!taken || ftruncate(named, 4096) != 0) {
+        return 1;
+    }
+    void *memory[] = {mmap(NULL, 4096, both, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0),
+                      mmap(NULL, 4096, both, MAP_SHARED | MAP_ANONYMOUS, -1, 0),
+                      mmap(NULL, 4096, both, MAP_SHARED, named, 0),
+                      mmap(NULL, 4096, both, MAP_PRIVATE, file, 0)};
+    const char *const kinds[] = {"anonymous", "shared", "memfd", "file"};
+    for (size_t i = 0; i < 4; i++) {
+        if (memory[i] == MAP_FAILED) {
+            return 1;
+        }
+        *low = memory[i];
+        *high = (char *)memory[i] + 4096;
+        give_back(kinds[i], memory[i], taken);
+    }
+    return 0;
+}
+
+int main(int argc, char **argv) {
+    const char *what = argc > 1 ? argv[1] : "";
+    if (strcmp(what, "handlers") == 0) {
+        return handlers();
+    }
+    if (strcmp(what, "frames") == 0) {
+        return frames();
+    }
+    if (strcmp(what, "shrunk") == 0) {
+        return shrunk();
+    }
+    return strcmp(what, "lent") == 0 ? lent() : 2;
+}
