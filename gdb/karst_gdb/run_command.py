@@ -153,7 +153,8 @@ library and karst's variables: not GDB, nor the shell that GDB starts it by.
 
     def complete(self, text: str, word: str | None) -> object:
         typing = completion.last_word(text)
-        if _parts(text)[1] or not typing.startswith("-"):
+        is_behind = _parts(text)[1] and typing != "--"  # which may become an option
+        if is_behind or not typing.startswith("-"):
             return completion.files(typing, word)
         return completion.among(_OPTIONS, typing, word)
 

@@ -44,7 +44,7 @@ class BackPoint(gdb.Breakpoint):
         self._stack = stack
 
     def stop(self) -> bool:
-        self.reached = int(gdb.newest_frame().read_register("rsp")) & _MASK >= self._stack
+        self.reached = stack_pointer(gdb.newest_frame()) >= self._stack
         return self.reached
 
 
@@ -60,8 +60,8 @@ def why_at_detour(installed: Installed, hits: int) -> Why:
     size = 1
     for register in arguments.size:
         size = size * _register(frame, register) & _MASK
-    stack = int(frame.read_register("rsp")) & _MASK
-    caller = int.from_bytes(bytes(gdb.selected_inferior().read_memory(stack, 8)), "little")
+    stack = stack_pointer(frame)
+    caller = word(stack)
     lwp = gdb.selected_thread().ptid[1]
     return Why(magic=karst_abi.WHY_MAGIC, size_of=ctypes.sizeof(Why), function=FUNCTIONS.index(name), before=1,
                thread=lwp, size=size if arguments.size else 0,
@@ -138,18 +138,22 @@ class Unwinder:
         number_type, pointer_type = gdb.lookup_type("long"), pc_value.type
         info = pending.create_unwind_info(_FrameId(
             gdb.Value(frame).cast(sp_value.type), gdb.Value(installed.detour.start).cast(pointer_type)))
-        info.add_saved_register("rip", gdb.Value(_word(frame - 8)).cast(pointer_type))
+        info.add_saved_register("rip", gdb.Value(word(frame - 8)).cast(pointer_type))
         info.add_saved_register("rsp", gdb.Value(frame).cast(sp_value.type))
         for number, name in _CALLEE_SAVED.items():
             if number in place.saved:
-                value = gdb.Value(_word(frame - place.saved[number])).cast(number_type)
+                value = gdb.Value(word(frame - place.saved[number])).cast(number_type)
             else:
                 value = pending.read_register(name)
             info.add_saved_register(name, value)
         return info
 
 
-def _word(address: int) -> int:
+def stack_pointer(frame: gdb.Frame) -> int:
+    return int(frame.read_register("rsp")) & _MASK
+
+
+def word(address: int) -> int:
     return int.from_bytes(bytes(gdb.selected_inferior().read_memory(address, 8)), "little")
 
 

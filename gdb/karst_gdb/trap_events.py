@@ -7,6 +7,7 @@ from typing import Any
 
 import gdb
 import karst_abi
+from karst_abi import Why
 
 from karst_gdb import afterwards, markers, stops, traps
 from karst_gdb.live import Live, breakpoints_within
@@ -40,7 +41,7 @@ def _tell_of_detour(known: Process, address: int) -> None:
     live = Live()
     known.count_skips(live)
     why = stops.why_at_detour(installed, trap.skipped + trap.fired)
-    known.told[gdb.selected_thread().ptid] = why
+    known.told[gdb.selected_thread().ptid] = known.calls[gdb.selected_thread().ptid] = why
     known.told_at.add(installed.detour.patch)
     stops.select_caller(traps.is_ours)
     stops.tell(number, why)
@@ -59,7 +60,7 @@ def _tell_of_library(known: Process) -> None:
         slots = [trap for _, trap in marker.slots()]
         number = slots[why.trap].number if why.trap < len(slots) else 0
     traps.show_frames()
-    known.told[gdb.selected_thread().ptid] = why
+    known.told[gdb.selected_thread().ptid] = known.calls[gdb.selected_thread().ptid] = why
     stops.select_caller(traps.is_ours)
     stops.tell(number, why)
 
@@ -130,27 +131,57 @@ def _make_room(known: Process, address: int, number: int) -> None:
               gdb.STDERR)
 
 
+def _call_of(known: Process, thread: gdb.InferiorThread) -> Why | None:
+    """The call that the selected thread was stopped in and told of, if it is still at its beginning: another thread's
+    stop may have come in between."""
+    why = known.calls.get(thread.ptid)
+    if why is None:
+        return None
+    frame = gdb.newest_frame()
+    sp = stops.stack_pointer(frame)
+    try:
+        is_within = sp < why.stack and stops.word(why.stack - 8) == why.caller
+    except gdb.error:  # its stack is gone
+        is_within = False
+    if not is_within:
+        del known.calls[thread.ptid]
+        return None
+    return why if sp == why.stack - 8 or traps.is_ours(frame.pc()) else None
+
+
 def return_to_caller() -> None:
     """Before `next` and the like at a stop: the thread gets to where the program called the allocator, as the frame
     that is selected has it. GDB could not step from within a detour, and would step through the library."""
     known = traps.known_of(gdb.selected_inferior())
     thread = gdb.selected_thread()
-    why = known.told.get(thread.ptid) if known is not None and thread is not None else None
-    if why is None or not traps.is_ours(gdb.newest_frame().pc()):
+    why = _call_of(known, thread) if known is not None and thread is not None else None
+    if why is None:
         return
     point = stops.BackPoint(why.caller, why.stack, thread.num)
     try:
-        gdb.execute("continue", to_string=True)
+        said = gdb.execute("continue", to_string=True)
     finally:
         if point.is_valid():
             point.delete()
-    if not point.reached:
-        raise gdb.GdbError("the program stopped before the allocator returned")
+    if not point.reached:  # another thread's stop, or the end: it is told as if by `continue`
+        gdb.write(said.partition("Continuing.\n")[2] or said)
+        raise gdb.GdbError("the step was not begun: the program stopped before the allocator returned")
 
 
-def _hook(command: str, module: str, function: str) -> None:
-    """Has GDB call one of the functions here before `command`; what its user hooked there stays."""
-    call = f"python __import__('karst_gdb.{module}').{module}.{function}()"
+class Return(gdb.Command):
+    """What karst does before `next`, `step` and `until` at a trap."""
+
+    name = "maintenance karst-return"
+
+    def __init__(self) -> None:
+        super().__init__(self.name, gdb.COMMAND_MAINTENANCE, gdb.COMPLETE_NONE)
+
+    def invoke(self, argument: str, from_tty: bool) -> None:
+        return_to_caller()
+
+
+def _hook(command: str, call: str) -> None:
+    """Has GDB do what `call` says before `command`; what its user hooked there stays."""
     try:
         text = gdb.execute(f"show user hook-{command}", to_string=True)
         body = [line.strip() for line in text.splitlines()[1:] if line.strip()]
@@ -168,8 +199,9 @@ def register() -> None:
         if registry is not None:  # gdb_exiting: from GDB 12 on
             registry.connect(handler)
     for command in ("detach", "quit"):
-        _hook(command, "traps", traps.take_out_all.__name__)
+        _hook(command, f"python __import__('karst_gdb.traps').traps.{traps.take_out_all.__name__}()")
+    Return()
     for command in ("next", "step", "until"):
-        _hook(command, "trap_events", return_to_caller.__name__)
+        _hook(command, Return.name)
     for objfile in gdb.objfiles():
         _look_at(objfile)

@@ -66,6 +66,7 @@ class Process:
     points: dict[int, stops.StopPoint] = field(default_factory=dict)  # by address
     library: tuple[int, int] | None = None  # where the preload library is mapped
     told: dict[tuple[int, int, int], Why] = field(default_factory=dict)  # by ptid: stops that threads are at
+    calls: dict[tuple[int, int, int], Why] = field(default_factory=dict)  # by ptid: those that were told of last
     told_at: set[int] = field(default_factory=set)  # entries where such threads go on when their detour is gone
     last_number: int = 0
     looked: bool = False  # for what a debugger before left

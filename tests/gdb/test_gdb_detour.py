@@ -278,6 +278,25 @@ def test_stepping_goes_on_in_the_caller(directory: Path, way: str, command: str)
         ends_well(program)
 
 
+@pytest.mark.parametrize("way", ["detour", "library"])
+def test_a_step_that_another_stop_comes_before(directory: Path, way: str) -> None:
+    """The step is not made, which is said, and the next one is."""
+    signal_it = ("python import ctypes; ctypes.CDLL(None).syscall(234, gdb.selected_inferior().pid, "
+                 "gdb.selected_thread().ptid[1], 10)")  # tgkill, SIGUSR1
+    with started([HAMMER, "3"], directory) as program:
+        inject = ["karst inject"] if way == "library" else []
+        commands = [f"attach {program.pid}", "handle SIGUSR1 stop print nopass", *inject,
+                    "karst trap add malloc 424242 count=1", "continue", signal_it, "next", "print $_siginfo.si_signo", "next", "bt 1",
+                    *(["karst eject"] if inject else ["karst trap remove"]), "detach"]
+        answers = gdb([], commands, directory)
+        early, made = answers.all("next")
+        assert early.one_line().startswith("the step was not begun")
+        assert answers.of("print $_siginfo.si_signo").good() == "$1 = 10\n"
+        assert made.error is None
+        assert re.match(r"#0 .*\basked_for \(", answers.of("bt 1").good()), answers.of("bt 1").text
+        ends_well(program)
+
+
 def test_a_killed_debuggers_detour(directory: Path) -> None:
     """What a GDB that was killed left behind is found and taken out by the next one."""
     with started([HAMMER, "3"], directory) as program:
