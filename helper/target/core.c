@@ -7,7 +7,10 @@
  * stack's mapping is larger than what was used). So a file without a hole can't tell. Neither can one by
  * gcore, which writes zeros for what it could not read, or makes holes of whatever is zero (GDB 15). A tool
  * that makes holes of zeros in a core by the kernel (systemd-coredump, cp --sparse=always) goes unnoticed:
- * pages that were touched and hold zeros then count as not there. */
+ * pages that were touched and hold zeros then count as not there.
+ *
+ * In tmpfs and ramfs a look at a hole through a mapping makes a page there: that would take as much memory as
+ * the core says the process had, and the holes would be gone. Cores there are read by system calls alone. */
 #include "core.h"
 
 #include <errno.h>
@@ -48,8 +51,10 @@ static const struct core_region *region_at(struct core *core, uint64_t address) 
     return &core->regions[found];
 }
 
-static const uint8_t *core_view(struct karst_target *target, uint64_t address, size_t *size) {
-    struct core *core = (struct core *)target;
+/* Where in the mapped core, or in the file of a module, the bytes at address are, and how many follow; NULL:
+ * nowhere. */
+static const uint8_t *locate(struct core *core, uint64_t address, size_t *size) {
+    struct karst_target *target = &core->target;
     const struct core_region *region = region_at(core, address);
     if (!region) {
         return NULL;
@@ -70,6 +75,16 @@ static const uint8_t *core_view(struct karst_target *target, uint64_t address, s
     uint64_t left = file->size - (region->offset + skip);
     *size = (size_t)(region->end - address < left ? region->end - address : left);
     return file->data + region->offset + skip;
+}
+
+static bool is_in_core(const struct core *core, const uint8_t *bytes) {
+    return bytes >= core->data && bytes < core->data + core->size;
+}
+
+static const uint8_t *core_view(struct karst_target *target, uint64_t address, size_t *size) {
+    struct core *core = (struct core *)target;
+    const uint8_t *bytes = locate(core, address, size);
+    return bytes && core->looking_fills_holes && is_in_core(core, bytes) ? NULL : bytes;
 }
 
 /* Large pieces are copied by the kernel, which does without a page fault for each 64 KiB. */
@@ -99,14 +114,14 @@ static size_t read_core(struct karst_target *target, uint64_t address, void *buf
     size_t done = 0;
     while (done < size) {
         size_t there = 0;
-        const uint8_t *bytes = core_view(target, address + done, &there);
+        const uint8_t *bytes = locate(core, address + done, &there);
         if (!bytes) {
             break;
         }
         size_t piece = there < size - done ? there : size - done, copied = piece;
-        if (bytes >= core->data && bytes < core->data + core->size) {
+        if (is_in_core(core, bytes)) {
             copied = copy_saved(core, bytes, (uint8_t *)buffer + done, piece,
-                                by_system_call || piece >= COPY_BY_SYSTEM_CALL);
+                                by_system_call || core->looking_fills_holes || piece >= COPY_BY_SYSTEM_CALL);
         } else {
             memcpy((uint8_t *)buffer + done, bytes, piece);
         }
@@ -130,7 +145,7 @@ static size_t core_peek(struct karst_target *target, uint64_t address, void *buf
 static uint64_t core_missing(struct karst_target *target, uint64_t address) {
     struct core *core = (struct core *)target;
     size_t size, next = region_after(core, address);
-    if (core_view(target, address, &size)) {
+    if (locate(core, address, &size)) {
         return 0;
     }
     if (next >= core->region_count) {

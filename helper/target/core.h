@@ -43,9 +43,10 @@ struct core {
     /* The piece of the file that the last question about residency fell into: all data or all hole. */
     uint64_t extent_start, extent_end;
     bool extent_is_data;
-    bool residency_known; /* holes in the file are never-touched pages */
-    bool by_debugger;     /* written by gcore, not by the kernel */
-    bool anonymous_saved; /* private anonymous memory is in the core at all */
+    bool residency_known;     /* holes in the file are never-touched pages */
+    bool looking_fills_holes; /* by a look through `data`: the file is in memory */
+    bool by_debugger;         /* written by gcore, not by the kernel */
+    bool anonymous_saved;     /* private anonymous memory is in the core at all */
     /* From the notes. */
     uint64_t auxv_phdr, auxv_entry, auxv_execfn, auxv_random, auxv_vdso, auxv_page_size;
     char command[17];

@@ -4,10 +4,12 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 
 #define NOTES_MAX ((uint64_t)1 << 30)
 /* Together with the files of NT_FILE they make fewer than KARST_MAPPINGS_MAX pieces. */
@@ -86,6 +88,9 @@ bool core_map_file(struct core *core, const char *path, struct karst_error *erro
         return karst_fail(error, KARST_ERROR_FORMAT,
                           "%s is empty: was the core limited (ulimit -c) or the disk full?", path);
     }
+    struct statfs system;
+    core->looking_fills_holes = fstatfs(core->descriptor, &system) == 0 &&
+                                (system.f_type == TMPFS_MAGIC || system.f_type == RAMFS_MAGIC);
     core->size = (uint64_t)status.st_size;
     void *data = core->size > SIZE_MAX ? MAP_FAILED
                                        : mmap(NULL, (size_t)core->size, PROT_READ,

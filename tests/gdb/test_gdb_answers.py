@@ -103,8 +103,8 @@ def test_gdbserver_here(directory: Path) -> None:
         target = Target.process(program.pid)
         asked = questions(live_block(target))
         expected = command_line(target, asked)
-        with gdbserver(["--attach", "localhost:0", str(program.pid)], directory) as port:
-            found = in_gdb([DEBUGGED], asked, directory, before=[f"target remote localhost:{port}"])
+        with gdbserver(["--attach", "127.0.0.1:0", str(program.pid)], directory) as port:
+            found = in_gdb([DEBUGGED], asked, directory, before=[f"target remote 127.0.0.1:{port}"])
     assert found == expected
 
 
@@ -114,9 +114,9 @@ def test_gdbserver(directory: Path) -> None:
         target = Target.process(program.pid)
         asked = [words for words in questions(live_block(target)) if words != "info"]
         expected = command_line(target, asked)
-        with gdbserver(["--attach", "localhost:0", str(program.pid)], directory) as port:
+        with gdbserver(["--attach", "127.0.0.1:0", str(program.pid)], directory) as port:
             found = in_gdb([DEBUGGED], asked, directory,
-                           before=["set karst direct off", f"target remote localhost:{port}"])
+                           before=["set karst direct off", f"target remote 127.0.0.1:{port}"])
     for words in asked:
         here, there = (without(rows(text[words]), "target", "limit_known") for text in (expected, found))
         assert there == here, words

@@ -533,9 +533,9 @@ def test_truncated_core(directory: Path) -> None:
 def test_gdbserver(directory: Path) -> None:
     """Through gdbserver: threads, variables and memory that changes."""
     with started([DEBUGGED], directory) as program, \
-            gdbserver(["--attach", "localhost:0", str(program.pid)], directory) as port:
+            gdbserver(["--attach", "127.0.0.1:0", str(program.pid)], directory) as port:
         maps = Path(f"/proc/{program.pid}/maps").read_text()
-        commands = ["set karst direct off", f"target remote localhost:{port}", "thread 3",
+        commands = ["set karst direct off", f"target remote 127.0.0.1:{port}", "thread 3",
                     "frame function handle_request", "karst refs kept", "karst block buf",
                     "karst check --json", "set var *((unsigned long *) buf - 1) = 0xffffffffffffff1",
                     "karst check --json", "detach", "karst summary"]

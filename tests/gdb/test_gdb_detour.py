@@ -321,8 +321,8 @@ def test_through_gdbserver(directory: Path) -> None:
     with started([HAMMER, "3"], directory) as program:
         before = text_of(program.pid)
         for direct in ("on", "off"):
-            with gdbserver(["--attach", "localhost:0", str(program.pid)], directory) as port:
-                commands = [f"set karst direct {direct}", f"target remote localhost:{port}",
+            with gdbserver(["--attach", "127.0.0.1:0", str(program.pid)], directory) as port:
+                commands = [f"set karst direct {direct}", f"target remote 127.0.0.1:{port}",
                             "karst trap add malloc 424242 skip=1", "continue", "bt", "karst trap list --json", "detach"]
                 answers = gdb([HAMMER], commands, directory)
             assert re.search(r"^karst trap 1: malloc\(424242\), thread \d+,", answers.of("continue").good(), re.MULTILINE)

@@ -316,7 +316,7 @@ static void test_mutations(int rounds) {
 
 /* ---- real cores -------------------------------------------------------------------------------- */
 
-static char folder[] = "/tmp/karst-test-XXXXXX";
+static char folder[32];
 
 /* Runs command with the shell in the folder. */
 __attribute__((format(printf, 1, 2))) static bool run(const char *format, ...) {
@@ -372,10 +372,14 @@ static void check_memory(struct karst_target *target, const struct victim_facts 
 static void test_kernel_core(const char *path, const struct victim_facts *facts) {
     struct karst_target *target = open_core(path, NULL);
     uint8_t code[16];
+    struct stat before, after;
     if (!target) {
         return;
     }
+    CHECK(stat(path, &before) == 0);
     check_memory(target, facts);
+    CHECK(stat(path, &after) == 0);
+    CHECK_EQUAL((uint64_t)after.st_blocks, (uint64_t)before.st_blocks); /* a look at holes fills none */
     CHECK_EQUAL((uint64_t)target->signal, SIGABRT);
     CHECK_HAS(target->executable, "/program");
     CHECK(!target->missing_memory);
@@ -532,10 +536,29 @@ static void test_gcore(void) {
     victim_end(&victim);
 }
 
+static void make_folder(const char *where) {
+    snprintf(folder, sizeof folder, "%s/karst-test-XXXXXX", where);
+    CHECK(mkdtemp(folder) != NULL);
+}
+
+/* In memory, where pages that are not there are made by a look at them. */
+static void test_core_in_memory(void) {
+    struct victim_facts facts;
+    char path[64];
+    make_folder("/dev/shm");
+    snprintf(path, sizeof path, "%s/core", folder);
+    if (make_core(&facts)) {
+        test_kernel_core(path, &facts);
+    } else {
+        printf("skipped: no core could be made in /dev/shm\n");
+    }
+    run("rm -rf %s", folder);
+}
+
 static void test_real_cores(void) {
     struct victim_facts facts;
     char path[64];
-    CHECK(mkdtemp(folder) != NULL);
+    make_folder("/tmp");
     snprintf(path, sizeof path, "%s/core", folder);
     if (make_core(&facts)) {
         test_kernel_core(path, &facts);
@@ -563,5 +586,6 @@ int main(int argc, char **argv) {
     test_mutations(argc == 2 ? atoi(argv[1]) : 5000);
     writer_end(&writer);
     test_real_cores();
+    test_core_in_memory();
     return checks_done();
 }
