@@ -13,8 +13,8 @@
 /* ---- runs ------------------------------------------------------------------------------------------- */
 
 const char *jemalloc_run_kind_name(const struct jemalloc_heap *jemalloc, enum jemalloc_run_kind kind) {
-    static const char *const names[JEMALLOC_RUN_KINDS] = {"slab",     "large",  "dirty",  "muzzy",
-                                                          "retained", "moving", "header", "damaged"};
+    static const char *const names[JEMALLOC_RUN_KINDS] = {"slab",   "large", "dirty",  "muzzy",  "retained",
+                                                          "moving", "held",  "header", "damaged"};
     if (jemalloc->layout.major < 5 && (kind == JEMALLOC_SLAB || kind == JEMALLOC_RETAINED)) {
         return kind == JEMALLOC_SLAB ? "run" : "clean";
     }

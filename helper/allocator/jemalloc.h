@@ -28,6 +28,7 @@ struct jemalloc_layout {
     /* 5.x: the radix tree from pages to extents */
     uint8_t lg_vaddr;    /* 48: two levels, leaf elements of one word; 57: three, and a pointer and a word */
     bool leaf_has_state; /* beside slab and class */
+    bool muzzy_resident; /* stats.resident has muzzy pages, too: until 5.2, arena_stats_merge() */
     bool page_classes;   /* large blocks may take any number of pages (opt.disable_large_size_classes) */
     uint32_t rtree_root; /* in struct rtree_s */
     /* e_bits of extent_t, edata_t: where fields begin */
@@ -40,6 +41,8 @@ struct jemalloc_layout {
     uint32_t arena_threads; /* how many are attached; behind it, how many for the allocator's own use */
     uint32_t arena_internal, arena_tcaches, arena_index, arena_base;
     uint32_t arena_lru[3], arena_npages[3], arena_mutex[3]; /* of the dirty, muzzy and retained extents */
+    uint16_t
+        to_guarded; /* 5.3: from those lists and counts to those of extents between guard pages; 0: none */
     /* base_t; the blocks are struct base_block_s {size, next, ...} */
     uint16_t base_blocks, base_allocated, base_mapped; /* what is resident stands before what is mapped */
     uint16_t mutex_locked; /* in malloc_mutex_t: a byte; JEMALLOC_NOT_THERE & 0xffff: none */
@@ -67,7 +70,7 @@ struct jemalloc_layout {
     uint16_t chunk_self, chunk_is_arenas; /* 4.x: in the chunk, its address, and a flag; 0: none */
     uint32_t arena_bins, arena_bin_size;  /* bin_t, arena_bin_t; 3.x: what a run's header leads to */
     uint32_t arena_huge, huge_link;       /* 4.x: list of huge blocks */
-    /* 4.x: in arena_t, what it counts: bytes, and pages */
+    /* In arena_t, what it counts: bytes, and pages. 5.x: what is mapped alone */
     uint16_t arena_mapped, arena_retained, arena_metadata_mapped, arena_metadata_allocated, arena_dirty;
     bool stack_below;   /* before 5.0: the pointer to the stack is its end, not its start */
     bool stack_by_head; /* 5.3: the bin has the stack's head and the low bits of its end */
@@ -97,8 +100,10 @@ enum jemalloc_run_kind {
     JEMALLOC_MUZZY,    /* unused, lazily given back (MADV_FREE) */
     JEMALLOC_RETAINED, /* unused and given back: address space only */
     JEMALLOC_MOVING,   /* 5.3: on its way from one state to another */
-    JEMALLOC_HEADER,   /* 3.x, 4.x: a chunk's header */
-    JEMALLOC_BAD,      /* what should say what it is makes no sense */
+    JEMALLOC_HELD,   /* 5.x: the page allocator keeps it, in no class: opt.hpa's cache (SEC), and what guarded
+                        slabs are cut from (san_bump_alloc()) */
+    JEMALLOC_HEADER, /* 3.x, 4.x: a chunk's header */
+    JEMALLOC_BAD,    /* what should say what it is makes no sense */
     JEMALLOC_RUN_KINDS
 };
 
@@ -138,7 +143,8 @@ struct jemalloc_arena {
     uint64_t address;
     uint64_t internal;                                   /* bytes that the allocator took of itself */
     uint64_t base_allocated, base_resident, base_mapped; /* 5.x */
-    uint64_t mapped, retained, dirty, headers; /* 4.x: bytes, by its own account; headers: of chunks */
+    uint64_t mapped;                   /* bytes, by its own account; 5.x: its base's left out */
+    uint64_t retained, dirty, headers; /* 4.x: the same; headers: of chunks */
     uint32_t first_bin; /* of its rows in heap.bins: the small classes, then dirty, muzzy, retained */
     bool seen;          /* something is in it */
 };
@@ -226,6 +232,7 @@ struct jemalloc_heap {
                              (opt.cache_oblivious) */
     uint64_t entries;     /* of the radix tree that a walk looked at */
     bool gave_up;         /* on a tree that makes no sense */
+    bool left_out;        /* memory that the target lacks, with what describes it */
     bool inside;          /* a thread is inside, and did not die there */
     bool *threads_inside; /* which */
     /* 3.x, 4.x */

@@ -90,7 +90,7 @@ bool jemalloc_runs(struct karst_heap *heap, bool (*run)(void *context, const str
 struct totals {
     struct jemalloc_heap *jemalloc;
     struct karst_error *error;
-    uint64_t small, large, huge, active, unused, retained;
+    uint64_t small, large, huge, active, dirty, muzzy, retained;
     bool interrupted;
 };
 
@@ -110,8 +110,10 @@ static bool add_totals(void *context, const struct jemalloc_run *run) {
         totals->active += run->size;
         break;
     case JEMALLOC_DIRTY:
+        totals->dirty += run->size;
+        break;
     case JEMALLOC_MUZZY:
-        totals->unused += run->size;
+        totals->muzzy += run->size;
         break;
     case JEMALLOC_RETAINED:
         totals->retained += run->size;
@@ -132,20 +134,25 @@ static void add_figure(struct figures *figures, const char *name, uint64_t bytes
     figures->items[figures->count++] = (struct karst_figure){name, bytes, false};
 }
 
-/* 5.x: what is mapped is in the radix tree, or the base's. */
+/* 5.x: what is mapped is the base's, and what the arenas count: the radix tree has it, too, but for guard
+ * pages (5.3's san_guard_*), while opt.hpa's pages are not counted, and what hooks refused to split or to
+ * merge is counted otherwise. Without statistics (--disable-stats) it is what the tree has. */
 static void figures_of_extents(const struct jemalloc_heap *jemalloc, const struct totals *totals,
                                struct figures *figures) {
-    uint64_t metadata = 0, resident = 0, mapped = 0;
+    uint64_t metadata = 0, resident = 0, mapped = 0, counted = 0;
     for (size_t i = 0; i < jemalloc->heap.arena_count; i++) {
         const struct jemalloc_arena *arena = &jemalloc->arenas[i];
+        counted += arena->mapped;
         metadata += arena->base_allocated + arena->internal;
         resident += arena->base_resident;
         mapped += arena->base_mapped;
     }
     if (jemalloc->arenas_at) {
         add_figure(figures, "metadata", metadata);
-        add_figure(figures, "resident", totals->active + totals->unused + resident);
-        add_figure(figures, "mapped", totals->active + totals->unused + mapped);
+        resident += totals->active + totals->dirty + (jemalloc->layout.muzzy_resident ? totals->muzzy : 0);
+        add_figure(figures, "resident", resident);
+        add_figure(figures, "mapped",
+                   mapped + (counted ? counted : totals->active + totals->dirty + totals->muzzy));
     }
     add_figure(figures, "retained", totals->retained);
 }

@@ -406,9 +406,10 @@ struct list {
     uint64_t extents, pages;
 };
 
+static const char *const list_names[] = {"dirty", "muzzy", "retained"};
+
 /* One extent of a list; false: the list can't be followed further. */
 static bool check_listed(struct jemalloc_checking *check, struct list *list, uint64_t extent, uint64_t from) {
-    static const char *const names[] = {"dirty", "muzzy", "retained"};
     struct jemalloc_heap *jemalloc = check->jemalloc;
     struct jemalloc_element element = {.extent = extent, .szind = JEMALLOC_CLASSES};
     struct jemalloc_run run;
@@ -417,61 +418,74 @@ static bool check_listed(struct jemalloc_checking *check, struct list *list, uin
         REPORT(check, BAD_LINK, from, 0,
                "the list of %s extents of arena %" PRIu32 " goes on at 0x%" PRIx64
                ", which is none\tlink at 0x%" PRIx64,
-               names[list->state], list->arena, extent, from + jemalloc->layout.lru_link);
+               list_names[list->state], list->arena, extent, from + jemalloc->layout.lru_link);
         return false;
     }
     if (run.kind != JEMALLOC_DIRTY + list->state || run.arena != list->arena) {
         REPORT(check, BAD_LINK, run.address, run.size,
                "%s (arena %" PRIu32 ") is in the list of %s extents of arena %" PRIu32
                ": in two lists, or in use and still listed\textent at 0x%" PRIx64,
-               jemalloc_name_run(check, &run).text, run.arena, names[list->state], list->arena, extent);
+               jemalloc_name_run(check, &run).text, run.arena, list_names[list->state], list->arena, extent);
     } else if (!jemalloc_element_of(jemalloc, run.address, &here) || here.extent != extent) {
         REPORT(check, BAD_LINK, run.address, run.size,
                "%s is in the list of %s extents of arena %" PRIu32
                ", and the radix tree has another there\textent at 0x%" PRIx64,
-               jemalloc_name_run(check, &run).text, names[list->state], list->arena, extent);
+               jemalloc_name_run(check, &run).text, list_names[list->state], list->arena, extent);
     }
     list->extents++;
     list->pages += run.size / PAGE;
     return true;
 }
 
-static void check_list(struct jemalloc_checking *check, uint32_t arena, unsigned state) {
-    static const char *const names[] = {"dirty", "muzzy", "retained"};
+/* Follows one list from its first extent on; false: to no end. */
+static bool follow_list(struct jemalloc_checking *check, struct list *list, uint64_t first) {
     struct jemalloc_heap *jemalloc = check->jemalloc;
-    uint64_t address = jemalloc->arenas[arena].address, first, npages;
-    const struct jemalloc_unused *found = &check->unused[3 * (size_t)arena + state];
-    struct list list = {.arena = arena, .state = state};
-    if (!jemalloc_read(jemalloc, address + jemalloc->layout.arena_lru[state], &first) ||
-        !jemalloc_read(jemalloc, address + jemalloc->layout.arena_npages[state], &npages)) {
-        return;
-    }
+    const struct jemalloc_unused *found = &check->unused[3 * (size_t)list->arena + list->state];
     for (uint64_t at = first, from = 0; at != 0;) {
-        if (list.extents > found->extents + 64) {
+        if (list->extents > found->extents + 64) {
             REPORT(check, BAD_LINK, at, 0,
                    "the list of %s extents of arena %" PRIu32
                    " has more than there are: it goes in a circle\t",
-                   names[state], arena);
-            return;
+                   list_names[list->state], list->arena);
+            return false;
         }
-        if (!check_listed(check, &list, at, from)) {
-            return;
+        if (!check_listed(check, list, at, from)) {
+            return false;
         }
         from = at;
         if (!jemalloc_read(jemalloc, at + jemalloc->layout.lru_link, &at) || at == first) {
             break;
         }
     }
+    return true;
+}
+
+/* 5.3 has two lists of each state: extents between guard pages (san_guard_small) have their own. */
+static void check_list(struct jemalloc_checking *check, uint32_t arena, unsigned state) {
+    struct jemalloc_heap *jemalloc = check->jemalloc;
+    const struct jemalloc_layout *layout = &jemalloc->layout;
+    uint64_t address = jemalloc->arenas[arena].address, counted = 0;
+    const struct jemalloc_unused *found = &check->unused[3 * (size_t)arena + state];
+    struct list list = {.arena = arena, .state = state};
+    for (unsigned list_index = 0; list_index < (layout->to_guarded ? 2 : 1); list_index++) {
+        uint64_t offset = list_index * layout->to_guarded, first, npages;
+        if (!jemalloc_read(jemalloc, address + layout->arena_lru[state] + offset, &first) ||
+            !jemalloc_read(jemalloc, address + layout->arena_npages[state] + offset, &npages) ||
+            !follow_list(check, &list, first)) {
+            return;
+        }
+        counted += npages;
+    }
     if (jemalloc->heap.arenas[arena].locked) {
         return;
     }
-    if (list.pages != npages || list.pages != found->pages) {
+    if (list.pages != counted || list.pages != found->pages) {
         karst_findings_add(check->findings, KARST_FINDING_BAD_COUNT, jemalloc_torn(check),
                            jemalloc->heap.index, address, 0,
                            "arena %" PRIu32 ": %" PRIu64 " %s pages in its list, %" PRIu64
                            " by its own count, %" PRIu64 " in the radix tree\tcount at 0x%" PRIx64,
-                           arena, list.pages, names[state], npages, found->pages,
-                           address + jemalloc->layout.arena_npages[state]);
+                           arena, list.pages, list_names[state], counted, found->pages,
+                           address + layout->arena_npages[state]);
     }
 }
 

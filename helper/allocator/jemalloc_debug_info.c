@@ -43,6 +43,10 @@ static const struct row rows[] = {
     ROW(full_link, "edata_s.ql_link_active"),
     ROW(arena_threads, "arena_s.nthreads"),
     ROW(arena_internal, "arena_s.stats arena_stats_s.internal"),
+    ROW(arena_mapped, "arena_s.stats arena_stats_s.mapped"),
+    /* 5.3 has both, and this one counts */
+    ROW(arena_mapped, "arena_s.stats arena_stats_s.pa_shard_stats pa_shard_stats_s.pac_stats "
+                      "pac_stats_s.pac_mapped"),
     ROW(arena_tcaches, "arena_s.tcache_ql"),
     ROW(arena_index, "arena_s.ind"),
     ROW(arena_base, "arena_s.base"),
@@ -59,6 +63,7 @@ static const struct row rows[] = {
     ROW(arena_npages[0], ECACHE("dirty") "ecache_s.eset eset_s.npages"),
     ROW(arena_npages[1], ECACHE("muzzy") "ecache_s.eset eset_s.npages"),
     ROW(arena_npages[2], ECACHE("retained") "ecache_s.eset eset_s.npages"),
+    ROW(to_guarded, "ecache_s.guarded_eset -ecache_s.eset"),
     ROW(arena_mutex[0], EXTENTS("dirty") "mtx"),
     ROW(arena_mutex[1], EXTENTS("muzzy") "mtx"),
     ROW(arena_mutex[2], EXTENTS("retained") "mtx"),

@@ -351,6 +351,10 @@ bool jemalloc_read_extent(struct jemalloc_heap *jemalloc, const struct jemalloc_
     unsigned state = bits >> layout->state_shift & ((1u << layout->state_bits) - 1);
     switch (state) {
     case STATE_ACTIVE:
+        if (run->class_ == JEMALLOC_CLASSES) {
+            run->kind = JEMALLOC_HELD;
+            return true;
+        }
         return bits >> 12 & 1 ? address == start && read_slab(jemalloc, extent + layout->extent_bitmap, run)
                               : read_large(jemalloc, run, address);
     case STATE_DIRTY:
@@ -369,6 +373,25 @@ bool jemalloc_read_extent(struct jemalloc_heap *jemalloc, const struct jemalloc_
     return true;
 }
 
+/* Neither the page nor its extent can be read: of an arena whose hooks hand out a file's memory, say, which a
+ * core has not. That is no damage. */
+static bool is_left_out(struct jemalloc_heap *jemalloc, const struct jemalloc_element *element) {
+    uint8_t byte;
+    struct karst_target *target = jemalloc->heap.target;
+    if (jemalloc_at(jemalloc, element->extent, 8) || karst_target_peek(target, element->page, &byte, 1)) {
+        return false;
+    }
+    if (!jemalloc->left_out) {
+        jemalloc->left_out = true;
+        karst_target_remark(
+            target,
+            "the jemalloc of %s has blocks in memory that can't be read, and what describes them is "
+            "there, too: they are left out",
+            jemalloc->module ? jemalloc->module->path : "the target");
+    }
+    return true;
+}
+
 bool jemalloc_walk_extents(struct jemalloc_heap *jemalloc, uint64_t start, uint64_t end,
                            jemalloc_run_fn *visit, void *context) {
     struct jemalloc_element element;
@@ -379,6 +402,10 @@ bool jemalloc_walk_extents(struct jemalloc_heap *jemalloc, uint64_t start, uint6
     jemalloc->entries = 0;
     while (jemalloc_next_element(jemalloc, from, end, &element)) {
         bool sensible = jemalloc_read_extent(jemalloc, &element, &run);
+        if (!sensible && is_left_out(jemalloc, &element)) {
+            from = element.page + PAGE;
+            continue;
+        }
         if ((!sensible || run.address != element.page) && ++nonsense > NONSENSE_MAX) {
             give_up(jemalloc);
             return true;

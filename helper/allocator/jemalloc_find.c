@@ -19,6 +19,7 @@
 #define NODE_ENTRIES_57 (1u << 15) /* RTREE_NSB 45, in three */
 #define ELEMENTS_TRIED  64u
 #define EXTENTS_SCORED  4096u
+#define UNREAD_MAX      (1u << 18)
 #define BASE_BLOCKS_MAX 65536u
 #define ALL_ADDRESSES   (1ull << 47)
 
@@ -54,6 +55,21 @@ bool jemalloc_has_room(const struct karst_target *target, uint64_t address, uint
     return false;
 }
 
+/* Base blocks of an arena with hooks of the program's are what those hand out: files' and shared memory, too.
+ */
+static bool is_writable(const struct karst_target *target, uint64_t address, uint64_t size) {
+    const uint32_t needed = KARST_MAPPING_READ | KARST_MAPPING_WRITE;
+    const struct karst_mapping *mapping = karst_target_mapping(target, address);
+    uint64_t end = address + size;
+    while (end >= address && mapping && (mapping->permissions & needed) == needed) {
+        if (mapping->end >= end) {
+            return true;
+        }
+        mapping = karst_target_mapping(target, mapping->end);
+    }
+    return false;
+}
+
 /* Is page in the extent at address? *base: the extent's first page. */
 static bool extent_holds(struct karst_window *window, uint64_t address, uint64_t page, uint64_t mask,
                          uint64_t *base) {
@@ -64,6 +80,13 @@ static bool extent_holds(struct karst_window *window, uint64_t address, uint64_t
     *base = jemalloc_word(bytes + 8) & ~(uint64_t)(PAGE - 1);
     uint64_t size = jemalloc_word(bytes + 16) & ~(uint64_t)(PAGE - 1);
     return size != 0 && *base != 0 && ((page - *base) & mask) < size;
+}
+
+/* Is address in memory that there was, and that the core does not have? So it is with the extents of an arena
+ * whose hooks hand out a file's memory. */
+static bool is_left_out(const struct karst_target *target, struct karst_window *window, uint64_t address) {
+    const struct karst_mapping *mapping = karst_target_mapping(target, address);
+    return mapping && (mapping->permissions & KARST_MAPPING_WRITE) && !karst_window_at(window, address, 8);
 }
 
 /* Looks at a leaf: do its elements lead to extents of the pages they stand for? The bits of the key above
@@ -85,7 +108,7 @@ static bool is_leaf(struct karst_target *target, struct karst_window *leaf, stru
         }
         uint64_t page = (at - address) / entry * PAGE, base;
         uint64_t extent = entry == 8 ? extend_sign(word) & ~63ull : word;
-        if (extent != 0) { /* what was cleared keeps a class */
+        if (extent != 0 && !is_left_out(target, window, extent)) { /* what was cleared keeps a class */
             bool holds = extent % 64 == 0 && extent_holds(window, extent, page, mask, &base);
             good += holds;
             bad += !holds;
@@ -286,12 +309,18 @@ static bool has_large_pad(struct jemalloc_heap *jemalloc) {
 /* How well the first extents fit the layout in use, of 1000: their own fields agree with the tree's, and,
  * which damage may change, a slab's count of free regions with its bitmap. */
 static unsigned score_extents(struct jemalloc_heap *jemalloc) {
-    unsigned good = 0, met = 0;
+    unsigned good = 0, met = 0, unread = 0;
     uint64_t from = 0;
     struct jemalloc_element element;
-    while (met < EXTENTS_SCORED && jemalloc_next_element(jemalloc, from, ALL_ADDRESSES, &element)) {
+    while (met < EXTENTS_SCORED && unread < UNREAD_MAX &&
+           jemalloc_next_element(jemalloc, from, ALL_ADDRESSES, &element)) {
         struct jemalloc_run run;
         from = element.page + PAGE;
+        if (!jemalloc_at(jemalloc, element.extent,
+                         8)) { /* no layout's fault: most likely a core has it not */
+            unread++;
+            continue;
+        }
         met++;
         if (!jemalloc_read_extent(jemalloc, &element, &run) || run.address != element.page) {
             continue;
@@ -325,7 +354,7 @@ static bool arena_at(struct jemalloc_heap *jemalloc, uint64_t address, uint32_t 
     }
     return *index < JEMALLOC_ARENAS_MAX && jemalloc_read(jemalloc, *base + layout->base_blocks, &block) &&
            block != 0 && block % PAGE == 0 && jemalloc_read(jemalloc, block, &size) && size != 0 &&
-           size % PAGE == 0 && jemalloc_has_room(jemalloc->heap.target, block, size);
+           size % PAGE == 0 && is_writable(jemalloc->heap.target, block, size);
 }
 
 struct votes {
@@ -432,6 +461,7 @@ static void read_arena(struct jemalloc_heap *jemalloc, uint64_t address, uint32_
     const uint8_t *threads = jemalloc_at(jemalloc, address + layout->arena_threads, 4);
     row->attached_threads = threads ? jemalloc_half(threads) : 0;
     jemalloc_read(jemalloc, address + layout->arena_internal, &arena->internal);
+    jemalloc_read(jemalloc, address + layout->arena_mapped, &arena->mapped);
     jemalloc_read(jemalloc, base + layout->base_allocated, &arena->base_allocated);
     jemalloc_read(jemalloc, base + layout->base_mapped - 8, &arena->base_resident);
     jemalloc_read(jemalloc, base + layout->base_mapped, &arena->base_mapped);
@@ -448,7 +478,7 @@ static bool add_base_blocks(struct jemalloc_heap *jemalloc, uint32_t index, uint
     }
     for (unsigned i = 0; block != 0 && i < BASE_BLOCKS_MAX; i++) {
         if (block % PAGE != 0 || !jemalloc_read(jemalloc, block, &size) || size == 0 || size % PAGE != 0 ||
-            !jemalloc_has_room(jemalloc->heap.target, block, size)) {
+            !is_writable(jemalloc->heap.target, block, size)) {
             return true;
         }
         if (!jemalloc_add_extent(jemalloc, block, block + size, index, KARST_EXTENT_OWN)) {

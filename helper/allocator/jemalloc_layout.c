@@ -15,8 +15,8 @@
 #define E_BITS_5_2 .state_shift = 16, .state_bits = 2, .szind_shift = 18, .nfree_shift = 26, .shard_shift = 36
 #define E_BITS_5_3 .state_shift = 17, .state_bits = 3, .szind_shift = 20, .nfree_shift = 28, .shard_shift = 38
 
-#define LAYOUT_5_1 .version = "5.1.0", .major = 5, .rtree_root = 104, E_BITS_5_1, EXTENT, .lru_link = 24, .heap_link = 40, .full_link = 24, \
-    .arena_internal = 16 + 72, .arena_tcaches = 7008, .arena_index = JEMALLOC_NOT_THERE, .arena_base = 25848, \
+#define LAYOUT_5_1 .version = "5.1.0", .major = 5, .rtree_root = 104, .muzzy_resident = true, E_BITS_5_1, EXTENT, .lru_link = 24, .heap_link = 40, .full_link = 24, \
+    .arena_mapped = 16, .arena_internal = 16 + 72, .arena_tcaches = 7008, .arena_index = JEMALLOC_NOT_THERE, .arena_base = 25848, \
     .arena_bins = 16344, .arena_bin_size = 264, .bin_slabcur = 104, .bin_nonfull = 112, .bin_full = 120, \
     .arena_lru = {7288 + 1736, 9048 + 1736, 10808 + 1736}, \
     .arena_npages = {7288 + 1744, 9048 + 1744, 10808 + 1744}, .arena_mutex = {7288, 9048, 10808}, \
@@ -24,8 +24,8 @@
     .ring_link = 880, .ring_to_tcache = NONE16, .own_stack = NONE16, \
     .own_data = -8, .ring_arena = 928, .tcache_self = 896 + 16, .tcache_bins = 16, .tcache_large = 976, .tcache_bin_size = 24, .tcache_bin_stack = 16, .tcache_bin_count = 4, .tcache_classes = 232
 
-#define LAYOUT_5_2 .version = "5.2.1", .major = 5, .rtree_root = 112, E_BITS_5_2, EXTENT, .lru_link = 24, .heap_link = 40, .full_link = 24, \
-    .arena_internal = 24 + 80, .arena_tcaches = 10184, .arena_index = JEMALLOC_NOT_THERE, .arena_base = 29480, \
+#define LAYOUT_5_2 .version = "5.2.1", .major = 5, .rtree_root = 112, .muzzy_resident = true, E_BITS_5_2, EXTENT, .lru_link = 24, .heap_link = 40, .full_link = 24, \
+    .arena_mapped = 24, .arena_internal = 24 + 80, .arena_tcaches = 10184, .arena_index = JEMALLOC_NOT_THERE, .arena_base = 29480, \
     .arena_bins = 29192, .arena_bin_size = 280, .bin_slabcur = 112, .bin_nonfull = 120, .bin_full = 128, .bins_apart = true, \
     .arena_lru = {10472 + 4944, 15440 + 4944, 20408 + 4944}, \
     .arena_npages = {10472 + 4952, 15440 + 4952, 20408 + 4952}, .arena_mutex = {10472, 15440, 20408}, \
@@ -33,7 +33,9 @@
     .ring_link = 880, .ring_to_tcache = NONE16, .own_stack = NONE16, \
     .own_data = -48, .ring_arena = 952, .tcache_self = 920 + 16, .tcache_bins = 16, .tcache_large = 1000, .tcache_bin_size = 24, .tcache_bin_stack = 16, .tcache_bin_count = 4, .tcache_classes = 232
 
-/* arena_t.pa_shard.pac.ecache_dirty; an ecache_t is 19440 bytes, its eset 112 in, lru and npages 9632 and 9640 in. */
+/* arena_t.pa_shard.pac.ecache_dirty; an ecache_t is 19440 bytes, its eset 112 in, lru and npages 9632 and 9640 in; behind
+ * that, guarded_eset is another. */
+#define ESET_5_3 9656
 #define DIRTY_5_3_0 (10648 + 24 + 56)
 #define DIRTY_5_3_1 (12288 + 24 + 40)
 #define ECACHE(dirty, offset) {(dirty) + (offset), (dirty) + 19440 + (offset), (dirty) + 38880 + (offset)}
@@ -41,19 +43,19 @@
 #define BINS_5_3 .arena_bin_size = 224, .bin_slabcur = 192, .bin_nonfull = 200, .bin_full = 216
 
 #define LAYOUT_5_3_0 .version = "5.3.0", .major = 5, .leaf_has_state = true, .rtree_root = 120, E_BITS_5_3, EXTENT, \
-    .lru_link = 64, .heap_link = 40, .full_link = 40, .arena_internal = 24 + 32, .arena_tcaches = 10392, .arena_index = 78928, .arena_base = 78936, \
+    .lru_link = 64, .heap_link = 40, .full_link = 40, .arena_mapped = 24 + 152, .arena_internal = 24 + 32, .arena_tcaches = 10392, .arena_index = 78928, .arena_base = 78936, \
     .arena_bins = 78952, BINS_5_3, \
     .arena_lru = ECACHE(DIRTY_5_3_0, 112 + 9632), .arena_npages = ECACHE(DIRTY_5_3_0, 112 + 9640), \
-    .arena_mutex = ECACHE(DIRTY_5_3_0, 0), \
+    .arena_mutex = ECACHE(DIRTY_5_3_0, 0), .to_guarded = ESET_5_3, \
     .base_blocks = 160, .base_allocated = 3880, .base_mapped = 3896, .mutex_locked = 104, \
     .ring_link = 0, .ring_arena = 40, .ring_to_tcache = 168, .own_stack = 160, \
     .tcache_bins = 8, .tcache_large = NONE16, .tcache_bin_size = 24, .tcache_bin_stack = 0, .tcache_bin_count = 20, .tcache_classes = 73, .stack_by_head = true
 
 #define LAYOUT_5_3_1 .version = "5.3.1", .major = 5, .leaf_has_state = true, .page_classes = true, .rtree_root = 120, E_BITS_5_3, EXTENT, \
-    .lru_link = 64, .heap_link = 40, .full_link = 40, .arena_internal = 24 + 48, .arena_tcaches = 11976, .arena_index = 80640, .arena_base = 80648, \
+    .lru_link = 64, .heap_link = 40, .full_link = 40, .arena_mapped = 24 + 168, .arena_internal = 24 + 48, .arena_tcaches = 11976, .arena_index = 80640, .arena_base = 80648, \
     .arena_bins = 80704, BINS_5_3, \
     .arena_lru = ECACHE(DIRTY_5_3_1, 112 + 9632), .arena_npages = ECACHE(DIRTY_5_3_1, 112 + 9640), \
-    .arena_mutex = ECACHE(DIRTY_5_3_1, 0), \
+    .arena_mutex = ECACHE(DIRTY_5_3_1, 0), .to_guarded = ESET_5_3, \
     .base_blocks = 160, .base_allocated = 3896, .base_mapped = 3928, .mutex_locked = 64, \
     .ring_link = 0, .ring_arena = 40, .ring_to_tcache = 232, .own_stack = 224, \
     .tcache_bins = 8, .tcache_large = NONE16, .tcache_bin_size = 24, .tcache_bin_stack = 0, .tcache_bin_count = 20, .tcache_classes = 41, .stack_by_head = true

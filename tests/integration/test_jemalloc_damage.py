@@ -22,12 +22,16 @@ pytestmark = [
     pytest.mark.skipif("KARST_JEMALLOC" in os.environ, reason="what goes wrong differs by version"),
 ]
 
+REGIONS_LENT = 539  # jemalloc_damage.c, lent_arena()
+
 # Kind, MALLOC_CONF, the codes expected, and words of the text.
 DAMAGE: list[tuple[str, str, set[str], list[str]]] = [
     ("nothing", "", set(), []),
     ("nothing", "tcache:false", set(), []),
     ("nothing", "bin_shards:8-4096:4", set(), []),
     ("own-arena", "", set(), []),
+    ("shared-arena", "", set(), []),
+    ("file-arena", "", set(), []),
     ("double-free", "", {"double-free"}, ["cached twice", "both times in tcache 0xe0 thread"]),
     ("double-free", "tcache:false", {"bad-count"}, ["224-byte slab", "freed twice", "nfree says 2 free, its bitmap 0"]),
     ("flushed", "", {"double-free"}, ["tcache 0xe0 thread", "region 100 of", "free in its bitmap too"]),
@@ -66,6 +70,17 @@ def test_found_and_named(kind: str, conf: str, codes: set[str], words: list[str]
         assert word in said, f"{word!r} is not in {said}"
     if codes == {"double-free"}:
         assert {finding.address for finding in findings} == {address}, said
+
+
+@pytest.mark.parametrize("end", ["process", "core"])
+def test_an_arena_in_a_files_memory(end: str, directory: Path) -> None:
+    """By hooks of the program's, with what it has for itself. A core has nothing of it, and that is told once."""
+    with damaged("file-arena", "", directory) as (program, _):
+        target = Target.process(program.pid) if end == "process" else Target.core(core_of(program))
+        remarks = "\n".join(target.json("info")["target"]["remarks"])
+        here = [block for block in target.blocks("--state", "live") if block.size == 224 and block.arena != "0"]
+    assert len(here) == (REGIONS_LENT if end == "process" else 0)
+    assert ("memory that can't be read" in remarks) == (end == "core"), remarks
 
 
 # ---- stray writes ----------------------------------------------------------------------------------------

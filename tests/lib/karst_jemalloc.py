@@ -43,11 +43,15 @@ HEAPS = {
     "young-threads": preloaded("--young=6", "--exited=2", "--seed=10"),
     "purged": preloaded("--seed=11", conf="dirty_decay_ms:0,muzzy_decay_ms:0"),
     "purged-at-once": preloaded("--seed=12", conf="dirty_decay_ms:0,muzzy_decay_ms:0,retain:false"),
-    "muzzy": preloaded("--seed=13", conf="dirty_decay_ms:0,muzzy_decay_ms:-1"),
+    "muzzy": preloaded("--seed=13", conf="dirty_decay_ms:1,muzzy_decay_ms:-1"),
     "whole-pages": preloaded("--seed=14", conf="cache_oblivious:false"),
     "profiled": preloaded("--seed=15", conf="prof:true,lg_prof_sample:12", others=PROFILING),
     "large-tcache": preloaded("--seed=16", conf="lg_tcache_max:20"),
     "sharded-bins": preloaded("--threads=5", "--seed=19", conf="bin_shards:8-256:4|320-4096:2"),
+    # 5.3's, and others know them not: guard pages around slabs and large blocks, the huge page allocator.
+    "guarded": preloaded("--seed=25", conf="san_guard_small:1,san_guard_large:2"),
+    "guarded-not-retained": preloaded("--seed=26", conf="san_guard_small:3,san_guard_large:1,retain:false"),
+    "huge-pages": preloaded("--seed=27", conf="hpa:true"),
     "forked": preloaded("--fork", "--threads=5", "--exited=1", "--seed=17"),
     # Not together with --foreign-sbrk: jemalloc 5.3's extents overlap then, which check finds.
     "break": preloaded("--seed=18", conf="dss:primary"),

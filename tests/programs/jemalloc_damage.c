@@ -1,10 +1,13 @@
 /* Does to a heap of jemalloc what programs do wrong, one kind a run, then says which addresses are concerned
  * and waits; or, with "abort" behind the kind, leaves a core. Run it with jemalloc preloaded. */
+#include <fcntl.h>
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <unistd.h>
 
@@ -125,12 +128,79 @@ static void own_arena(void) {
     say("block", blocks[100]);
 }
 
+/* extent_hooks_t; those that are NULL are not there. */
+struct hooks {
+    void *(*alloc)(struct hooks *hooks, void *address, size_t size, size_t alignment, bool *zero,
+                   bool *commit, unsigned arena);
+    bool (*dalloc)(void);
+    void (*destroy)(void);
+    bool (*commit)(void), (*decommit)(void), (*purge_lazy)(void), (*purge_forced)(void);
+    bool (*split)(struct hooks *hooks, void *address, size_t size, size_t first, size_t second,
+                  bool committed, unsigned arena);
+    bool (*merge)(void);
+};
+
+#define LENT (64u << 20)
+static char *lent, *lent_end;
+
+static void *lend(struct hooks *hooks, void *address, size_t size, size_t alignment, bool *zero, bool *commit,
+                  unsigned arena) {
+    char *start = (char *)(((uintptr_t)lent + alignment - 1) & ~(uintptr_t)(alignment - 1));
+    (void)hooks, (void)arena;
+    if (address || size > (size_t)(lent_end - start)) {
+        return NULL;
+    }
+    lent = start + size;
+    *zero = *commit = true;
+    return start;
+}
+
+static bool may_split(struct hooks *hooks, void *address, size_t size, size_t first, size_t second,
+                      bool committed, unsigned arena) {
+    (void)hooks, (void)address, (void)size, (void)first, (void)second, (void)committed, (void)arena;
+    return false;
+}
+
+/* Nothing wrong: an arena, what it has for itself included, in memory that is not anonymous. */
+static void lent_arena(int file) {
+    static struct hooks hooks = {.alloc = lend, .split = may_split};
+    struct hooks *told = &hooks;
+    unsigned arena = 0;
+    size_t size = sizeof arena;
+    lent = mmap(NULL, LENT, PROT_READ | PROT_WRITE, MAP_SHARED | (file < 0 ? MAP_ANONYMOUS : 0), file, 0);
+    lent_end = lent == MAP_FAILED ? lent : lent + LENT;
+    fill(224);
+    free(blocks[100]);
+    say("block", blocks[100]);
+    if (mallctl("arenas.create", &arena, &size, &told, sizeof told)) {
+        return;
+    }
+    int flags = (int)(arena + 1) << 20 | 1 << 8; /* MALLOCX_ARENA(arena) | MALLOCX_TCACHE_NONE */
+    for (size_t i = 0; i < REGIONS; i++) {
+        blocks[i] = mallocx(i % 10 ? 224 : 40000, flags);
+    }
+    sdallocx(blocks[101], 224, 1 << 8);
+}
+
+static void shared_arena(void) {
+    lent_arena(-1);
+}
+
+static void file_arena(void) {
+    int file = open("pool", O_RDWR | O_CREAT | O_TRUNC, 0600);
+    if (file >= 0 && ftruncate(file, LENT) == 0) {
+        lent_arena(file);
+    }
+}
+
 static const struct {
     const char *name;
     void (*function)(void);
 } kinds[] = {
-    {"nothing", nothing},   {"double-free", double_free}, {"flushed", flushed},   {"threads", threads},
-    {"interior", interior}, {"wrong-size", wrong_size},   {"past-end", past_end}, {"own-arena", own_arena},
+    {"nothing", nothing},       {"double-free", double_free}, {"flushed", flushed},
+    {"threads", threads},       {"interior", interior},       {"wrong-size", wrong_size},
+    {"past-end", past_end},     {"own-arena", own_arena},     {"shared-arena", shared_arena},
+    {"file-arena", file_arena},
 };
 
 int main(int argc, char **argv) {
