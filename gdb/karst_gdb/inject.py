@@ -268,7 +268,7 @@ def _wait_outside(live: Live, bounds: tuple[int, int]) -> Live:
         thread, back = inside
         thread.switch()
         point = gdb.Breakpoint(f"*{back:#x}", internal=True)
-        point.silent, point.thread = True, thread.num
+        point.silent, point.thread = True, thread.global_num
         try:
             live = calling.run_on(live)
         finally:

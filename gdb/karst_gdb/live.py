@@ -29,13 +29,14 @@ class LiveThread:
 
 
 class Live:
-    """The selected inferior. Fails with one line unless it is a process of which all threads are stopped."""
+    """The selected inferior. Fails with one line unless it is a process; to be changed, all its threads have to be
+    stopped."""
 
-    def __init__(self) -> None:
+    def __init__(self, to_change: bool = True) -> None:
         chosen = target.selected()
         if chosen.kind == target.CORE:
             raise gdb.GdbError("a core does not run: traps and the like need a process")
-        if gdb.parameter("non-stop") or chosen.passing:
+        if to_change and (gdb.parameter("non-stop") or chosen.passing):
             raise gdb.GdbError("in non-stop mode threads run on while others are stopped: `set non-stop off`, then attach "
                                "or run")
         self.inferior = gdb.selected_inferior()

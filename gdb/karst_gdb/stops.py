@@ -37,11 +37,11 @@ class StopPoint(gdb.Breakpoint):
 class BackPoint(gdb.Breakpoint):
     """Where a call returns to, for one thread, and one call of a recursion."""
 
-    def __init__(self, address: int, stack: int, thread: int) -> None:
-        super().__init__(f"*{address:#x}", internal=True)
-        self.silent, self.thread = True, thread
+    def __init__(self, address: int, stack: int, thread: gdb.InferiorThread) -> None:
         self.reached = False
         self._stack = stack
+        super().__init__(f"*{address:#x}", internal=True)
+        self.silent, self.thread = True, thread.global_num
 
     def stop(self) -> bool:
         self.reached = stack_pointer(gdb.newest_frame()) >= self._stack

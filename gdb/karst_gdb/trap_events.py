@@ -16,9 +16,9 @@ from karst_gdb.traps import Process
 
 def on_stop(event: gdb.Event) -> None:
     known = traps.known_of(gdb.selected_inferior())
-    if getattr(event, "stop_signal", "") == "SIGTRAP" and _is_in_library():
-        _tell_of_library(traps.process())  # its trap came before its symbols were read
     points = [point for point in getattr(event, "breakpoints", ()) if isinstance(point, stops.StopPoint)]
+    if not points and type(event) is gdb.StopEvent and _is_at_unknown_trap(known):
+        _tell_of_library(traps.process())
     if known is None or not points:
         return
     if known.is_library(points[0].address):
@@ -27,9 +27,16 @@ def on_stop(event: gdb.Event) -> None:
         _tell_of_detour(known, points[0].address)
 
 
-def _is_in_library() -> bool:
-    name = gdb.solib_name(gdb.newest_frame().pc())
-    return name is not None and os.path.basename(name) == markers.LIBRARY
+def _is_at_unknown_trap(known: Process | None) -> bool:
+    """The trap instruction of a library that was not met before: its symbols are not read yet, or the process is
+    one that was forked. GDB tells its SIGTRAP as a stop without a reason."""
+    try:
+        pc = gdb.newest_frame().pc()
+    except gdb.error:
+        return False
+    name = gdb.solib_name(pc)
+    return (name is not None and os.path.basename(name) == markers.LIBRARY
+            and (known is None or not known.is_library(pc)) and stops.why_of_library() is not None)
 
 
 def _tell_of_detour(known: Process, address: int) -> None:
@@ -54,7 +61,7 @@ def _tell_of_library(known: Process) -> None:
     why = stops.why_of_library()
     if why is None:
         return
-    marker = traps.find_marker(Live(), known)
+    marker = traps.find_marker(Live(to_change=False), known)
     number = 0
     if marker is not None and why.trap != karst_abi.NO_TRAP:
         slots = [trap for _, trap in marker.slots()]
@@ -157,7 +164,7 @@ def return_to_caller() -> None:
     why = _call_of(known, thread) if known is not None and thread is not None else None
     if why is None:
         return
-    point = stops.BackPoint(why.caller, why.stack, thread.num)
+    point = stops.BackPoint(why.caller, why.stack, thread)
     try:
         said = gdb.execute("continue", to_string=True)
     finally:

@@ -110,9 +110,10 @@ class Process:
                 self.points[address] = stops.StopPoint(address, partial(self._wants, number))
 
     def _wants(self, number: int) -> bool:
-        """A thread met a trap's conditions: whether GDB stops."""
+        """A thread met a trap's conditions: whether GDB stops. It does not in a forked process, which has the detour,
+        but not the trap."""
         trap = self.traps.get(number)
-        if trap is None or not trap.is_armed:
+        if trap is None or not trap.is_armed or gdb.selected_inferior().num != self.inferior.num:
             return False
         if trap.skip_here and trap.skipped < trap.trap.skip:
             trap.skipped += 1

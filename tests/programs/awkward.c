@@ -3,6 +3,7 @@
  * awkward handlers   a signal handler runs, and makes events, behind each instruction of other calls
  * awkward frames     the unwinder allocates while it holds the lock of code that was registered at run time
  * awkward shrunk     a realloc that fails of a block that was written beyond its end, and its free
+ * awkward forks      a child allocates 3000 and 3001 bytes and ends, its parent then 4000
  * awkward lent       frees memory of many kinds of mappings, which its allocator (lender.so) takes
  */
 #include <dlfcn.h>
@@ -14,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <ucontext.h>
 #include <unistd.h>
 
@@ -97,6 +99,25 @@ static int shrunk(void) {
     return 0;
 }
 
+/* ---- forks ----------------------------------------------------------------------------------------- */
+
+__attribute__((noinline)) static void make(size_t size) {
+    void *volatile block = malloc(size);
+    free(block);
+}
+
+static int forks(void) {
+    pid_t child = fork();
+    if (child == 0) {
+        make(3000);
+        make(3001);
+        _exit(0);
+    }
+    waitpid(child, NULL, 0);
+    make(4000);
+    return 0;
+}
+
 /* ---- lent ------------------------------------------------------------------------------------------ */
 
 static void give_back(const char *kind, void *memory, int *taken) {
@@ -140,6 +161,9 @@ int main(int argc, char **argv) {
     }
     if (strcmp(what, "shrunk") == 0) {
         return shrunk();
+    }
+    if (strcmp(what, "forks") == 0) {
+        return forks();
     }
     return strcmp(what, "lent") == 0 ? lent() : 2;
 }
