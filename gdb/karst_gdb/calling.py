@@ -12,12 +12,14 @@ from contextlib import contextmanager
 import gdb
 import karst_detour
 
+from karst_gdb import stops
 from karst_gdb.expressions import one_line
 from karst_gdb.live import Live
 
 _MASK = (1 << 64) - 1
 _FRAMES_MAX = 200
 _RED_ZONE = 128
+_FINISHING_MAX = 10
 _SYSCALL = b"\x0f\x05"
 # Linux x86-64, arch/x86/entry/syscalls/syscall_64.tbl: poll select nanosleep pause accept recvfrom recvmsg wait4
 # rt_sigtimedwait rt_sigsuspend clock_nanosleep epoll_wait waitid pselect6 ppoll epoll_pwait accept4 epoll_pwait2
@@ -98,7 +100,8 @@ def reach_safe_point(live: Live, entries: Sequence[int]) -> Live:
     points = [_Entry(address) for address in entries]
     try:
         while True:
-            live = run_on(live)
+            with passing_by():
+                live = run_on(live)
             if gdb.newest_frame().pc() not in entries:
                 raise gdb.GdbError("the process stopped before a thread got to the allocator")
             if _may_call(live):
@@ -129,6 +132,35 @@ def _undisturbed() -> Iterator[None]:
                 point.enabled = True
 
 
+# Ctrl-C and faults stop the process as they do else. SIGTRAP is the library's trap where GDB does not know it for a
+# breakpoint; breakpoints are none of it.
+_STOPPING = frozenset(("SIGINT", "SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT", "SIGSYS"))
+
+
+@contextmanager
+def passing_by() -> Iterator[None]:
+    """Neither a trap nor a signal that another thread comes to stops the process meanwhile: GDB would give a call up in
+    the middle."""
+    rows = [line.split() for line in gdb.execute("info signals", to_string=True).splitlines()]
+    stopping = [row for row in rows if len(row) > 3 and row[0].startswith("SIG") and row[1] == "Yes"
+                and row[0] not in _STOPPING]
+    _handle([row[0] for row in stopping], "nostop noprint")
+    try:
+        with stops.passing_by():
+            yield
+    finally:
+        for shown, words in (("Yes", "stop print"), ("No", "stop noprint")):
+            _handle([row[0] for row in stopping if row[2] == shown], words)
+
+
+def _handle(names: Sequence[str], words: str) -> None:
+    asks = gdb.parameter("confirm")  # about SIGTRAP
+    if names:
+        gdb.execute("set confirm off")
+        gdb.execute(f"handle {' '.join(names)} {words}", to_string=True)
+        gdb.execute(f"set confirm {'on' if asks else 'off'}")
+
+
 def call(live: Live, address: int, text: str | None, *numbers: int) -> int:
     """What the function at address returns, called by the selected thread with a string and numbers. The string is
     put on its stack, so that nothing has to be allocated."""
@@ -144,13 +176,30 @@ def call(live: Live, address: int, text: str | None, *numbers: int) -> int:
         values.append(f"(const char *) {room:#x}")
     types += ["long"] * len(numbers)
     values += [f"{number:#x}L" for number in numbers]
+    thread, pc = gdb.selected_thread(), gdb.newest_frame().pc()
     gdb.execute(f"set var $rsp = {room:#x}", to_string=True)
     try:
-        with _undisturbed():
+        with _undisturbed(), passing_by():
             result = gdb.parse_and_eval(f"((long (*)({', '.join(types) or 'void'})) {address:#x})({', '.join(values)})")
     except gdb.error as error:
+        _finish(thread, pc, room)
         raise gdb.GdbError(f"the call was cut short: {one_line(error)}") from None
     finally:
-        gdb.newest_frame().select()
-        gdb.execute(f"set var $rsp = {sp:#x}", to_string=True)
+        if thread.is_valid():  # another one's stop may have selected that
+            thread.switch()
+            gdb.newest_frame().select()
+            gdb.execute(f"set var $rsp = {sp:#x}", to_string=True)
     return int(result) & _MASK
+
+
+def _finish(thread: gdb.InferiorThread, pc: int, sp: int) -> None:
+    """Lets a call that GDB gave up go on to its end, where GDB takes the thread back to where it was."""
+    for _ in range(_FINISHING_MAX):
+        if not thread.is_valid():
+            return
+        thread.switch()
+        frame = gdb.newest_frame()
+        if frame.pc() == pc and int(frame.read_register("rsp")) & _MASK == sp:
+            return
+        with _undisturbed(), passing_by():
+            gdb.execute("continue", to_string=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import gdb
 import karst_abi
@@ -31,7 +32,30 @@ class StopPoint(gdb.Breakpoint):
         self._wants = wants
 
     def stop(self) -> bool:
-        return self._wants is None or self._wants()
+        wanted = self._wants is None or self._wants()
+        if wanted and _passing_by:
+            _tell_passed()
+        return wanted and not _passing_by
+
+
+_passing_by = False
+
+
+@contextmanager
+def passing_by() -> Iterator[None]:
+    """Threads that come to a trap meanwhile are told of, and go on."""
+    global _passing_by
+    before, _passing_by = _passing_by, True
+    try:
+        yield
+    finally:
+        _passing_by = before
+
+
+def _tell_passed() -> None:
+    why = why_of_library()
+    what = karst_engine.say_why(bytes(why)) if why is not None else f"a trap in thread {gdb.selected_thread().ptid[1]}"
+    gdb.write(f"karst: {what}; it went on, as karst was at work in the process\n")
 
 
 class BackPoint(gdb.Breakpoint):

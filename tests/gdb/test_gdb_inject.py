@@ -147,6 +147,20 @@ def test_parts_turned_on_one_after_the_other(directory: Path) -> None:
         ends_well(program)
 
 
+def test_signals_all_the_time(directory: Path) -> None:
+    """GDB stops for SIGUSR1, and gives up a call in the middle if it comes to another thread: not in these. Afterwards it
+    stops as before."""
+    with started([TESTS / "awkward", "signals"], directory) as program:
+        steps = ["karst inject --mark --stacks=4", "karst eject"] * 3
+        answers = gdb([], [f"attach {program.pid}", "info signals", *steps, "info signals", "continue",
+                           "handle SIGUSR1 nostop", "detach"], directory)
+        assert [said.error for said in answers.said if said.error] == []
+        before, after = answers.all("info signals")
+        assert after.text == before.text
+        assert "received signal SIGUSR1" in answers.output
+        assert program.process.poll() is None and not is_mapped(program)
+
+
 @pytest.mark.parametrize(("option", "says"), [
     ("--stacks=-1", "'-1' is no number of frames; 1 to 64"), ("--stacks=65", "1 to 64"), ("--stacks=many", "1 to 64"),
     ("--stacks=8", "give --mark or --recorder with it"), ("--recorder=0", "'0' is no size"),

@@ -4,11 +4,13 @@
  * awkward frames     the unwinder allocates while it holds the lock of code that was registered at run time
  * awkward shrunk     a realloc that fails of a block that was written beyond its end, and its free
  * awkward forks      a child allocates 3000 and 3001 bytes and ends, its parent then 4000
+ * awkward signals    threads that allocate, and get SIGUSR1 all the time
  * awkward lent       frees memory of many kinds of mappings, which its allocator (lender.so) takes
  */
 #include <dlfcn.h>
 #include <execinfo.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -118,6 +120,33 @@ static int forks(void) {
     return 0;
 }
 
+/* ---- signals --------------------------------------------------------------------------------------- */
+
+static void on_signal(int number) {
+    (void)number;
+}
+
+static _Noreturn void *allocate(void *unused) {
+    (void)unused;
+    for (;;) {
+        make(100);
+    }
+}
+
+static _Noreturn int signals(void) {
+    pthread_t ids[2];
+    signal(SIGUSR1, on_signal);
+    for (size_t i = 0; i < 2; i++) {
+        pthread_create(&ids[i], NULL, allocate, NULL);
+    }
+    printf("ready %d\n", (int)getpid());
+    fflush(stdout);
+    for (size_t i = 0;; i++) {
+        pthread_kill(ids[i % 2], SIGUSR1);
+        usleep(200);
+    }
+}
+
 /* ---- lent ------------------------------------------------------------------------------------------ */
 
 static void give_back(const char *kind, void *memory, int *taken) {
@@ -164,6 +193,9 @@ int main(int argc, char **argv) {
     }
     if (strcmp(what, "forks") == 0) {
         return forks();
+    }
+    if (strcmp(what, "signals") == 0) {
+        return signals();
     }
     return strcmp(what, "lent") == 0 ? lent() : 2;
 }
