@@ -84,7 +84,8 @@ def _sleeps(live: Live) -> bool:
 
 def run_on(live: Live) -> Live:
     """Lets the process run to where a breakpoint of ours stands; returns it as it is then."""
-    gdb.execute("continue", to_string=True)
+    with passing_by():
+        gdb.execute("continue", to_string=True)
     if not live.inferior.is_valid() or not live.inferior.pid:
         raise gdb.GdbError("the process ended before it got to where karst could go on")
     return Live()
@@ -100,8 +101,7 @@ def reach_safe_point(live: Live, entries: Sequence[int]) -> Live:
     points = [_Entry(address) for address in entries]
     try:
         while True:
-            with passing_by():
-                live = run_on(live)
+            live = run_on(live)
             if gdb.newest_frame().pc() not in entries:
                 raise gdb.GdbError("the process stopped before a thread got to the allocator")
             if _may_call(live):

@@ -375,7 +375,12 @@ static bool parse_pair(struct parser *parser, struct word word, const char *equa
         "and action");
 }
 
-static bool fail_unknown(struct parser *parser, struct word word) {
+/* "growth,malloc" */
+static bool fail_joined(struct parser *parser, struct word word) {
+    return fail(parser, "", word, " stands apart, with a blank: only functions are joined by commas");
+}
+
+static bool fail_unknown(struct parser *parser, struct word word, bool joined) {
     static const char *const others[] = {"growth", "before", "faults"};
     const char *names[KARST_FUNCTIONS + KARST_FAULTS + GROUPS + sizeof others / sizeof *others];
     size_t count = 0;
@@ -390,6 +395,17 @@ static bool fail_unknown(struct parser *parser, struct word word) {
     }
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
         names[count++] = others[i];
+    }
+    if (joined && word.length == 0) {
+        return fail(parser, "a comma with no function beside it", word, "");
+    }
+    if (joined && word.text[0] >= '0' && word.text[0] <= '9') {
+        return fail_joined(parser, word);
+    }
+    for (size_t i = 0; joined && i < count; i++) {
+        if (is_word(word, names[i])) {
+            return fail_joined(parser, word);
+        }
     }
     return fail_meant(parser, word, names, count,
                       " is neither a function, a size, growth, double-free, foreign, interior, overflow "
@@ -427,7 +443,7 @@ static bool parse_word(struct parser *parser, struct word word) {
             known = true;
         }
     }
-    return known || fail_unknown(parser, unknown);
+    return known || fail_unknown(parser, unknown, memchr(word.text, ',', word.length));
 }
 
 /* What no call can meet is told at once; functions not named are those that can meet it. */

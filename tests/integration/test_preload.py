@@ -112,6 +112,7 @@ def test_several_traps_each_count_for_themselves() -> None:
     ("malloc thread=x", "thread"), ("malloc 1/2/3/4/5/6/7/8/9", "8 sizes"), ("", "empty"), ("malloc 1 2", "second"),
     ("malloc action=explode", "actions"), ("malloc before growth", "growth"), ("malloc x=1", "'x='"),
     ("double-free nonsense", "'nonsense'"), ("malloc 99999999999999999999", "no size"),
+    ("growth,malloc", "'growth' stands apart"), ("malloc,100", "'100' stands apart"), ("malloc,", "a comma with no function"),
 ])
 def test_wrong_traps_are_refused_with_the_word(spec: str, word: str) -> None:
     done = run("--trap", spec, "true")
