@@ -61,6 +61,7 @@ struct jemalloc_layout {
     uint16_t tcache_large; /* in tcache_t, of large ones; those of 5.3 follow the small ones */
     uint16_t tcache_bin_size;
     uint16_t tcache_bin_stack, tcache_bin_count; /* 5.3: the stack's head, and the low bits of its end */
+    uint16_t tcache_bin_full;                    /* 5.3: the low bits of the stack's lowest slot */
     uint16_t tcache_classes;                     /* how many bins it has room for */
     /* 3.x, 4.x: chunks */
     uint8_t lg_chunk;
@@ -147,6 +148,10 @@ struct jemalloc_arena {
     uint64_t retained, dirty, headers; /* 4.x: the same; headers: of chunks */
     uint32_t first_bin; /* of its rows in heap.bins: the small classes, then dirty, muzzy, retained */
     bool seen;          /* something is in it */
+    /* 5.x: a word of its ring of caches, or of its list of base blocks, that leads to none; 0: none such. And
+     * whether the target lacks a base block. */
+    uint64_t bad_ring, bad_block;
+    bool block_left_out;
 };
 
 #define JEMALLOC_SMALL_BINS_3 28u
@@ -335,6 +340,8 @@ bool jemalloc_symbol(struct karst_target *target, struct karst_module *module, c
                      struct karst_symbol *symbol);
 /* Are there size bytes of anonymous memory at address? Neighbouring mappings count as one. */
 bool jemalloc_has_room(const struct karst_target *target, uint64_t address, uint64_t size);
+/* Is address in memory that there was, and that the target (a core) lacks? */
+bool jemalloc_is_lacking(struct jemalloc_heap *jemalloc, uint64_t address);
 struct jemalloc_heap *jemalloc_open(struct karst *session, struct karst_module *module);
 void jemalloc_close(struct karst_heap *heap);
 /* The arenas' rows up to index count - 1. */
@@ -350,6 +357,9 @@ bool jemalloc_add_extent(struct jemalloc_heap *jemalloc, uint64_t start, uint64_
 /* Gives it its name and hands it to the session, or closes it; false: out of memory. */
 bool jemalloc_hand_over(struct karst *session, struct jemalloc_heap *jemalloc, struct karst_error *error);
 bool jemalloc_add_cached(struct jemalloc_heap *jemalloc, uint64_t address, uint32_t bin);
+
+/* Where the bin of a cache is that has this row of heap.bins; 0: it can't be told. */
+uint64_t jemalloc_cache_bin(struct jemalloc_heap *jemalloc, uint32_t row);
 
 #define JEMALLOC_STACK_MAX 8192u /* of one bin: the low 16 bits of its address tell where it ends */
 

@@ -185,7 +185,7 @@ static bool in_own_memory(const struct jemalloc_heap *jemalloc, uint64_t address
 /* 5.x: what leads to the run, and what is said of it beside its own header. */
 static void check_extent(struct jemalloc_checking *check, const struct jemalloc_run *run) {
     struct jemalloc_heap *jemalloc = check->jemalloc;
-    if (jemalloc->arenas_at && !in_own_memory(jemalloc, run->header)) {
+    if (check->blocks_known && !in_own_memory(jemalloc, run->header)) {
         REPORT(check, BAD_LINK, run->address, run->size,
                "the radix tree has an extent for this page that is outside the allocator's own memory: an "
                "element "
@@ -238,6 +238,25 @@ static void check_header(struct jemalloc_checking *check, const struct jemalloc_
            run->bin_pointer, run->next_region, run->nfree);
 }
 
+/* 5.x: pages, one behind the other, that the radix tree has for the same: an extent's that was overwritten,
+ * most likely, and then they are the first and the last that it knows of. */
+static void tell_bad(struct jemalloc_checking *check) {
+    const struct jemalloc_run *bad = &check->bad;
+    check->has_bad = false;
+    if (check->jemalloc->layout.major < 5) {
+        REPORT(check, BAD_LINK, bad->address, bad->size,
+               "the chunk's page map makes no sense from here on\tentry 0x%" PRIx64 ", bits 0x%" PRIx64,
+               bad->element, bad->header);
+        return;
+    }
+    REPORT(check, BAD_LINK, bad->address, bad->size,
+           "the radix tree leads to what is no extent, for %s: %s\telement 0x%" PRIx64 " leads to 0x%" PRIx64,
+           bad->size > PAGE ? "these pages" : "this page",
+           in_own_memory(check->jemalloc, bad->header) ? "one that is overwritten"
+                                                       : "the element is overwritten",
+           bad->element, bad->header);
+}
+
 static bool check_run(void *context, const struct jemalloc_run *run) {
     struct jemalloc_checking *check = context;
     struct jemalloc_heap *jemalloc = check->jemalloc;
@@ -245,13 +264,15 @@ static bool check_run(void *context, const struct jemalloc_run *run) {
         check->interrupted = true;
         return false;
     }
+    if (check->has_bad && (run->kind != JEMALLOC_BAD || run->header != check->bad.header)) {
+        tell_bad(check);
+    }
     if (run->kind == JEMALLOC_BAD) {
-        REPORT(check, BAD_LINK, run->address, run->size,
-               jemalloc->layout.major >= 5
-                   ? "the radix tree leads to what is no extent, for this page\telement 0x%" PRIx64
-                     " leads to 0x%" PRIx64
-                   : "the chunk's page map makes no sense from here on\tentry 0x%" PRIx64 ", bits 0x%" PRIx64,
-               run->element, run->header);
+        if (!check->has_bad) {
+            check->bad = *run;
+        }
+        check->bad.size = run->address + run->size - check->bad.address;
+        check->has_bad = true;
         check->has_before = false;
         return true;
     }
@@ -333,6 +354,14 @@ static void check_large_item(struct jemalloc_checking *check, const struct jemal
     }
 }
 
+/* 5.x: has the radix tree something for address that is no extent? */
+static bool leads_to_none(struct jemalloc_heap *jemalloc, uint64_t address) {
+    struct jemalloc_element element;
+    struct jemalloc_run run;
+    return jemalloc_element_of(jemalloc, address, &element) &&
+           !jemalloc_read_extent(jemalloc, &element, &run);
+}
+
 static void check_item(struct jemalloc_checking *check, const struct jemalloc_cached *item) {
     struct jemalloc_run run;
     struct jemalloc_element element;
@@ -340,6 +369,9 @@ static void check_item(struct jemalloc_checking *check, const struct jemalloc_ca
     if (jemalloc->layout.major >= 5 && !jemalloc_element_of(jemalloc, item->address, &element) &&
         check->slow_looks++ >= SLOW_LOOKS) {
         return;
+    }
+    if (jemalloc->layout.major >= 5 && leads_to_none(jemalloc, item->address)) {
+        return; /* told of the extent */
     }
     if (!jemalloc_run_of(jemalloc, item->address, &run)) {
         REPORT(check, BAD_LINK, item->address, 0,
@@ -364,7 +396,7 @@ static void check_item(struct jemalloc_checking *check, const struct jemalloc_ca
 }
 
 static void check_caches(struct jemalloc_checking *check) {
-    const struct jemalloc_heap *jemalloc = check->jemalloc;
+    struct jemalloc_heap *jemalloc = check->jemalloc;
     const struct jemalloc_cached *before = NULL;
     for (size_t i = 0; i < jemalloc->cached_count; i++) {
         const struct jemalloc_cached *item = &jemalloc->cached[i];
@@ -392,8 +424,13 @@ static void check_caches(struct jemalloc_checking *check) {
     for (size_t i = 0; i < jemalloc->heap.bin_count; i++) {
         const struct karst_bin *bin = &jemalloc->heap.bins[i];
         if (bin->damaged) {
-            REPORT(check, BAD_COUNT, 0, 0,
-                   "%s: its stack of pointers can't be read: its header is overwritten\t", bin->name);
+            uint64_t at = jemalloc_cache_bin(check->jemalloc, (uint32_t)i), head = 0;
+            jemalloc_read(check->jemalloc, at + jemalloc->layout.tcache_bin_stack, &head);
+            REPORT(check, BAD_COUNT, at, jemalloc->layout.tcache_bin_size,
+                   "%s: where its stack of pointers is makes no sense: it is overwritten, and what it holds "
+                   "counts as "
+                   "live\tbin at 0x%" PRIx64 ", stack 0x%" PRIx64,
+                   bin->name, at, head);
         }
     }
 }
@@ -489,6 +526,32 @@ static void check_list(struct jemalloc_checking *check, uint32_t arena, unsigned
     }
 }
 
+/* ---- arenas ---------------------------------------------------------------------------------------- */
+
+static void tell_word(struct jemalloc_checking *check, uint32_t arena, uint64_t from, const char *what,
+                      const char *consequence) {
+    uint64_t word = 0;
+    if (from && jemalloc_read(check->jemalloc, from, &word)) {
+        REPORT(check, BAD_LINK, from, 8,
+               "%s of arena %" PRIu32 " leads to 0x%" PRIx64
+               ", which is none, or was met before: %s\tword at 0x%" PRIx64,
+               what, arena, word, consequence, from);
+    }
+}
+
+/* What an arena leads to, of its own. */
+static void check_arenas(struct jemalloc_checking *check) {
+    check->blocks_known = check->jemalloc->arenas_at != 0;
+    for (uint32_t i = 0; i < check->jemalloc->heap.arena_count; i++) {
+        const struct jemalloc_arena *arena = &check->jemalloc->arenas[i];
+        check->blocks_known &= !arena->bad_block && !arena->block_left_out;
+        tell_word(check, i, arena->bad_block, "the list of blocks for its own use",
+                  "what is in those that follow is not checked");
+        tell_word(check, i, arena->bad_ring, "the ring of threads' caches",
+                  "what those that follow hold counts as live");
+    }
+}
+
 /* ---- the whole -------------------------------------------------------------------------------------- */
 
 bool jemalloc_check(struct karst_heap *heap, struct karst_findings *findings, struct karst_error *error) {
@@ -498,11 +561,15 @@ bool jemalloc_check(struct karst_heap *heap, struct karst_findings *findings, st
     if (!check.unused) {
         return karst_fail_memory(error);
     }
+    check_arenas(&check);
     if (check.jemalloc->layout.major >= 5) {
         jemalloc_check_bins(&check);
     }
     if (!check.interrupted) {
         jemalloc_walk_runs(check.jemalloc, 0, ALL, check_run, &check);
+    }
+    if (check.has_bad) {
+        tell_bad(&check);
     }
     if (!check.interrupted) {
         check_caches(&check);

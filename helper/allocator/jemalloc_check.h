@@ -22,6 +22,9 @@ struct jemalloc_checking {
     bool locked, any_locked;    /* the bin at hand; any bin: somebody was at work in it */
     struct jemalloc_run before; /* the run met last, if has_before */
     bool has_before;
+    struct jemalloc_run bad; /* the pages met last whose extent is none, if has_bad: told once they end */
+    bool has_bad;
+    bool blocks_known; /* 5.x: the allocator's own memory, all of it */
 };
 
 #define REPORT(check, code, address, size, ...)                                                              \

@@ -95,6 +95,7 @@ static const struct row rows[] = {
     ROW(tcache_bin_stack, "cache_bin_s.stack_head"),
     ROW(tcache_bin_count, "cache_bin_s.ncached"),
     ROW(tcache_bin_count, "cache_bin_s.low_bits_empty"),
+    ROW(tcache_bin_full, "cache_bin_s.low_bits_full"),
 };
 
 /* 3.x, 4.x. A field has what its first path that there is leads to, or several of them: a version has one. */
@@ -188,7 +189,8 @@ static bool is_sensible(const struct jemalloc_layout *layout) {
     uint32_t extent = layout->extent_bitmap + JEMALLOC_SLAB_BITMAP;
     bool tcaches = layout->tcache_bin_size <= 64 &&
                    layout->tcache_bin_stack + 8u <= layout->tcache_bin_size &&
-                   layout->tcache_bin_count + 4u <= layout->tcache_bin_size;
+                   layout->tcache_bin_count + 4u <= layout->tcache_bin_size &&
+                   layout->tcache_bin_full + 2u <= layout->tcache_bin_size;
     if (layout->major < 5) {
         return tcaches && layout->map <= CHUNK_HEAD_MAX && layout->map_entry >= 8 &&
                layout->map_entry <= MAP_ENTRY_MAX && layout->map_bits + 8u <= layout->map_entry &&

@@ -373,20 +373,19 @@ bool jemalloc_read_extent(struct jemalloc_heap *jemalloc, const struct jemalloc_
     return true;
 }
 
-/* Neither the page nor its extent can be read: of an arena whose hooks hand out a file's memory, say, which a
- * core has not. That is no damage. */
+/* The extent can't be read, and was there: of an arena whose hooks hand out a file's memory, say, which a
+ * core has not, or behind a truncated core's end. That is no damage. */
 static bool is_left_out(struct jemalloc_heap *jemalloc, const struct jemalloc_element *element) {
     uint8_t byte;
     struct karst_target *target = jemalloc->heap.target;
-    if (jemalloc_at(jemalloc, element->extent, 8) || karst_target_peek(target, element->page, &byte, 1)) {
+    if (jemalloc_at(jemalloc, element->extent, 8) || (karst_target_peek(target, element->page, &byte, 1) &&
+                                                      !jemalloc_is_lacking(jemalloc, element->extent))) {
         return false;
     }
     if (!jemalloc->left_out) {
         jemalloc->left_out = true;
         karst_target_remark(
-            target,
-            "the jemalloc of %s has blocks in memory that can't be read, and what describes them is "
-            "there, too: they are left out",
+            target, "what describes some blocks of the jemalloc of %s can't be read: they are left out",
             jemalloc->module ? jemalloc->module->path : "the target");
     }
     return true;

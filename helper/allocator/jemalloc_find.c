@@ -82,8 +82,15 @@ static bool extent_holds(struct karst_window *window, uint64_t address, uint64_t
     return size != 0 && *base != 0 && ((page - *base) & mask) < size;
 }
 
-/* Is address in memory that there was, and that the core does not have? So it is with the extents of an arena
- * whose hooks hand out a file's memory. */
+bool jemalloc_is_lacking(struct jemalloc_heap *jemalloc, uint64_t address) {
+    uint8_t byte;
+    const struct karst_mapping *mapping = karst_target_mapping(jemalloc->heap.target, address);
+    return mapping && (mapping->permissions & KARST_MAPPING_WRITE) &&
+           !karst_target_peek(jemalloc->heap.target, address, &byte, 1);
+}
+
+/* The same, by way of a window: so it is with the extents of an arena whose hooks hand out a file's memory.
+ */
 static bool is_left_out(const struct karst_target *target, struct karst_window *window, uint64_t address) {
     const struct karst_mapping *mapping = karst_target_mapping(target, address);
     return mapping && (mapping->permissions & KARST_MAPPING_WRITE) && !karst_window_at(window, address, 8);
@@ -476,17 +483,22 @@ static bool add_base_blocks(struct jemalloc_heap *jemalloc, uint32_t index, uint
     if (!jemalloc_read(jemalloc, base + jemalloc->layout.base_blocks, &block)) {
         return true;
     }
+    uint64_t from = base + jemalloc->layout.base_blocks, before = 0;
     for (unsigned i = 0; block != 0 && i < BASE_BLOCKS_MAX; i++) {
-        if (block % PAGE != 0 || !jemalloc_read(jemalloc, block, &size) || size == 0 || size % PAGE != 0 ||
-            !is_writable(jemalloc->heap.target, block, size)) {
+        bool circle = block == before;
+        if (circle || block % PAGE != 0 || !jemalloc_read(jemalloc, block, &size) || size == 0 ||
+            size % PAGE != 0 || !is_writable(jemalloc->heap.target, block, size)) {
+            bool lacking = jemalloc_is_lacking(jemalloc, block);
+            jemalloc->arenas[index].block_left_out = lacking;
+            jemalloc->arenas[index].bad_block = lacking ? 0 : from;
             return true;
         }
         if (!jemalloc_add_extent(jemalloc, block, block + size, index, KARST_EXTENT_OWN)) {
             return false;
         }
-        if (!jemalloc_read(jemalloc, block + 8, &block)) {
-            return true;
-        }
+        before = (i & (i + 1)) == 0 ? block : before; /* Brent: a circle comes back to one of these */
+        from = block + 8;
+        jemalloc_read(jemalloc, from, &block);
     }
     return true;
 }
@@ -679,6 +691,12 @@ static const char *how_arenas(struct karst *session, struct jemalloc_heap *jemal
 static bool add_facts(struct karst *session, struct jemalloc_heap *jemalloc,
                       const struct karst_module *module, const struct root *root) {
     struct karst_facts *facts = &jemalloc->heap.facts;
+    if (!jemalloc->arenas_at) {
+        karst_target_remark(session->target,
+                            "the arenas of the jemalloc of %s were not found: what threads' caches hold "
+                            "counts as live, and neither bins nor caches are checked",
+                            module->path);
+    }
     return karst_facts_add(facts, "radix tree", root->address, "%s",
                            root->by_symbol ? "by symbol" : "found by structure") &&
            (jemalloc->arenas_at

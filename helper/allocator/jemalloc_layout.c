@@ -49,7 +49,7 @@
     .arena_mutex = ECACHE(DIRTY_5_3_0, 0), .to_guarded = ESET_5_3, \
     .base_blocks = 160, .base_allocated = 3880, .base_mapped = 3896, .mutex_locked = 104, \
     .ring_link = 0, .ring_arena = 40, .ring_to_tcache = 168, .own_stack = 160, \
-    .tcache_bins = 8, .tcache_large = NONE16, .tcache_bin_size = 24, .tcache_bin_stack = 0, .tcache_bin_count = 20, .tcache_classes = 73, .stack_by_head = true
+    .tcache_bins = 8, .tcache_large = NONE16, .tcache_bin_size = 24, .tcache_bin_stack = 0, .tcache_bin_count = 20, .tcache_bin_full = 18, .tcache_classes = 73, .stack_by_head = true
 
 #define LAYOUT_5_3_1 .version = "5.3.1", .major = 5, .leaf_has_state = true, .page_classes = true, .rtree_root = 120, E_BITS_5_3, EXTENT, \
     .lru_link = 64, .heap_link = 40, .full_link = 40, .arena_mapped = 24 + 168, .arena_internal = 24 + 48, .arena_tcaches = 11976, .arena_index = 80640, .arena_base = 80648, \
@@ -58,7 +58,7 @@
     .arena_mutex = ECACHE(DIRTY_5_3_1, 0), .to_guarded = ESET_5_3, \
     .base_blocks = 160, .base_allocated = 3896, .base_mapped = 3928, .mutex_locked = 64, \
     .ring_link = 0, .ring_arena = 40, .ring_to_tcache = 232, .own_stack = 224, \
-    .tcache_bins = 8, .tcache_large = NONE16, .tcache_bin_size = 24, .tcache_bin_stack = 0, .tcache_bin_count = 20, .tcache_classes = 41, .stack_by_head = true
+    .tcache_bins = 8, .tcache_large = NONE16, .tcache_bin_size = 24, .tcache_bin_stack = 0, .tcache_bin_count = 20, .tcache_bin_full = 18, .tcache_classes = 41, .stack_by_head = true
 
 #define VADDR_48 .lg_vaddr = 48, .configuration = "48-bit addresses"
 #define VADDR_57 .lg_vaddr = 57, .configuration = "57-bit addresses"

@@ -118,10 +118,13 @@ static bool stack_of(struct jemalloc_heap *jemalloc, const struct jemalloc_tcach
     }
     *from = jemalloc_word(bin + layout->tcache_bin_stack);
     if (layout->stack_by_head) {
-        uint16_t empty;
+        uint16_t empty, full;
         memcpy(&empty, bin + layout->tcache_bin_count, sizeof empty); /* low_bits_empty */
+        memcpy(&full, bin + layout->tcache_bin_full, sizeof full);    /* low_bits_full */
         *count = (uint16_t)(empty - *from) / 8u;
-        sensible = *from % 8 == 0 && empty % 8 == 0;
+        sensible = *from % 8 == 0 && empty % 8 == 0 && full % 8 == 0 &&
+                   *count <= (uint16_t)(empty - full) / 8u &&
+                   (*from != 0 || index >= SMALL_CLASSES); /* each small class has a stack, if of no slot */
     } else {
         *count = jemalloc_half(bin + layout->tcache_bin_count);
         /* avail is the stack's end there */
@@ -144,6 +147,18 @@ static bool items_of(struct jemalloc_heap *jemalloc, const struct jemalloc_tcach
     return read == 0 || karst_target_read_all(jemalloc->heap.target, from, items, 8ull * read);
 }
 
+uint64_t jemalloc_cache_bin(struct jemalloc_heap *jemalloc, uint32_t row) {
+    for (size_t i = 0; i < jemalloc->tcache_count; i++) {
+        const struct jemalloc_tcache *tcache = &jemalloc->tcaches[i];
+        for (uint32_t index = 0; row - tcache->first_bin < tcache->bins && index < tcache->classes; index++) {
+            if (class_size(jemalloc, index) == jemalloc->heap.bins[row].smallest) {
+                return bin_at(jemalloc, tcache, index);
+            }
+        }
+    }
+    return 0;
+}
+
 /* ---- finding ---------------------------------------------------------------------------------------- */
 
 static struct karst_bin *add_bin(struct jemalloc_heap *jemalloc) {
@@ -162,9 +177,6 @@ static bool load_bin(struct jemalloc_heap *jemalloc, struct jemalloc_tcache *tca
     uint32_t count;
     bool sensible = items_of(jemalloc, tcache, index, items, JEMALLOC_STACK_MAX, &count);
     if (sensible && count == 0) {
-        return true;
-    }
-    if (!sensible && count == 0) {
         return true;
     }
     struct karst_bin *bin = add_bin(jemalloc);
@@ -279,27 +291,37 @@ static bool add_tcache(struct jemalloc_heap *jemalloc, uint64_t address, uint64_
     return add_stack(jemalloc, tcache, ring);
 }
 
+/* Is there at address what the ring of an arena leads to, and was not met yet? *tcache: its cache. */
+static bool is_in_ring(struct jemalloc_heap *jemalloc, uint32_t arena, uint64_t address, uint64_t *tcache) {
+    const struct jemalloc_layout *layout = &jemalloc->layout;
+    uint64_t of;
+    *tcache = address;
+    if (address == 0 || address % 8 != 0 || !jemalloc_read(jemalloc, address + layout->ring_arena, &of) ||
+        (layout->major >= 5 && of != jemalloc->arenas[arena].address)) {
+        return false;
+    }
+    return (layout->ring_to_tcache == NONE16 ||
+            jemalloc_read(jemalloc, address + layout->ring_to_tcache, tcache)) &&
+           *tcache != 0 && *tcache % 8 == 0 && !know(jemalloc, *tcache);
+}
+
 static bool follow_ring(struct jemalloc_heap *jemalloc, uint32_t arena, uint64_t *items) {
     const struct jemalloc_layout *layout = &jemalloc->layout;
-    uint64_t first, at;
-    if (!jemalloc_read(jemalloc, jemalloc->arenas[arena].address + layout->arena_tcaches, &first) ||
-        first == 0) {
+    uint64_t first, at, from = jemalloc->arenas[arena].address + layout->arena_tcaches, tcache;
+    if (!jemalloc_read(jemalloc, from, &first) || first == 0) {
         return true;
     }
     at = first;
     for (unsigned i = 0; i < TCACHES_MAX; i++) {
-        uint64_t tcache = at;
-        if (layout->ring_to_tcache != NONE16 &&
-            !jemalloc_read(jemalloc, at + layout->ring_to_tcache, &tcache)) {
-            return true;
-        }
-        if (tcache == 0 || tcache % 8 != 0 || know(jemalloc, tcache)) {
+        if (!is_in_ring(jemalloc, arena, at, &tcache)) {
+            jemalloc->arenas[arena].bad_ring = jemalloc_is_lacking(jemalloc, at) ? 0 : from;
             return true;
         }
         if (!add_tcache(jemalloc, tcache, at, arena, items)) {
             return false;
         }
-        if (!jemalloc_read(jemalloc, at + layout->ring_link, &at) || at == first) {
+        from = at + layout->ring_link;
+        if (!jemalloc_read(jemalloc, from, &at) || at == first) {
             return true;
         }
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from karst_command import TESTS, Target
+from karst_command import TESTS, Finding, Target
 from karst_heaps import Heap, start
 from karst_jemalloc import HEAPS, LIBRARY
 from karst_libcs import SYSTEM
@@ -80,7 +80,7 @@ def test_an_arena_in_a_files_memory(end: str, directory: Path) -> None:
         remarks = "\n".join(target.json("info")["target"]["remarks"])
         here = [block for block in target.blocks("--state", "live") if block.size == 224 and block.arena != "0"]
     assert len(here) == (REGIONS_LENT if end == "process" else 0)
-    assert ("memory that can't be read" in remarks) == (end == "core"), remarks
+    assert ("can't be read: they are left out" in remarks) == (end == "core"), remarks
 
 
 # ---- stray writes ----------------------------------------------------------------------------------------
@@ -195,6 +195,75 @@ def test_cache_is_overwritten(healthy_heap: tuple[Target, Memory]) -> None:
                if memory.read(word) == block.address)
     memory.write(word, 0x4141414141414141)
     assert "holds 0x4141414141414141, which is in no run" in said_of(target, "bad-link")
+
+
+# Of tcache_slow_t and cache_bin_t; where arena_t has its ring of caches and its base, and base_t its blocks.
+TO_TCACHE, CACHE_BINS, CACHE_BIN, RING, BASE, BLOCKS = 168, 8, 24, 10392, 78936, 160
+
+
+def arena_of(target: Target) -> int:
+    return next(int(row["address"], 16) for row in target.json("arenas")["arenas"] if row["name"] == "0")
+
+
+def cache_bin(target: Target, memory: Memory) -> int:
+    """The bin of 16-byte blocks of the thread's cache."""
+    return memory.read(memory.read(arena_of(target) + RING) + TO_TCACHE) + CACHE_BINS + CACHE_BIN
+
+
+def only_finding(target: Target) -> Finding:
+    healthy, findings = target.check()
+    assert not healthy and len(findings) == 1, "\n".join(map(str, findings)) or "nothing found"
+    return findings[0]
+
+
+@pytest.mark.parametrize("head", ["far below", "zero", "garbage"])
+def test_cache_bin_is_overwritten(head: str, healthy_heap: tuple[Target, Memory]) -> None:
+    """It has told where its stack is: one finding, and not one for each word that is there instead."""
+    target, memory = healthy_heap
+    at = cache_bin(target, memory)
+    if head == "far below":
+        memory.write(at, memory.read(at) - 8192)
+    else:
+        for word in range(at, at + CACHE_BIN, 8):
+            memory.write(word, 0 if head == "zero" else 0x4141414141414141)
+    finding = only_finding(target)
+    assert (finding.code, finding.address) == ("bad-count", at)
+    assert "tcache 0x10 thread" in finding.text and "makes no sense" in finding.text
+
+
+def test_ring_of_caches_is_overwritten(healthy_heap: tuple[Target, Memory]) -> None:
+    target, memory = healthy_heap
+    word = arena_of(target) + RING
+    memory.write(word, 0x4141414141414140)
+    finding = only_finding(target)
+    assert (finding.code, finding.address) == ("bad-link", word)
+    assert "the ring of threads' caches of arena 0 leads to 0x4141414141414140" in finding.text
+
+
+def test_allocators_own_blocks_go_in_a_circle(healthy_heap: tuple[Target, Memory]) -> None:
+    """All extents lie in those that follow: that is no finding for each of them."""
+    target, memory = healthy_heap
+    block = memory.read(memory.read(arena_of(target) + BASE) + BLOCKS)
+    memory.write(block + 8, block)
+    finding = only_finding(target)
+    assert (finding.code, finding.address) == ("bad-link", block + 8)
+    assert f"of arena 0 leads to {block:#x}" in finding.text
+
+
+@pytest.mark.parametrize("kind", ["slab", "large"])
+def test_extent_is_overwritten(kind: str, healthy_heap: tuple[Target, Memory]) -> None:
+    """One finding for all its pages, and those of what else leads to it; none for the blocks that caches have there."""
+    target, memory = healthy_heap
+    run = max(runs(target, kind), key=lambda run: (run["cached"], run["size"]))
+    extent = extent_of(target, int(run["first_region"], 16))
+    for word in range(extent, extent + 128, 8):
+        memory.write(word, 0x4141414141414141)
+    _, findings = target.check()
+    pages = [finding for finding in findings if finding.address == int(run["address"], 16)]
+    assert [(finding.code, finding.size) for finding in pages] == [("bad-link", run["size"])], findings
+    assert "no extent, for these pages: one that is overwritten" in pages[0].text
+    assert all(f"{extent:#x}" in str(finding) for finding in findings), findings
+    assert len(findings) <= 2, findings
 
 
 def test_address_that_is_no_region(healthy_heap: tuple[Target, Memory]) -> None:
