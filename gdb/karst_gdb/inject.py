@@ -17,7 +17,7 @@ import gdb
 import karst_abi
 import karst_engine
 from karst_elf import Module
-from karst_gdb import calling, completion, markers, traps
+from karst_gdb import calling, completion, leftovers, markers, traps
 from karst_gdb.expressions import one_line
 from karst_gdb.live import Live
 from karst_gdb.markers import LIBRARY, Marker
@@ -150,6 +150,7 @@ def inject() -> str:
     live = Live()
     path = library_path()
     _refuse(live, path)
+    leftovers.take_out_of_loader(live)
     marker = markers.find(live)
     taken_over = traps.armed_detours()
     if marker is None:
@@ -235,6 +236,7 @@ def eject() -> str:
     marker = markers.find(live)
     if marker is None:
         raise gdb.GdbError(f"{LIBRARY} is not in this process")
+    leftovers.take_out_of_loader(live)
     library = _library_module(live, marker)
     if _is_from_start(live, library):
         raise gdb.GdbError(f"{LIBRARY} was there from the start: the program's calls are bound to it for good; "

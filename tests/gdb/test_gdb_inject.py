@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from gdb_runner import gdb
+from gdb_runner import BASE, gdb
 from karst_command import BUILD, TESTS
 from karst_programs import Program, started
 from test_gdb_detour import CYCLES, HAMMER, JEMALLOC, PROGRAMS, ends_well, text_of
@@ -144,6 +146,26 @@ def test_parts_turned_on_one_after_the_other(directory: Path) -> None:
         assert any(len(stack) > 1 and any("start_thread" in frame["text"] for frame in stack) for stack in stacks)
         assert answers.of("karst history --last 1 --json").json()["shown"] == 1
         assert "words set back" in answers.of("karst eject").good()
+        ends_well(program)
+
+
+def test_a_killed_debuggers_breakpoint_in_the_loader(directory: Path) -> None:
+    """GDB's own, for libraries that are loaded, is in the text while the process runs; dlopen would run into it."""
+    with started([HAMMER, "3"], directory) as program:
+        before = text_of(program.pid)
+        words = [*BASE, "-batch", "-p", str(program.pid), "-ex", "continue"]
+        with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as killed:
+            end = time.monotonic() + 60
+            while text_of(program.pid) == before and time.monotonic() < end:
+                time.sleep(0.02)
+            killed.kill()
+        assert text_of(program.pid) != before
+        answers = gdb(["-p", str(program.pid)], ["karst inject --mark", "detach", f"attach {program.pid}",
+                                                 "karst inject", TRAP, "continue", "karst eject", "detach"], directory)
+        assert answers.said[0].one_line().startswith("a debugger that was killed left a breakpoint in the loader")
+        assert [said.error for said in answers.said[1:] if said.error] == []
+        assert "asked_for" in answers.of("continue").good()
+        assert text_of(program.pid) == before
         ends_well(program)
 
 
