@@ -28,9 +28,10 @@ struct jemalloc_layout {
     /* 5.x: the radix tree from pages to extents */
     uint8_t lg_vaddr;    /* 48: two levels, leaf elements of one word; 57: three, and a pointer and a word */
     bool leaf_has_state; /* beside slab and class */
-    bool muzzy_resident; /* stats.resident has muzzy pages, too: until 5.2, arena_stats_merge() */
-    bool page_classes;   /* large blocks may take any number of pages (opt.disable_large_size_classes) */
-    uint32_t rtree_root; /* in struct rtree_s */
+    bool sampled_in_pages; /* 5.3.1: see jemalloc_sampled_size() */
+    bool muzzy_resident;   /* stats.resident has muzzy pages, too: until 5.2, arena_stats_merge() */
+    bool page_classes;     /* large blocks may take any number of pages (opt.disable_large_size_classes) */
+    uint32_t rtree_root;   /* in struct rtree_s */
     /* e_bits of extent_t, edata_t: where fields begin */
     uint8_t state_shift, state_bits, szind_shift, nfree_shift, shard_shift;
     uint16_t extent_address, extent_size, extent_bitmap; /* in extent_t, edata_t; e_bits is at its start */
@@ -91,6 +92,10 @@ unsigned jemalloc_layout_from_debug_info(struct karst_target *target, struct kar
 /* Bytes of a region or block of size class index; UINT64_MAX: there is no such class. All versions, 4 classes
  * a doubling and 16-byte quantum. */
 uint64_t jemalloc_class_size(uint32_t index);
+/* 5.x: bytes of the block that stands for one of a small class where profiling samples it: of the smallest
+ * large class, and since 5.3.1 of the next class that is whole pages (src/jemalloc.c, imalloc_body(); sz.h,
+ * sz_sa2u()). */
+uint64_t jemalloc_sampled_size(const struct jemalloc_layout *layout, uint32_t class_);
 /* The class for a request of so many bytes; JEMALLOC_CLASSES: none. */
 uint32_t jemalloc_class_of(uint64_t size);
 

@@ -94,6 +94,19 @@ struct totals {
     bool interrupted;
 };
 
+/* What profiling sampled counts as what it was made, if that is large; else 5.3.1 has it in no total
+ * (src/arena.c, arena_large_malloc_stats_update()). */
+static uint64_t large_allocated(const struct jemalloc_heap *jemalloc, const struct jemalloc_run *run) {
+    if (jemalloc->layout.major < 5) {
+        return run->sampled;
+    }
+    if (run->class_ >= JEMALLOC_SMALL_BINS) {
+        return run->usable;
+    }
+    uint64_t size = jemalloc_sampled_size(&jemalloc->layout, run->class_);
+    return size >= jemalloc_class_size(JEMALLOC_SMALL_BINS) ? size : 0;
+}
+
 static bool add_totals(void *context, const struct jemalloc_run *run) {
     struct totals *totals = context;
     switch (run->kind) {
@@ -102,11 +115,7 @@ static bool add_totals(void *context, const struct jemalloc_run *run) {
         totals->active += run->size;
         break;
     case JEMALLOC_LARGE:
-        /* What profiling sampled counts as of the smallest large class, src/prof.c arena_prof_promote(). */
-        *(run->huge ? &totals->huge : &totals->large) += totals->jemalloc->layout.major < 5 ? run->sampled
-                                                         : run->class_ < JEMALLOC_SMALL_BINS
-                                                             ? jemalloc_class_size(JEMALLOC_SMALL_BINS)
-                                                             : run->usable;
+        *(run->huge ? &totals->huge : &totals->large) += large_allocated(totals->jemalloc, run);
         totals->active += run->size;
         break;
     case JEMALLOC_DIRTY:

@@ -166,10 +166,11 @@ static void check_large(struct jemalloc_checking *check, const struct jemalloc_r
                jemalloc_name_run(check, run).text, run->class_, run->map_class, run->header, run->element);
     }
     uint64_t pages = run->size - (jemalloc->large_pad ? PAGE : 0);
-    uint32_t class_ = run->class_ < JEMALLOC_SMALL_BINS ? JEMALLOC_SMALL_BINS : run->class_;
-    bool fits = jemalloc->layout.page_classes && run->class_ >= JEMALLOC_SMALL_BINS
-                    ? jemalloc_class_of(pages) == class_ || jemalloc_class_size(class_) == pages
-                    : jemalloc_class_size(class_) == pages;
+    bool small = run->class_ < JEMALLOC_SMALL_BINS;
+    uint64_t size =
+        small ? jemalloc_sampled_size(&jemalloc->layout, run->class_) : jemalloc_class_size(run->class_);
+    bool fits =
+        pages == size || (jemalloc->layout.page_classes && !small && jemalloc_class_of(pages) == run->class_);
     if (!fits) {
         REPORT(check, BAD_SIZE, run->block, run->usable,
                "%s: %" PRIu64 " bytes of pages are no size of its class %" PRIu32 "\textent at 0x%" PRIx64,

@@ -51,7 +51,7 @@
     .ring_link = 0, .ring_arena = 40, .ring_to_tcache = 168, .own_stack = 160, \
     .tcache_bins = 8, .tcache_large = NONE16, .tcache_bin_size = 24, .tcache_bin_stack = 0, .tcache_bin_count = 20, .tcache_bin_full = 18, .tcache_classes = 73, .stack_by_head = true
 
-#define LAYOUT_5_3_1 .version = "5.3.1", .major = 5, .leaf_has_state = true, .page_classes = true, .rtree_root = 120, E_BITS_5_3, EXTENT, \
+#define LAYOUT_5_3_1 .version = "5.3.1", .major = 5, .leaf_has_state = true, .page_classes = true, .sampled_in_pages = true, .rtree_root = 120, E_BITS_5_3, EXTENT, \
     .lru_link = 64, .heap_link = 40, .full_link = 40, .arena_mapped = 24 + 168, .arena_internal = 24 + 48, .arena_tcaches = 11976, .arena_index = 80640, .arena_base = 80648, \
     .arena_bins = 80704, BINS_5_3, \
     .arena_lru = ECACHE(DIRTY_5_3_1, 112 + 9632), .arena_npages = ECACHE(DIRTY_5_3_1, 112 + 9640), \
@@ -129,6 +129,11 @@ uint64_t jemalloc_class_size(uint32_t index) {
     }
     unsigned group = (index - 9) / 4, step = (index - 9) % 4 + 1;
     return (128ull << group) + step * (32ull << group);
+}
+
+uint64_t jemalloc_sampled_size(const struct jemalloc_layout *layout, uint32_t class_) {
+    uint64_t pages = (jemalloc_class_size(class_) + 4095) & ~4095ull;
+    return jemalloc_class_size(layout->sampled_in_pages ? jemalloc_class_of(pages) : JEMALLOC_SMALL_BINS);
 }
 
 uint32_t jemalloc_class_of(uint64_t size) {
