@@ -90,7 +90,7 @@ static const uint8_t *core_view(struct karst_target *target, uint64_t address, s
 /* Large pieces are copied by the kernel, which does without a page fault for each 64 KiB. */
 #define COPY_BY_SYSTEM_CALL 16384
 
-static size_t copy_saved(const struct core *core, const uint8_t *from, uint8_t *to, size_t size,
+static size_t copy_saved(struct core *core, const uint8_t *from, uint8_t *to, size_t size,
                          bool by_system_call) {
     if (!by_system_call) {
         memcpy(to, from, size);
@@ -101,6 +101,7 @@ static size_t copy_saved(const struct core *core, const uint8_t *from, uint8_t *
         ssize_t got =
             pread(core->descriptor, to + done, size - done, (off_t)(from - core->data) + (off_t)done);
         if (got <= 0 && !(got < 0 && errno == EINTR)) {
+            core->target.read_error = got < 0 ? errno : ENODATA;
             break;
         }
         done += got > 0 ? (size_t)got : 0;

@@ -68,6 +68,7 @@ struct karst_target {
     struct karst_module *executable_module; /* one of modules; NULL: unknown */
     char **remarks; /* what a reader of any answer has to know: "12 MB of the core are missing" */
     size_t remark_count;
+    int read_error; /* a core's file can't be read any more: an errno; ENODATA: it became shorter meanwhile */
     bool missing_memory; /* parts of the target's private memory could not be had: totals may be low */
     char *sysroot, *debug_directory; /* from the options; may be NULL */
     char *executable_file;           /* the same: where the executable is here */

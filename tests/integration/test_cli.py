@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -145,13 +146,22 @@ def test_names_that_command_the_terminal(core: Path, directory: Path) -> None:
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", done.stdout + done.stderr), done
 
 
-def test_core_cut_while_it_is_read(core: Path) -> None:
-    """Somebody's clean-up, or a copy that begins anew: what is mapped is gone in the midst of a walk."""
+@pytest.mark.parametrize("verb", ["check", "summary"])
+@pytest.mark.parametrize("where", ["/tmp", "/dev/shm"])
+def test_core_cut_while_it_is_read(core: Path, where: str, verb: str) -> None:
+    """Somebody's clean-up, or a copy that begins anew: what is mapped, or is read by system calls, is gone in the midst of
+    a walk."""
+    with tempfile.TemporaryDirectory(dir=where) as folder:
+        subprocess.run(["cp", "--sparse=always", core, folder], check=True)
+        cut_while_it_is_read(Path(folder) / core.name, verb)
+
+
+def cut_while_it_is_read(core: Path, verb: str) -> None:
     cut = f"shell truncate -s 8192 {core}"
     gdb = ["gdb", "-nx", "-q", "-batch", "-ex", "set breakpoint pending on", "-ex", "handle SIGBUS nostop pass"]
     steps = ["break karst_run", "run", cut, "delete", "continue"]
     words = [argument for step in steps for argument in ("-ex", step)]
-    done = subprocess.run([*gdb, *words, "--args", KARST, "-c", core, "check"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*gdb, *words, "--args", KARST, "-c", core, verb], capture_output=True, text=True, timeout=60)
     assert "karst: the core file became shorter" in done.stderr, done.stdout + done.stderr
     assert "exited with code 02" in done.stdout
 
