@@ -234,6 +234,8 @@ struct jemalloc_heap {
     size_t tcache_count;
     struct jemalloc_cached *cached; /* sorted by address once loaded */
     size_t cached_count, cached_capacity;
+    uint64_t cached_bytes, cached_most; /* of all caches; there can't be more: each block is in one place */
+    bool caches_forged;                 /* they hold more than that */
     struct jemalloc_pages pages;
     struct karst_window nodes, leaves; /* of the radix tree */
     struct jemalloc_leaf leaf;         /* that was met last */

@@ -10,6 +10,7 @@
 
 #define NONE16        (JEMALLOC_NOT_THERE & 0xffff)
 #define TCACHES_MAX   65536u
+#define CACHED_MORE   (16u << 20)
 #define TLS_SPAN      (64u << 10) /* how far below its thread pointer a thread's cache may be */
 #define TLS_WORDS     (8u << 10)  /* and how far below one what leads to it */
 #define SMALL_CLASSES 36u
@@ -199,6 +200,11 @@ static bool load_bin(struct jemalloc_heap *jemalloc, struct jemalloc_tcache *tca
     if (!sensible) {
         return true;
     }
+    jemalloc->cached_bytes += count * bin->smallest;
+    jemalloc->caches_forged |= jemalloc->cached_bytes > jemalloc->cached_most;
+    if (jemalloc->caches_forged) {
+        return true;
+    }
     bin->blocks = count;
     bin->bytes = count * bin->smallest;
     for (uint32_t i = 0; i < count; i++) {
@@ -312,7 +318,7 @@ static bool follow_ring(struct jemalloc_heap *jemalloc, uint32_t arena, uint64_t
         return true;
     }
     at = first;
-    for (unsigned i = 0; i < TCACHES_MAX; i++) {
+    for (unsigned i = 0; i < TCACHES_MAX && !jemalloc->caches_forged; i++) {
         if (!is_in_ring(jemalloc, arena, at, &tcache)) {
             jemalloc->arenas[arena].bad_ring = jemalloc_is_lacking(jemalloc, at) ? 0 : from;
             return true;
@@ -416,9 +422,19 @@ static int compare_cached(const void *a, const void *b) {
                                     : (x->bin < y->bin ? -1 : x->bin > y->bin);
 }
 
+/* Twice what there is: slots that were overwritten may say what others do. */
+static void bound_cached(struct jemalloc_heap *jemalloc) {
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < jemalloc->heap.extent_count; i++) {
+        bytes += jemalloc->heap.extents[i].end - jemalloc->heap.extents[i].start;
+    }
+    jemalloc->cached_most = 2 * bytes + CACHED_MORE;
+}
+
 bool jemalloc_find_tcaches(struct jemalloc_heap *jemalloc) {
     uint64_t *items = malloc(JEMALLOC_STACK_MAX * sizeof *items);
     bool fine = items != NULL;
+    bound_cached(jemalloc);
     for (uint32_t i = 0; fine && i < jemalloc->heap.arena_count; i++) {
         fine = jemalloc->arenas[i].address == 0 || follow_ring(jemalloc, i, items);
     }
@@ -429,6 +445,13 @@ bool jemalloc_find_tcaches(struct jemalloc_heap *jemalloc) {
     }
     if (!fine) {
         return false;
+    }
+    if (jemalloc->caches_forged) {
+        karst_target_remark(
+            jemalloc->heap.target,
+            "the threads' caches of the jemalloc of %s hold more blocks than there can be: those that "
+            "follow are left out",
+            jemalloc->module ? jemalloc->module->path : "the target");
     }
     return jemalloc->tcache_count
                ? karst_facts_add(&jemalloc->heap.facts, "tcache", 0,

@@ -240,6 +240,19 @@ def test_ring_of_caches_is_overwritten(healthy_heap: tuple[Target, Memory]) -> N
     assert "the ring of threads' caches of arena 0 leads to 0x4141414141414140" in finding.text
 
 
+def test_forged_caches_hold_no_more_than_there_is(healthy_heap: tuple[Target, Memory]) -> None:
+    """Each bin says that its stack is as long as one can be: many times the heap's bytes, were they believed."""
+    target, memory = healthy_heap
+    at = cache_bin(target, memory) - CACHE_BIN
+    stack = max(int(run["first_region"], 16) for run in runs(target, "large")) & ~0xffff
+    for index in range(73):
+        memory.file.seek(at + index * CACHE_BIN)
+        memory.file.write(struct.pack("<QQHHHH", stack | 8, 0, 0, 8, 0xfff8, 0))
+    remarks = target.json("info")["target"]["remarks"]
+    assert any("hold more blocks than there can be" in remark for remark in remarks), remarks
+    assert target.check()[0] is False
+
+
 def test_allocators_own_blocks_go_in_a_circle(healthy_heap: tuple[Target, Memory]) -> None:
     """All extents lie in those that follow: that is no finding for each of them."""
     target, memory = healthy_heap
