@@ -68,8 +68,8 @@ static bool is_wanted(const struct karst_call *call, const struct karst_page_run
 
 /* Nothing matched: is it a word that can't match in any heap like this? */
 static bool check_word(struct karst_call *call) {
-    static const char *const kinds[] = {"slab",  "run",      "pool",   "large",  "dirty",  "muzzy",
-                                        "clean", "retained", "header", "moving", "held", "damaged"};
+    static const char *const kinds[] = {"slab",  "run",      "pool",   "large",  "dirty", "muzzy",
+                                        "clean", "retained", "header", "moving", "held",  "damaged"};
     const struct karst_value *bin = &call->arguments[0];
     struct karst_value size;
     if (!bin->given || karst_parse_value(KARST_VALUE_SIZE, bin->text, &size, NULL)) {
