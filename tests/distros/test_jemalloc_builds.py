@@ -68,7 +68,7 @@ def test_prefixed_beside_libc(build: str, name: str, end: str, directory: Path) 
     with start(prefixed(build, name), SYSTEM, directory) as program:
         target = ["-p", str(program.pid)] if end == "process" else ["-c", str(core_of(program))]
         with_debug_info, without = Target(*target), Target(*target, "--no-symbols")
-        assert layout_of(with_debug_info).startswith("debug info, 3")
+        assert layout_of(with_debug_info).startswith(("debug info, 3", "debug info, 4"))  # so many members
         assert not layout_of(without).startswith("debug info")
         assert_read(with_debug_info, build, directory)
         assert_read(without, build, directory)
@@ -94,7 +94,7 @@ def test_layout_that_no_table_has(name: str, end: str, directory: Path) -> None:
     with start(heap, SYSTEM, directory) as program:
         target = ["-p", str(program.pid)] if end == "process" else ["-c", str(core_of(program))]
         with_debug_info, without = Target(*target), Target(*target, "--no-symbols")
-        assert layout_of(with_debug_info).startswith("debug info, 3")
+        assert layout_of(with_debug_info).startswith(("debug info, 3", "debug info, 4"))  # so many members
         assert_read(with_debug_info, MOVED, directory)
         told = of_jemalloc(without, "info")["facts"]
         assert isinstance(told, list)
