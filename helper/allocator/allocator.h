@@ -72,7 +72,8 @@ struct karst_page_run {
     uint64_t first_region;       /* address */
     uint64_t header;             /* where its count and bitmap of free regions are; 0: none, or elsewhere */
     uint64_t regions;            /* 1: a large block */
-    uint64_t live, cached, free; /* regions: these add up to regions, unless it is damaged */
+    uint64_t live, cached, free; /* regions: with own these add up to regions, unless it is damaged */
+    uint64_t own;                /* regions that the allocator has for itself: the memory of caches */
     uint32_t arena;              /* KARST_NONE: none */
     uint32_t bin;                /* the row of its class in the heap's bins, KARST_NONE: none */
     uint16_t heap;

@@ -36,11 +36,13 @@ static void count_regions(struct run_stream *stream, const struct jemalloc_run *
         }
         if (is_start && jemalloc->cached[i].address != last &&
             (run->kind == JEMALLOC_LARGE || !jemalloc_is_free(run, region))) {
-            page_run->cached += jemalloc->cached[i].bin != KARST_NONE;
+            bool own = jemalloc->cached[i].bin == KARST_NONE; /* the memory of a cache itself */
+            page_run->own += own;
+            page_run->cached += !own;
             last = jemalloc->cached[i].address;
         }
     }
-    page_run->live = page_run->regions - page_run->free - page_run->cached;
+    page_run->live = page_run->regions - page_run->free - page_run->cached - page_run->own;
 }
 
 static bool pass_run(void *context, const struct jemalloc_run *run) {

@@ -35,7 +35,7 @@ struct class_row {
     const char *kind;
     uint64_t region_size;
     uint16_t heap;
-    uint64_t runs, bytes, regions, live, cached, free, damaged;
+    uint64_t runs, bytes, regions, live, cached, free, own, damaged;
 };
 
 struct listing {
@@ -137,6 +137,7 @@ static json_t *run_json(struct listing *listing, const struct karst_page_run *ru
     karst_json_set_number(writer, one, "live", run->live);
     karst_json_set_number(writer, one, "cached", run->cached);
     karst_json_set_number(writer, one, "free", run->free);
+    karst_json_set_number(writer, one, "own", run->own);
     karst_json_set_flag(writer, one, "damaged", run->damaged);
     karst_json_set_text(writer, one, "allocator", heap->name);
     karst_json_set_text(writer, one, "arena",
@@ -166,6 +167,7 @@ static void add_to_row(struct class_row *row, const struct karst_page_run *run) 
     row->live += run->live;
     row->cached += run->cached;
     row->free += run->free;
+    row->own += run->own;
     row->damaged += run->damaged;
 }
 
@@ -261,6 +263,7 @@ static void set_counts(struct karst_writer *writer, json_t *one, const struct cl
     karst_json_set_number(writer, one, "live", row->live);
     karst_json_set_number(writer, one, "cached", row->cached);
     karst_json_set_number(writer, one, "free", row->free);
+    karst_json_set_number(writer, one, "own", row->own);
     karst_json_set_number(writer, one, "damaged", row->damaged);
 }
 
@@ -289,12 +292,16 @@ static void write_footer(struct listing *listing) {
         return;
     }
     bool rows = !listing->classes;
-    karst_print(writer, "%s%s%s run%s%s, %s in all; %s of %s regions live, %s cached, %s free\n",
+    karst_print(writer, "%s%s%s run%s%s, %s in all; %s of %s regions live, %s cached, %s free",
                 rows ? karst_count_text(listing->shown).text : "", rows ? " of " : "",
                 karst_count_text(listing->matched).text, karst_plural(listing->matched), rows ? " shown" : "",
                 karst_size_text(writer, listing->matched_bytes).text, karst_count_text(total->live).text,
                 karst_count_text(total->regions).text, karst_count_text(total->cached).text,
                 karst_count_text(total->free).text);
+    if (total->own) {
+        karst_print(writer, ", %s the allocator's own", karst_count_text(total->own).text);
+    }
+    karst_print(writer, "\n");
     if (listing->other_classes) {
         karst_print_styled(writer, KARST_STYLE_WARNING, "%s runs of further classes: see check\n",
                            karst_count_text(listing->other_classes).text);
@@ -422,14 +429,18 @@ const struct karst_verb karst_verb_runs = {
         "One row for each page run: whole pages that an allocator keeps together. Most are cut into "
         "regions of one class (jemalloc's runs and slabs); others hold one large block, or are unused "
         "(dirty, muzzy, retained). `free` regions are good for their class alone; `cached` ones were freed "
-        "and are in a thread's cache; `fill` is the share of live ones. With BIN only runs of that class, "
+        "and are in a thread's cache; `fill` is the share of live ones. What is none of them the allocator "
+        "has "
+        "for itself: the memory of caches. With BIN only runs of that class, "
         "that bin or that kind. Without --all only the first are shown, but all that match are counted.",
     .json = "{\"runs\": [{\"address\", \"size\", \"kind\", \"region_size\", \"first_region\", \"header\" "
             "(where its count and bitmap are), \"regions\", "
-            "\"live\", \"cached\", \"free\", \"damaged\", \"allocator\", \"arena\", \"bin\"}], \"shown\", "
+            "\"live\", \"cached\", \"free\", \"own\" (the allocator's), \"damaged\", \"allocator\", "
+            "\"arena\", \"bin\"}], \"shown\", "
             "\"matched\", \"total\", \"target\"}; with --classes, instead of runs and shown, \"classes\": "
             "[{\"allocator\", \"kind\", \"region_size\", \"runs\", \"bytes\", \"regions\", \"live\", "
-            "\"cached\", \"free\", \"damaged\"}]. total has the counts of all that match. --all writes one "
+            "\"cached\", \"free\", \"own\", \"damaged\"}]. total has the counts of all that match. --all "
+            "writes one "
             "run a line and nothing else.",
     .arguments = arguments,
     .options = options,

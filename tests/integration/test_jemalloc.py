@@ -90,8 +90,11 @@ def test_holes_are_told_apart(directory: Path) -> None:
     with start(HEAPS["one-thread"], SYSTEM, directory) as program:
         target = Target.process(program.pid)
         holes = target.json("holes")
-        runs = target.json("runs", "--classes")["classes"]
+        answer = target.json("runs", "--classes")
+        runs, counted = answer["classes"], answer["total"]
         summary = target.json("summary")["total"]
+    assert (counted["live"], counted["cached"]) == (summary["live"]["blocks"], summary["cached"]["blocks"])
+    assert counted["own"] > 0 and counted["live"] + counted["cached"] + counted["free"] + counted["own"] == counted["regions"]
     unused = sum((run["free"] + run["cached"]) * run["region_size"] for run in runs if run["kind"] in ("slab", "run"))
     edges = holes["outside"]["free_bytes"] + holes["outside"]["cached_bytes"]
     assert unused - edges <= holes["in_runs"]["bytes"] <= unused
