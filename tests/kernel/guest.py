@@ -39,7 +39,8 @@ class Truth:
 
     @classmethod
     def parse(cls, text: str) -> Truth:
-        pieces = re.split(r"^=== (\S+)\n", text.replace("\r\n", "\n"), flags=re.MULTILINE)
+        # The last line may not have ended yet when it was met.
+        pieces = re.split(r"^=== (\S+)\r?(?:\n|\Z)", text.replace("\r\n", "\n"), flags=re.MULTILINE)
         return cls(dict(zip(pieces[1::2], pieces[2::2])))
 
     def values(self, section: str) -> dict[str, int]:
