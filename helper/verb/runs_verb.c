@@ -430,18 +430,16 @@ const struct karst_verb karst_verb_runs = {
         "regions of one class (jemalloc's runs and slabs); others hold one large block, or are unused "
         "(dirty, muzzy, retained). `free` regions are good for their class alone; `cached` ones were freed "
         "and are in a thread's cache; `fill` is the share of live ones. What is none of them the allocator "
-        "has "
-        "for itself: the memory of caches. With BIN only runs of that class, "
-        "that bin or that kind. Without --all only the first are shown, but all that match are counted.",
+        "has for itself: the memory of caches. With BIN only runs of that class, that bin or that kind. "
+        "Without --all only the first are shown, but all that match are counted.",
     .json = "{\"runs\": [{\"address\", \"size\", \"kind\", \"region_size\", \"first_region\", \"header\" "
-            "(where its count and bitmap are), \"regions\", "
-            "\"live\", \"cached\", \"free\", \"own\" (the allocator's), \"damaged\", \"allocator\", "
+            "(where its count and bitmap are), \"regions\", \"live\", \"cached\", \"free\", \"own\" (the "
+            "allocator's), \"damaged\", \"allocator\", "
             "\"arena\", \"bin\"}], \"shown\", "
             "\"matched\", \"total\", \"target\"}; with --classes, instead of runs and shown, \"classes\": "
             "[{\"allocator\", \"kind\", \"region_size\", \"runs\", \"bytes\", \"regions\", \"live\", "
             "\"cached\", \"free\", \"own\", \"damaged\"}]. total has the counts of all that match. --all "
-            "writes one "
-            "run a line and nothing else.",
+            "writes one run a line and nothing else.",
     .arguments = arguments,
     .options = options,
     .needs = KARST_NEEDS_BINS,

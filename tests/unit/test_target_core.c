@@ -329,12 +329,15 @@ __attribute__((format(printf, 1, 2))) static bool run(const char *format, ...) {
     return system(command) == 0;
 }
 
-/* The kernel's core of a victim run from the folder's own copy of this program, as `core`. */
-static bool make_core(struct victim_facts *facts) {
-    char program[64], path[64];
+/* The kernel's core of a victim run from a copy of this program in a new folder, which is the folder from
+ * here on. */
+static bool make_core(const char *where, char path[64], struct victim_facts *facts) {
+    char program[64];
     struct victim victim;
+    snprintf(folder, sizeof folder, "%s/karst-test-XXXXXX", where);
+    CHECK(mkdtemp(folder) != NULL);
     snprintf(program, sizeof program, "%s/program", folder);
-    snprintf(path, sizeof path, "%s/core", folder);
+    snprintf(path, 64, "%s/core", folder);
     if (!run("cp /proc/%d/exe program", getpid()) || !victim_start(&victim, program, folder)) {
         return false;
     }
@@ -536,18 +539,11 @@ static void test_gcore(void) {
     victim_end(&victim);
 }
 
-static void make_folder(const char *where) {
-    snprintf(folder, sizeof folder, "%s/karst-test-XXXXXX", where);
-    CHECK(mkdtemp(folder) != NULL);
-}
-
 /* In memory, where pages that are not there are made by a look at them. */
 static void test_core_in_memory(void) {
     struct victim_facts facts;
     char path[64];
-    make_folder("/dev/shm");
-    snprintf(path, sizeof path, "%s/core", folder);
-    if (make_core(&facts)) {
+    if (make_core("/dev/shm", path, &facts)) {
         test_kernel_core(path, &facts);
     } else {
         printf("skipped: no core could be made in /dev/shm\n");
@@ -558,9 +554,7 @@ static void test_core_in_memory(void) {
 static void test_real_cores(void) {
     struct victim_facts facts;
     char path[64];
-    make_folder("/tmp");
-    snprintf(path, sizeof path, "%s/core", folder);
-    if (make_core(&facts)) {
+    if (make_core("/tmp", path, &facts)) {
         test_kernel_core(path, &facts);
         test_copied_core(&facts);
         test_executable(path, &facts);
