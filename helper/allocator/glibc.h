@@ -288,6 +288,12 @@ bool glibc_settle_top(struct glibc_heap *glibc, uint32_t index, uint64_t end);
 bool glibc_load_heap_headers(struct glibc_heap *glibc);
 /* The blocks with a mapping of their own, of all libcs of the process; needs their arenas' extents. */
 bool glibc_add_mapped_extents(struct glibc_heap **heaps, size_t count, struct karst_error *error);
+#define GLIBC_CHOOSE_MOST 4096u
+/* Chooses wanted of count blocks that make up bytes, all multiples of what the sizes, sorted from the largest
+ * down, are counted in; sets chosen[i], false before, of each. *found: there is such a choice, and it was met
+ * within some 50 ms; never for more than GLIBC_CHOOSE_MOST blocks. false: out of memory. */
+bool glibc_choose_blocks(const uint64_t *sizes, size_t count, size_t wanted, uint64_t bytes, bool *chosen,
+                         bool *found);
 /* Adds memory to the heap; nothing when it is empty. false: out of memory. */
 bool glibc_add_extent(struct glibc_heap *glibc, uint64_t start, uint64_t end, uint32_t arena,
                       enum karst_extent_kind kind);

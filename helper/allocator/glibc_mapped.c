@@ -9,9 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAPPED_HUGE 1u         /* in prev_size of a mapped chunk, glibc 2.43: it is of huge pages */
-#define DEAL_BLOCKS 256u       /* blocks that a libc is dealt singly; who has more gets what others leave */
-#define DEAL_STEPS  (1u << 20) /* tries at making up a libc's sum */
+#define MAPPED_HUGE 1u /* in prev_size of a mapped chunk, glibc 2.43: it is of huge pages */
 
 /* ---- headers ---------------------------------------------------------------------------------------- */
 
@@ -264,30 +262,30 @@ static int compare_sizes(const void *a, const void *b) {
     return size != other ? (size > other ? -1 : 1) : x->start < y->start ? -1 : x->start > y->start;
 }
 
-/* Gives owner so many of the blocks from index on that make up bytes; false: no choice does, or it would take
- * too long to find. Equal blocks are as good as one another. As deep as there are blocks to give. */
-static bool deal(struct mapped_list *list, size_t index, uint64_t blocks, uint64_t bytes,
-                 struct glibc_heap *owner, unsigned *steps) {
-    if (blocks == 0) {
-        return bytes == 0;
+/* Gives owner as many of the blocks that nobody has yet as it counts, so that they make up its bytes. Equal
+ * blocks are as good as one another. *dealt: a choice that does was found. */
+static bool deal(struct mapped_list *list, struct glibc_heap *owner, bool *dealt) {
+    uint64_t *sizes = calloc(list->count + 1, sizeof *sizes);
+    size_t *places = calloc(list->count + 1, sizeof *places);
+    bool *chosen = calloc(list->count + 1, sizeof *chosen);
+    size_t count = 0;
+    bool fine = sizes && places && chosen;
+    for (size_t i = 0; fine && i < list->count; i++) {
+        if (!list->items[i].owner) {
+            sizes[count] = list->items[i].end - list->items[i].start;
+            places[count++] = i;
+        }
     }
-    uint64_t failed = 0;
-    for (size_t i = index; i < list->count && *steps; i++) {
-        uint64_t size = list->items[i].end - list->items[i].start;
-        (*steps)--;
-        if (list->items[i].owner || size > bytes || size == failed) {
-            continue;
+    fine = fine && glibc_choose_blocks(sizes, count, owner->n_mmaps, counted_bytes(owner), chosen, dealt);
+    for (size_t i = 0; fine && *dealt && i < count; i++) {
+        if (chosen[i]) {
+            list->items[places[i]].owner = owner;
         }
-        if (blocks <= bytes / size && blocks * size < bytes) {
-            return false;
-        }
-        if (deal(list, i + 1, blocks - 1, bytes - size, owner, steps)) {
-            list->items[i].owner = owner;
-            return true;
-        }
-        failed = size;
     }
-    return false;
+    free(sizes);
+    free(places);
+    free(chosen);
+    return fine;
 }
 
 static int compare_counts(const void *a, const void *b) {
@@ -311,17 +309,17 @@ static bool deal_out(const struct makers *makers, struct mapped_list *list, bool
     if (count > 1) {
         qsort(list->items, list->count, sizeof *list->items, compare_sizes);
     }
-    for (size_t i = 0; i + 1 < count; i++) {
-        unsigned steps = DEAL_STEPS;
-        bool dealt = order[i]->n_mmaps <= DEAL_BLOCKS &&
-                     deal(list, 0, order[i]->n_mmaps, counted_bytes(order[i]), order[i], &steps);
+    bool fine = true;
+    for (size_t i = 0; i + 1 < count && fine; i++) {
+        bool dealt;
+        fine = deal(list, order[i], &dealt);
         *unsure = *unsure || !dealt;
     }
-    for (size_t i = 0; i < list->count; i++) {
+    for (size_t i = 0; i < list->count && fine; i++) {
         list->items[i].owner = list->items[i].owner ? list->items[i].owner : order[count - 1];
     }
     free(order);
-    return true;
+    return fine;
 }
 
 /* What `info` says at each libc whose account is not met, or whose blocks may be another's. */
