@@ -12,11 +12,10 @@ static void on_interrupt(int signal_number) {
     interrupted = 1;
 }
 
-/* A core is read in place: if somebody cuts the file meanwhile, what was there is gone (mmap(2)). */
+/* A core is read in place: if somebody cuts the file in the midst of a walk, what was there is gone
+ * (mmap(2)). */
 static void on_lost_page(int signal_number) {
-    static const char text[] =
-        "karst: the core file became shorter while it was read; nothing to rely on was "
-        "answered. Run karst again when it is complete\n";
+    static const char text[] = "karst: " KARST_CORE_CHANGED "\n";
     (void)signal_number;
     ssize_t written = write(STDERR_FILENO, text, sizeof text - 1);
     (void)written;

@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* ---- reading ----------------------------------------------------------------------------------- */
@@ -249,12 +250,20 @@ static void core_close(struct karst_target *target) {
     free(core);
 }
 
+static bool core_unchanged(struct karst_target *target) {
+    const struct core *core = (const struct core *)target;
+    struct stat now;
+    return fstat(core->descriptor, &now) == 0 && (uint64_t)now.st_size == core->size &&
+           now.st_mtim.tv_sec == core->written.tv_sec && now.st_mtim.tv_nsec == core->written.tv_nsec;
+}
+
 static const struct karst_target_ops core_ops = {.read = core_read,
                                                  .peek = core_peek,
                                                  .view = core_view,
                                                  .resident = core_resident,
                                                  .untouched = core_untouched,
                                                  .missing = core_missing,
+                                                 .unchanged = core_unchanged,
                                                  .close = core_close};
 
 /* ---- opening: names ---------------------------------------------------------------------------- */

@@ -6,6 +6,7 @@
 #include "parts.h"
 
 #include <elf.h>
+#include <time.h>
 
 /* A file mapping by NT_FILE. */
 struct core_file {
@@ -34,6 +35,7 @@ struct core {
     struct karst_target target;
     const uint8_t *data; /* the whole file, mapped */
     uint64_t size;
+    struct timespec written; /* when the file's contents changed last */
     int descriptor;
     struct core_region *regions; /* sorted, disjoint */
     size_t region_count;

@@ -92,6 +92,7 @@ bool core_map_file(struct core *core, const char *path, struct karst_error *erro
     core->looking_fills_holes = fstatfs(core->descriptor, &system) == 0 &&
                                 (system.f_type == TMPFS_MAGIC || system.f_type == RAMFS_MAGIC);
     core->size = (uint64_t)status.st_size;
+    core->written = status.st_mtim;
     void *data = core->size > SIZE_MAX ? MAP_FAILED
                                        : mmap(NULL, (size_t)core->size, PROT_READ,
                                               MAP_PRIVATE | MAP_NORESERVE, core->descriptor, 0);

@@ -5,6 +5,7 @@
 #include "parts.h"
 
 #include <elf.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -58,6 +59,17 @@ void karst_target_free_parts(struct karst_target *target) {
     free(target->sysroot);
     free(target->debug_directory);
     free(target->executable_file);
+}
+
+bool karst_target_is_whole(struct karst_target *target, struct karst_error *error) {
+    int reason = target->read_error;
+    if (reason != 0 && reason != ENODATA) {
+        return karst_fail_errno(error, reason, "cannot read the core file");
+    }
+    if (reason == 0 && (!target->ops->unchanged || target->ops->unchanged(target))) {
+        return true;
+    }
+    return karst_fail(error, KARST_ERROR_SYSTEM, KARST_CORE_CHANGED);
 }
 
 void karst_target_close(struct karst_target *target) {

@@ -44,6 +44,8 @@ struct karst_target_ops {
     uint64_t (*untouched)(struct karst_target *target, uint64_t address, uint64_t end);
     /* As karst_target_missing(); 0: nothing is known. May be NULL. */
     uint64_t (*missing)(struct karst_target *target, uint64_t address);
+    /* Is the file that is read still as it was when it was opened? May be NULL: there is none. */
+    bool (*unchanged)(struct karst_target *target);
     void (*close)(struct karst_target *target);
 };
 
@@ -68,7 +70,7 @@ struct karst_target {
     struct karst_module *executable_module; /* one of modules; NULL: unknown */
     char **remarks; /* what a reader of any answer has to know: "12 MB of the core are missing" */
     size_t remark_count;
-    int read_error; /* a core's file can't be read any more: an errno; ENODATA: it became shorter meanwhile */
+    int read_error;      /* a core's file can't be read any more: an errno; ENODATA: it became shorter */
     bool missing_memory; /* parts of the target's private memory could not be had: totals may be low */
     char *sysroot, *debug_directory; /* from the options; may be NULL */
     char *executable_file;           /* the same: where the executable is here */
@@ -91,6 +93,14 @@ struct karst_target *karst_process_open_unread(int64_t pid, struct karst_error *
 struct karst_target *karst_callbacks_open(const struct karst_callbacks *callbacks,
                                           const struct karst_options *options, struct karst_error *error);
 void karst_target_close(struct karst_target *target);
+
+#define KARST_CORE_CHANGED                                                                                   \
+    "the core file was changed after it was opened: nothing to rely on can be told. Open it again when it "  \
+    "is complete"
+/* Is what was read, and will be, of one state of the target? false with error when a core's file became
+ * another since it was opened, as by the next crash, or can't be read any more. For the start of a question,
+ * as a look at what a mapped file has lost is a SIGBUS, and for its end. */
+bool karst_target_is_whole(struct karst_target *target, struct karst_error *error);
 
 /* Reads up to size bytes at address and returns how many were there from the start on. What the target
  * does not have ends the read; it is never zero-filled. */

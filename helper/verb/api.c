@@ -3,7 +3,8 @@
 #include "session.h"
 
 static bool prepare(struct karst *session, struct karst_error *error) {
-    return karst_session_need_heaps(session, error) && karst_session_load_bins(session, error);
+    return karst_target_is_whole(session->target, error) && karst_session_need_heaps(session, error) &&
+           karst_session_load_bins(session, error);
 }
 
 struct lend_sink {
@@ -25,13 +26,14 @@ bool karst_for_each_block(struct karst *session,
     }
     struct lend_sink sink = {.sink = {.blocks = lend_blocks}, .blocks = blocks, .context = context};
     karst_session_begin(session, "walking the heap", karst_session_bytes(session));
-    return karst_session_walk(session, 0, UINT64_MAX, &sink.sink, error);
+    return karst_session_walk(session, 0, UINT64_MAX, &sink.sink, error) &&
+           karst_target_is_whole(session->target, error);
 }
 
 bool karst_find_block(struct karst *session, uint64_t address, struct karst_block *block,
                       struct karst_error *error) {
     struct karst_neighbourhood found;
-    if (!karst_session_need_heaps(session, error) ||
+    if (!karst_target_is_whole(session->target, error) || !karst_session_need_heaps(session, error) ||
         !karst_find_neighbourhood(session, address, &found, error)) {
         return false;
     }

@@ -66,18 +66,8 @@ static bool answer(struct karst_call *call, int argc, const char *const *argv) {
     if (!call->session) {
         return karst_fail(call->error, KARST_ERROR_NOT_FOUND, "%s needs a target", call->verb->name);
     }
-    return meet_needs(call) && call->verb->run(call);
-}
-
-/* What was read before was of another core, so to speak. */
-static bool target_is_whole(const struct karst *session, struct karst_error *error) {
-    int reason = session ? session->target->read_error : 0;
-    if (reason == ENODATA) {
-        return karst_fail(error, KARST_ERROR_SYSTEM,
-                          "the core file became shorter while it was read; nothing to rely on was answered. "
-                          "Run karst again when it is complete");
-    }
-    return reason == 0 || karst_fail_errno(error, reason, "cannot read the core file");
+    return karst_target_is_whole(call->session->target, call->error) && meet_needs(call) &&
+           call->verb->run(call);
 }
 
 int karst_run(struct karst *session, int argc, const char *const *argv, const struct karst_output *output,
@@ -93,7 +83,7 @@ int karst_run(struct karst *session, int argc, const char *const *argv, const st
         *call = (struct karst_call){.session = session, .verb = verb, .error = &own};
         karst_writer_open(&call->writer, output, false);
         bool answered = answer(call, argc, argv);
-        answered = target_is_whole(session, &own) && answered;
+        answered = (!session || karst_target_is_whole(session->target, &own)) && answered;
         struct karst_error at_end = {0};
         if (!karst_writer_finish(&call->writer, &at_end) && answered) {
             own = at_end;

@@ -74,6 +74,21 @@ def test_core_by_gdb(directory: Path) -> None:
     assert in_gdb([DEBUGGED, core], asked, directory) == command_line(target, asked)
 
 
+def test_core_that_is_written_anew(directory: Path) -> None:
+    """As by the program's next crash, between two questions: no answer of two halves, and GDB lives on. Loaded again, it is
+    as any other."""
+    with started([DEBUGGED, directory], directory) as program:
+        core = gcore(program.pid, directory)
+    saved = core.with_name("saved")
+    asked = ["karst summary", f"shell cp {core} {saved}; truncate -s 8192 {core}", "karst blocks --limit 3",
+             f"shell cp {saved} {core}",
+             "karst summary ", f"core-file {core}", "karst summary  "]
+    answers = gdb([DEBUGGED, core], asked, directory)
+    for command in ("karst blocks --limit 3", "karst summary "):
+        assert "core file was changed after it was opened" in answers.of(command).one_line()
+    assert answers.of("karst summary  ").good() == answers.of("karst summary").good()
+
+
 def test_core_without_symbols(directory: Path) -> None:
     with started([DEBUGGED], directory) as program:
         core = gcore(program.pid, directory)

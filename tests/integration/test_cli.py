@@ -146,6 +146,14 @@ def test_names_that_command_the_terminal(core: Path, directory: Path) -> None:
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", done.stdout + done.stderr), done
 
 
+def test_core_that_is_being_written(core: Path) -> None:
+    """Opened, then changed before the question is asked."""
+    gdb = ["gdb", "-nx", "-q", "-batch", "-ex", "break karst_run", "-ex", "run", "-ex", f"shell touch {core}", "-ex", "continue"]
+    done = subprocess.run([*gdb, "--args", KARST, "-c", core, "summary"], capture_output=True, text=True, timeout=60)
+    assert "karst: the core file was changed after it was opened" in done.stderr, done.stdout + done.stderr
+    assert "exited with code 02" in done.stdout
+
+
 @pytest.mark.parametrize("verb", ["check", "summary"])
 @pytest.mark.parametrize("where", ["/tmp", "/dev/shm"])
 def test_core_cut_while_it_is_read(core: Path, where: str, verb: str) -> None:
@@ -159,10 +167,10 @@ def test_core_cut_while_it_is_read(core: Path, where: str, verb: str) -> None:
 def cut_while_it_is_read(core: Path, verb: str) -> None:
     cut = f"shell truncate -s 8192 {core}"
     gdb = ["gdb", "-nx", "-q", "-batch", "-ex", "set breakpoint pending on", "-ex", "handle SIGBUS nostop pass"]
-    steps = ["break karst_run", "run", cut, "delete", "continue"]
+    steps = ["break karst_session_need_heaps", "run", cut, "delete", "continue"]
     words = [argument for step in steps for argument in ("-ex", step)]
     done = subprocess.run([*gdb, *words, "--args", KARST, "-c", core, verb], capture_output=True, text=True, timeout=60)
-    assert "karst: the core file became shorter" in done.stderr, done.stdout + done.stderr
+    assert "karst: the core file was changed after it was opened" in done.stderr, done.stdout + done.stderr
     assert "exited with code 02" in done.stdout
 
 
