@@ -1,8 +1,8 @@
-/* jemalloc: what its parts share. jemalloc_layout.c has the layouts of its versions as data, jemalloc_find.c
- * finds the roots of 5.x, jemalloc_find_chunks.c the chunks of 3.x and 4.x, which jemalloc_chunks.c reads as
- * jemalloc_extents.c does 5.x's extents, jemalloc_tcache.c the threads' caches; jemalloc_debug_info.c
- * corrects layouts; jemalloc.c walks, jemalloc_answers.c tells of runs, totals and one block,
- * jemalloc_check*.c check. Facts: docs/allocators/jemalloc.md.
+/* jemalloc: what its parts share. jemalloc_layout.c has the layouts of its versions as data, jemalloc_root.c
+ * finds the radix tree of 5.x, jemalloc_find.c the rest of its roots, jemalloc_find_chunks.c the chunks
+ * of 3.x and 4.x, which jemalloc_chunks.c reads as jemalloc_extents.c does 5.x's extents, jemalloc_tcache.c
+ * the threads' caches; jemalloc_debug_info.c corrects layouts; jemalloc.c walks, jemalloc_answers.c tells of
+ * runs, totals and one block, jemalloc_check*.c check. Facts: docs/allocators/jemalloc.md.
  *
  * All versions come down to page runs (struct jemalloc_run): what 5.x calls extents and slabs, 3.x and 4.x
  * runs. Everything but the finding and the two walks over them knows runs only. */
@@ -342,6 +342,21 @@ bool jemalloc_find_arenas(struct jemalloc_heap *jemalloc);
 
 bool jemalloc_find(struct karst *session, struct karst_error *error);
 bool jemalloc_find_chunks(struct karst *session, struct karst_error *error);
+/* 5.x: the root of a radix tree in a module's data. */
+struct jemalloc_root {
+    uint64_t address; /* of its first element */
+    uint64_t word;    /* where the element is by which it was found */
+    uint8_t lg_vaddr; /* bits of addresses that it is for: 48, 57 */
+    bool by_symbol;
+};
+/* from 0: by symbol, else the first that a word has the looks of; else the first such word at or behind from.
+ * false: none. */
+bool jemalloc_find_root(struct karst_target *target, struct karst_module *module, uint64_t from,
+                        struct jemalloc_root *root);
+/* A module's own: writable, and no other process's. */
+bool jemalloc_is_data(const struct karst_mapping *mapping);
+/* The last part of a path; in it. */
+const char *jemalloc_file_name(const char *path);
 /* A local name, with the prefixes that builds give them. */
 bool jemalloc_symbol(struct karst_target *target, struct karst_module *module, const char *name,
                      struct karst_symbol *symbol);

@@ -1,10 +1,8 @@
 /* jemalloc 5.x: finding the heap, with or without symbols.
  *
- * The radix tree from pages to extents stands in the module's writable data: by symbol, else by its content:
- * a word leads to a leaf whose elements lead to extents (extent_t, edata_t) whose addresses are the elements'
- * own places in the tree. The version is the one that the library names, if what was found agrees; else the
- * row of the table that fits best. The arenas are found by what they are: each knows its number and the
- * memory it came from. */
+ * It hangs from the root of a radix tree (jemalloc_root.c). The version is the one that the library names, if
+ * what was found agrees; else the row of the table that fits best. The arenas are found by what they are:
+ * each knows its number and the memory it came from. */
 #include "inside.h"
 #include "jemalloc.h"
 #include "marker.h"
@@ -15,266 +13,11 @@
 #include <string.h>
 
 #define PAGE            4096u
-#define LEAF_ENTRIES_48 (1u << 18) /* RTREE_NSB 36, in two levels */
-#define NODE_ENTRIES_57 (1u << 15) /* RTREE_NSB 45, in three */
-#define ELEMENTS_TRIED  64u
 #define EXTENTS_SCORED  4096u
 #define UNREAD_MAX      (1u << 18)
 #define BASE_BLOCKS_MAX 65536u
 #define ALL_ADDRESSES   (1ull << 47)
-
-/* ---- the root --------------------------------------------------------------------------------------- */
-
-struct root {
-    uint64_t address;
-    uint8_t lg_vaddr;
-    bool by_symbol;
-};
-
-static uint64_t extend_sign(uint64_t pointer) {
-    return (uint64_t)((int64_t)(pointer << 16) >> 16);
-}
-
-static bool is_data(const struct karst_mapping *mapping) {
-    return (mapping->permissions & KARST_MAPPING_WRITE) && (mapping->permissions & KARST_MAPPING_READ) &&
-           !(mapping->permissions & KARST_MAPPING_SHARED);
-}
-
-bool jemalloc_has_room(const struct karst_target *target, uint64_t address, uint64_t size) {
-    const struct karst_mapping *mapping = karst_target_mapping(target, address);
-    uint64_t end = address + size;
-    if (end < address) {
-        return false;
-    }
-    while (mapping && karst_mapping_is_anonymous(mapping)) {
-        if (mapping->end >= end) {
-            return true;
-        }
-        mapping = karst_target_mapping(target, mapping->end);
-    }
-    return false;
-}
-
-/* Base blocks of an arena with hooks of the program's are what those hand out: files' and shared memory, too.
- */
-static bool is_writable(const struct karst_target *target, uint64_t address, uint64_t size) {
-    const uint32_t needed = KARST_MAPPING_READ | KARST_MAPPING_WRITE;
-    const struct karst_mapping *mapping = karst_target_mapping(target, address);
-    uint64_t end = address + size;
-    while (end >= address && mapping && (mapping->permissions & needed) == needed) {
-        if (mapping->end >= end) {
-            return true;
-        }
-        mapping = karst_target_mapping(target, mapping->end);
-    }
-    return false;
-}
-
-/* Is page in the extent at address? *base: the extent's first page. */
-static bool extent_holds(struct karst_window *window, uint64_t address, uint64_t page, uint64_t mask,
-                         uint64_t *base) {
-    const uint8_t *bytes = karst_window_at(window, address, 24);
-    if (!bytes) {
-        return false;
-    }
-    *base = jemalloc_word(bytes + 8) & ~(uint64_t)(PAGE - 1);
-    uint64_t size = jemalloc_word(bytes + 16) & ~(uint64_t)(PAGE - 1);
-    return size != 0 && *base != 0 && ((page - *base) & mask) < size;
-}
-
-bool jemalloc_is_lacking(struct jemalloc_heap *jemalloc, uint64_t address) {
-    uint8_t byte;
-    const struct karst_mapping *mapping = karst_target_mapping(jemalloc->heap.target, address);
-    return mapping && (mapping->permissions & KARST_MAPPING_WRITE) &&
-           !karst_target_peek(jemalloc->heap.target, address, &byte, 1);
-}
-
-/* The same, by way of a window: so it is with the extents of an arena whose hooks hand out a file's memory.
- */
-static bool is_left_out(const struct karst_target *target, struct karst_window *window, uint64_t address) {
-    const struct karst_mapping *mapping = karst_target_mapping(target, address);
-    return mapping && (mapping->permissions & KARST_MAPPING_WRITE) && !karst_window_at(window, address, 8);
-}
-
-/* Looks at a leaf: do its elements lead to extents of the pages they stand for? The bits of the key above
- * those that the leaf tells are the extents' own: *key. entry: bytes of an element. */
-static bool is_leaf(struct karst_target *target, struct karst_window *leaf, struct karst_window *window,
-                    uint64_t address, unsigned lg_entries, unsigned entry, uint64_t *key) {
-    uint64_t end = address + ((uint64_t)entry << lg_entries), mask = ((uint64_t)PAGE << lg_entries) - 1;
-    unsigned good = 0, bad = 0;
-    for (uint64_t at = address; at < end && good + bad < ELEMENTS_TRIED && bad <= good + 3;) {
-        const uint8_t *bytes = karst_window_at(leaf, at, 8);
-        uint64_t word = bytes ? jemalloc_word(bytes) : 0;
-        if (!bytes || (word == 0 && at % PAGE == 0)) {
-            uint64_t nothing =
-                bytes ? karst_target_untouched(target, at, end) : karst_target_missing(target, at);
-            if (nothing >= PAGE) {
-                at += (nothing < end - at ? nothing : end - at) / entry * entry;
-                continue;
-            }
-        }
-        uint64_t page = (at - address) / entry * PAGE, base;
-        uint64_t extent = entry == 8 ? extend_sign(word) & ~63ull : word;
-        if (extent != 0 && !is_left_out(target, window, extent)) { /* what was cleared keeps a class */
-            bool holds = extent % 64 == 0 && extent_holds(window, extent, page, mask, &base);
-            good += holds;
-            bad += !holds;
-            if (holds && good == 1) {
-                *key = base >> (12 + lg_entries);
-            }
-        }
-        at += entry;
-    }
-    return good > 0 && good >= 4 * bad;
-}
-
-/* The first child of an inner node that is a leaf. */
-static bool is_inner(struct karst_target *target, struct karst_window *node, struct karst_window *leaf,
-                     struct karst_window *window, uint64_t address, uint64_t *key) {
-    for (unsigned i = 0; i < NODE_ENTRIES_57; i++) {
-        const uint8_t *bytes = karst_window_at(node, address + 8ull * i, 8);
-        if (!bytes) {
-            return false;
-        }
-        uint64_t child = jemalloc_word(bytes), below;
-        if (child == 0) {
-            continue;
-        }
-        if (child % 64 != 0 || !jemalloc_has_room(target, child, 16ull * NODE_ENTRIES_57) ||
-            !is_leaf(target, leaf, window, child, 15, 16, &below) || below % NODE_ENTRIES_57 != i) {
-            return false;
-        }
-        *key = below / NODE_ENTRIES_57;
-        return true;
-    }
-    return false;
-}
-
-struct search {
-    struct karst_target *target;
-    const struct karst_module *module;
-    struct karst_window words, node, leaf, extents;
-};
-
-/* Is the word at address, with this value, an element of a radix tree's root? */
-static bool root_at(struct search *search, uint64_t address, uint64_t value, struct root *root) {
-    uint64_t key;
-    if (value == 0 || value % 64 != 0 || value >= ALL_ADDRESSES || value == address) {
-        return false;
-    }
-    uint64_t size = 8;
-    if (jemalloc_has_room(search->target, value, 8ull * LEAF_ENTRIES_48) &&
-        is_leaf(search->target, &search->leaf, &search->extents, value, 18, 8, &key)) {
-        root->lg_vaddr = 48;
-        size *= LEAF_ENTRIES_48;
-    } else if (jemalloc_has_room(search->target, value, 8ull * NODE_ENTRIES_57) &&
-               is_inner(search->target, &search->node, &search->leaf, &search->extents, value, &key)) {
-        root->lg_vaddr = 57;
-        size *= NODE_ENTRIES_57;
-    } else {
-        return false;
-    }
-    root->address = address - 8 * key;
-    return root->address <= address && root->address >= search->module->start &&
-           size <= search->module->end - root->address;
-}
-
-static bool scan_mapping(struct search *search, uint64_t start, uint64_t end, struct root *root) {
-    for (uint64_t at = (start + 7) & ~7ull; at + 8 <= end;) {
-        const uint8_t *bytes = karst_window_at(&search->words, at, 8);
-        if (!bytes || (at % PAGE == 0 && jemalloc_word(bytes) == 0)) {
-            uint64_t nothing = bytes ? karst_target_untouched(search->target, at, end)
-                                     : karst_target_missing(search->target, at);
-            if (nothing >= PAGE) {
-                at = nothing < end - at ? at + nothing : end;
-                continue;
-            }
-        }
-        if (bytes && root_at(search, at, jemalloc_word(bytes), root)) {
-            return true;
-        }
-        at += 8;
-    }
-    return false;
-}
-
-static void open_search(struct search *search, struct karst_target *target,
-                        const struct karst_module *module) {
-    *search = (struct search){.target = target, .module = module};
-    karst_window_open(&search->words, target, 1u << 18);
-    karst_window_open(&search->node, target, 1u << 16);
-    karst_window_open(&search->leaf, target, 1u << 16);
-    karst_window_open(&search->extents, target, PAGE);
-}
-
-static void close_search(struct search *search) {
-    karst_window_close(&search->words);
-    karst_window_close(&search->node);
-    karst_window_close(&search->leaf);
-    karst_window_close(&search->extents);
-}
-
-static bool search_root(struct karst_target *target, const struct karst_module *module, struct root *root) {
-    struct search search;
-    open_search(&search, target, module);
-    bool found = false;
-    for (size_t i = 0; i < target->mapping_count && !found; i++) {
-        const struct karst_mapping *mapping = &target->mappings[i];
-        uint64_t start = mapping->start > module->start ? mapping->start : module->start;
-        uint64_t end = mapping->end < module->end ? mapping->end : module->end;
-        found = start < end && is_data(mapping) && scan_mapping(&search, start, end, root);
-    }
-    close_search(&search);
-    return found;
-}
-
-/* --with-private-namespace, --with-jemalloc-prefix */
-bool jemalloc_symbol(struct karst_target *target, struct karst_module *module, const char *name,
-                     struct karst_symbol *symbol) {
-    static const char *const prefixes[] = {"je_", "", "_rjem_je_", "jemalloc_je_", "je_je_"};
-    char text[80];
-    for (size_t i = 0; i < sizeof prefixes / sizeof *prefixes; i++) {
-        snprintf(text, sizeof text, "%s%s", prefixes[i], name);
-        if (karst_module_symbol(target, module, text, symbol) && !symbol->thread_local_) {
-            return true;
-        }
-    }
-    return false;
-}
-
-static const char *base_name(const char *path) {
-    const char *slash = strrchr(path, '/');
-    return slash ? slash + 1 : path;
-}
-
-/* Where symbols are worth opening a file: a library of that name, or what it may be linked into. */
-static bool symbols_worth(const struct karst_target *target, const struct karst_module *module) {
-    return strstr(base_name(module->path), "jemalloc") || module == target->executable_module;
-}
-
-/* The tree by its symbol, if it leads to one. */
-static bool root_by_symbol(struct karst_target *target, struct karst_module *module, struct root *root) {
-    struct karst_symbol symbol;
-    uint32_t before = 0;
-    if (!symbols_worth(target, module)) {
-        return false;
-    }
-    if (jemalloc_symbol(target, module, "arena_emap_global", &symbol)) {
-        before = 120;
-    } else if (jemalloc_symbol(target, module, "extents_rtree", &symbol)) {
-        uint64_t size = symbol.size - 8ull * LEAF_ENTRIES_48;
-        before = size < 256 ? (uint32_t)size : (uint32_t)(symbol.size - 8ull * NODE_ENTRIES_57);
-    } else {
-        return false;
-    }
-    struct search search;
-    open_search(&search, target, module);
-    bool found = scan_mapping(&search, symbol.address, symbol.address + symbol.size, root) &&
-                 root->address == symbol.address + before;
-    close_search(&search);
-    root->by_symbol = found;
-    return found;
-}
+#define ROOTS_TRIED     16u
 
 /* ---- the version ------------------------------------------------------------------------------------ */
 
@@ -343,6 +86,21 @@ static unsigned score_extents(struct jemalloc_heap *jemalloc) {
 
 /* ---- arenas ----------------------------------------------------------------------------------------- */
 
+/* Base blocks of an arena with hooks of the program's are what those hand out: files' and shared memory, too.
+ */
+static bool is_writable(const struct karst_target *target, uint64_t address, uint64_t size) {
+    const uint32_t needed = KARST_MAPPING_READ | KARST_MAPPING_WRITE;
+    const struct karst_mapping *mapping = karst_target_mapping(target, address);
+    uint64_t end = address + size;
+    while (end >= address && mapping && (mapping->permissions & needed) == needed) {
+        if (mapping->end >= end) {
+            return true;
+        }
+        mapping = karst_target_mapping(target, mapping->end);
+    }
+    return false;
+}
+
 /* The arena at address: its number, and the memory it came from, or false. */
 static bool arena_at(struct jemalloc_heap *jemalloc, uint64_t address, uint32_t *index, uint64_t *base) {
     const struct jemalloc_layout *layout = &jemalloc->layout;
@@ -395,7 +153,7 @@ static uint64_t search_arenas(struct jemalloc_heap *jemalloc, unsigned *count) {
     for (size_t i = 0; i < target->mapping_count; i++) {
         const struct karst_mapping *mapping = &target->mappings[i];
         if (mapping->start >= jemalloc->module->end || mapping->end <= jemalloc->module->start ||
-            !is_data(mapping)) {
+            !jemalloc_is_data(mapping)) {
             continue;
         }
         for (uint64_t at = mapping->start; at + 8 <= mapping->end && at < jemalloc->module->end;) {
@@ -573,8 +331,8 @@ static bool explain_choice(struct jemalloc_heap *jemalloc, const struct choice *
 /* Chooses the layout that fits what was found best: of the rows of the table, as they are and with what debug
  * info says. One that is for the version that the library names counts more, and so does debug info, if it
  * fits as well as any. *choice: score 0: none does. False: out of memory. */
-static bool choose_layout(struct jemalloc_heap *jemalloc, const struct root *root, const char *version,
-                          struct choice *choice) {
+static bool choose_layout(struct jemalloc_heap *jemalloc, const struct jemalloc_root *root,
+                          const char *version, struct choice *choice) {
     bool has_debug_info = false;
     *choice = (struct choice){.score = 0};
     for (size_t i = 0; i < jemalloc_layout_count; i++) {
@@ -608,7 +366,7 @@ static bool thread_inside(struct jemalloc_heap *jemalloc, const struct karst_thr
         "aligned_alloc", "rallocx", "sdallocx", "dallocx", "mallctl",  NULL};
     const struct karst_module *module = jemalloc->module;
     /* Its functions call one another: anywhere in a library of that name is inside. */
-    bool library = module && strstr(base_name(module->path), "jemalloc");
+    bool library = module && strstr(jemalloc_file_name(module->path), "jemalloc");
     return karst_thread_inside(jemalloc->heap.target, jemalloc->module, thread, functions, library);
 }
 
@@ -665,7 +423,7 @@ bool jemalloc_hand_over(struct karst *session, struct jemalloc_heap *jemalloc, s
         snprintf(jemalloc->heap.name, sizeof jemalloc->heap.name, "jemalloc");
     } else {
         snprintf(jemalloc->heap.name, sizeof jemalloc->heap.name, "jemalloc #%u (%.20s)", count,
-                 jemalloc->module ? base_name(jemalloc->module->path) : "?");
+                 jemalloc->module ? jemalloc_file_name(jemalloc->module->path) : "?");
     }
     if (!karst_session_add_heap(session, &jemalloc->heap)) {
         jemalloc_close(&jemalloc->heap);
@@ -689,7 +447,7 @@ static const char *how_arenas(struct karst *session, struct jemalloc_heap *jemal
 }
 
 static bool add_facts(struct karst *session, struct jemalloc_heap *jemalloc,
-                      const struct karst_module *module, const struct root *root) {
+                      const struct karst_module *module, const struct jemalloc_root *root) {
     struct karst_facts *facts = &jemalloc->heap.facts;
     if (!jemalloc->arenas_at) {
         karst_target_remark(session->target,
@@ -706,9 +464,9 @@ static bool add_facts(struct karst *session, struct jemalloc_heap *jemalloc,
                                   "not found: threads' caches count as live, metadata is not counted"));
 }
 
-/* Makes a heap of a tree's root. */
-static bool add_root(struct karst *session, struct karst_module *module, const struct root *root,
-                     struct karst_error *error) {
+/* Makes a heap of a tree's root. *fits: one of the layouts does; else there is none, and no error. */
+static bool add_root(struct karst *session, struct karst_module *module, const struct jemalloc_root *root,
+                     bool *fits, struct karst_error *error) {
     char version[64];
     struct choice choice;
     struct jemalloc_heap *jemalloc = jemalloc_open(session, module);
@@ -723,10 +481,8 @@ static bool add_root(struct karst *session, struct karst_module *module, const s
         jemalloc_close(&jemalloc->heap);
         return karst_fail_memory(error);
     }
-    if (!choice.score) {
-        karst_target_remark(session->target,
-                            "%s has a jemalloc of a version that is not known (known: 5.1 to 5.3): left out",
-                            module->path);
+    *fits = choice.score != 0;
+    if (!*fits) {
         jemalloc_close(&jemalloc->heap);
         return true;
     }
@@ -739,13 +495,30 @@ static bool add_root(struct karst *session, struct karst_module *module, const s
     return jemalloc_hand_over(session, jemalloc, error);
 }
 
+/* What has the looks of a root may be none: then it is looked for further on. */
+static bool find_in_module(struct karst *session, struct karst_module *module, struct karst_error *error) {
+    struct jemalloc_root root = {0};
+    uint64_t from = 0, before = 0;
+    unsigned tried = 0;
+    bool fits = false;
+    while (!fits && tried < ROOTS_TRIED && jemalloc_find_root(session->target, module, from, &root)) {
+        if (root.address != before && (tried++, !add_root(session, module, &root, &fits, error))) {
+            return false;
+        }
+        before = root.address;
+        from = root.by_symbol ? module->start : root.word + 8;
+    }
+    if (tried && !fits) {
+        karst_target_remark(session->target,
+                            "%s has a jemalloc of a version that is not known (known: 5.1 to 5.3): left out",
+                            module->path);
+    }
+    return true;
+}
+
 bool jemalloc_find(struct karst *session, struct karst_error *error) {
-    struct karst_target *target = session->target;
-    for (size_t i = 0; i < target->module_count; i++) {
-        struct karst_module *module = &target->modules[i];
-        struct root root = {0};
-        if ((root_by_symbol(target, module, &root) || search_root(target, module, &root)) &&
-            !add_root(session, module, &root, error)) {
+    for (size_t i = 0; i < session->target->module_count; i++) {
+        if (!find_in_module(session, &session->target->modules[i], error)) {
             return false;
         }
     }

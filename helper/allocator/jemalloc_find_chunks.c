@@ -502,8 +502,7 @@ static bool finish(struct karst *session, struct jemalloc_heap *jemalloc, struct
 static struct karst_module *find_debugged(struct karst_target *target) {
     struct karst_symbol symbol;
     for (size_t i = 0; i < target->module_count; i++) {
-        const char *slash = strrchr(target->modules[i].path, '/');
-        if (strstr(slash ? slash : target->modules[i].path, "jemalloc")) {
+        if (strstr(jemalloc_file_name(target->modules[i].path), "jemalloc")) {
             return &target->modules[i];
         }
     }

@@ -289,17 +289,43 @@ def test_address_that_is_no_region(healthy_heap: tuple[Target, Memory]) -> None:
     assert target.json("block", run["first_region"])["explanation"] is None
 
 
+def tree_of(target: Target) -> int:
+    return next(int(fact["address"], 16) for row in target.json("info")["allocators"] for fact in row["facts"]
+                if fact["name"] == "radix tree")
+
+
 def test_forged_tree_costs_no_more_than_is_mapped(healthy_heap: tuple[Target, Memory]) -> None:
     """Every entry of the root leads to the same leaf: 64 TiB of extents, if one believes it."""
     target, memory = healthy_heap
-    root = int(next(fact["address"] for row in target.json("info")["allocators"] for fact in row["facts"]
-                    if fact["name"] == "radix tree"), 16)
+    root = tree_of(target)
     entries = 1 << 18
     memory.file.seek(root)
     leaf = max(struct.unpack(f"<{entries}Q", memory.file.read(8 * entries)))
     memory.file.seek(root)
     memory.file.write(struct.pack("<Q", leaf) * entries)
     assert target.json("summary")["total"]["live"]["blocks"] > 0
+
+
+def test_what_looks_like_the_trees_root_is_none(directory: Path) -> None:
+    """A word in front of the root leads to a leaf whose one element leads to an extent of the page it stands for, but
+    nothing else of it makes sense. The tree behind it is found all the same."""
+    with start(Heap(("--threads=3",), program="ledger-jemalloc"), SYSTEM, directory) as program:
+        target, memory = Target.process(program.pid), Memory(program.pid)
+        root = tree_of(target)
+        block = max(target.blocks("--state", "live"), key=lambda block: block.usable)
+        leaf, size, page = -(-block.address // 64) * 64, 8 << 18, (1 << 30) + 0x5000
+        extent = leaf + size
+        assert extent + 128 <= block.address + block.usable
+        memory.file.seek(leaf)
+        memory.file.write(bytes(size))
+        memory.write(leaf + 5 * 8, extent)
+        for offset, value in ((BITS, -1), (ADDRESS, page), (SIZE, 4096)):
+            memory.write(extent + offset, value)
+        word = next(int(line.split("-")[0], 16) for line in Path(f"/proc/{program.pid}/maps").read_text().splitlines()
+                    if "rw-p" in line and line.endswith("/ledger-jemalloc"))
+        assert word < root
+        memory.write(word, leaf)
+        assert tree_of(target) == root
 
 
 # ---- bins ------------------------------------------------------------------------------------------------
