@@ -69,8 +69,8 @@ test-jemalloc: all test-programs
 	    $(PYTEST_ARGUMENTS) tests/integration/test_jemalloc.py
 
 # Builds that Debian ships none of, from its sources: with a prefix and private names, linked into a program; with a
-# layout that no table has. Needs the network, and five minutes, the first time.
-JEMALLOC_BUILDS   := 5.1.0-prefixed 5.3.0-prefixed 5.3.0-moved
+# layout that no table has; with use-after-free detection. Needs the network, and five minutes, the first time.
+JEMALLOC_BUILDS   := 5.1.0-prefixed 5.3.0-prefixed 5.3.0-moved 5.3.0-stashing
 JEMALLOC_PREFIXED := $(filter %-prefixed,$(JEMALLOC_BUILDS))
 .PHONY: test-jemalloc-builds
 test-jemalloc-builds: deps

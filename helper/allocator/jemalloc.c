@@ -252,7 +252,7 @@ bool jemalloc_add_cached(struct jemalloc_heap *jemalloc, uint64_t address, uint3
         jemalloc->cached = cached;
         jemalloc->cached_capacity = capacity;
     }
-    jemalloc->cached[jemalloc->cached_count++] = (struct jemalloc_cached){address, bin};
+    jemalloc->cached[jemalloc->cached_count++] = (struct jemalloc_cached){.address = address, .bin = bin};
     return true;
 }
 

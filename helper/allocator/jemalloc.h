@@ -172,6 +172,7 @@ struct jemalloc_tcache {
     const struct karst_thread *inside; /* its thread, if that is inside and did not die there; else NULL */
     uint32_t classes;                  /* how many bins it has */
     uint32_t first_bin, bins;          /* of its rows in heap.bins */
+    uint64_t stacks_end; /* 5.3, as its bins are read: where the stack of the one before ends; 0: not known */
 };
 
 #define JEMALLOC_TCACHE_CLASSES_MAX 2048u
@@ -180,6 +181,7 @@ struct jemalloc_tcache {
 struct jemalloc_cached {
     uint64_t address;
     uint32_t bin;
+    bool stashed; /* 5.3: filled with junk, which is to stay so until it is handed out again */
 };
 
 /* Memory read lately, by page: for structs that are strewn, but not far. */
@@ -380,6 +382,10 @@ bool jemalloc_add_extent(struct jemalloc_heap *jemalloc, uint64_t start, uint64_
 bool jemalloc_hand_over(struct karst *session, struct jemalloc_heap *jemalloc, struct karst_error *error);
 bool jemalloc_add_cached(struct jemalloc_heap *jemalloc, uint64_t address, uint32_t bin);
 
+/* Reads a bin of a cache: its row, if it is not empty, and the blocks in it. items: room for
+ * JEMALLOC_STACK_MAX. In the order of the bins. False: out of memory. */
+bool jemalloc_load_cache_bin(struct jemalloc_heap *jemalloc, struct jemalloc_tcache *tcache, uint32_t index,
+                             uint64_t *items);
 /* Where the bin of a cache is that has this row of heap.bins; 0: it can't be told. */
 uint64_t jemalloc_cache_bin(struct jemalloc_heap *jemalloc, uint32_t row);
 

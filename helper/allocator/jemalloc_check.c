@@ -2,8 +2,8 @@
  *
  * First (5.x) the bins, in jemalloc_check_bins.c. Then the runs, in address order: each against its own
  * header and bitmap, against the tree or page map that leads to it, and against its neighbours. Then what the
- * threads' caches hold, against the runs. Then (5.x) the lists of unused extents. A run is named by its
- * address and class, a cache by its thread. */
+ * threads' caches hold, against the runs (jemalloc_check_caches.c). Then (5.x) the lists of unused extents. A
+ * run is named by its address and class, a cache by its thread. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,9 +11,8 @@
 
 #include "jemalloc_check.h"
 
-#define PAGE       4096u
-#define SLOW_LOOKS 1000u /* items of caches that lead where no page leads: each costs a walk */
-#define ALL        (1ull << 47)
+#define PAGE 4096u
+#define ALL  (1ull << 47)
 
 enum karst_severity jemalloc_torn(const struct jemalloc_checking *check) {
     return check->jemalloc->inside || check->locked ? KARST_SEVERITY_SUSPECT : KARST_SEVERITY_CORRUPT;
@@ -39,7 +38,7 @@ struct jemalloc_name jemalloc_name_run(const struct jemalloc_checking *check,
     return name;
 }
 
-static struct jemalloc_name name_place(struct jemalloc_checking *check, uint64_t address) {
+struct jemalloc_name jemalloc_name_place(struct jemalloc_checking *check, uint64_t address) {
     struct jemalloc_run run;
     struct jemalloc_name name;
     if (jemalloc_run_of(check->jemalloc, address, &run)) {
@@ -49,16 +48,11 @@ static struct jemalloc_name name_place(struct jemalloc_checking *check, uint64_t
     return name;
 }
 
-static const char *bin_name(const struct jemalloc_checking *check, uint32_t bin) {
-    return bin < check->jemalloc->heap.bin_count ? check->jemalloc->heap.bins[bin].name : "a cache";
-}
-
 static uint64_t region_at(const struct jemalloc_run *run, uint64_t region) {
     return run->first_region + region * run->stride;
 }
 
-/* Is address where a region of the small run would start, were it longer? *region: which. */
-static bool would_be_region(const struct jemalloc_run *run, uint64_t address, uint64_t *region) {
+bool jemalloc_would_be_region(const struct jemalloc_run *run, uint64_t address, uint64_t *region) {
     if (run->kind != JEMALLOC_SLAB || address < run->first_region || run->stride == 0 ||
         (address - run->first_region) % run->stride != 0) {
         return false;
@@ -78,7 +72,7 @@ static void check_beyond(struct jemalloc_checking *check, const struct jemalloc_
             continue;
         }
         uint64_t address = region_at(run, region);
-        struct jemalloc_name other = name_place(check, address);
+        struct jemalloc_name other = jemalloc_name_place(check, address);
         REPORT(check, RUN_OVERLAP, address, run->region_size,
                "region %" PRIu32 " of %s is free in its bitmap, %" PRIu32
                " past its last: the next malloc(%" PRIu64 ") may hand out 0x%" PRIx64
@@ -222,7 +216,7 @@ static void check_header(struct jemalloc_checking *check, const struct jemalloc_
         return;
     }
     if (check->has_before && check->before.address + check->before.size == run->address &&
-        would_be_region(&check->before, run->address, &region)) {
+        jemalloc_would_be_region(&check->before, run->address, &region)) {
         REPORT(check, RUN_OVERLAP, run->address, run->first_region - run->address,
                "the header of %s is overwritten, just where region %" PRIu64 " of %s would be, %" PRIu64
                " past its last: that run was used past its end\tbin 0x%" PRIx64 ", nextind %" PRIu32
@@ -294,146 +288,6 @@ static bool check_run(void *context, const struct jemalloc_run *run) {
     check->before = *run;
     check->has_before = true;
     return true;
-}
-
-/* ---- the threads' caches ---------------------------------------------------------------------------- */
-
-static void check_item_class(struct jemalloc_checking *check, const struct jemalloc_cached *item,
-                             const struct jemalloc_run *run, bool is_start) {
-    const struct karst_bin *bin = &check->jemalloc->heap.bins[item->bin];
-    struct jemalloc_run before;
-    char more[260] = "";
-    uint64_t region;
-    if (jemalloc_run_of(check->jemalloc, run->address - 1, &before) &&
-        would_be_region(&before, item->address, &region)) {
-        snprintf(more, sizeof more, "; it would be region %" PRIu64 " of %s, %" PRIu64 " past its last",
-                 region, jemalloc_name_run(check, &before).text, region - before.regions + 1);
-    }
-    REPORT(check, WRONG_BIN, item->address, bin->smallest,
-           "%s holds 0x%" PRIx64
-           ", which %s of %s%s: freed with a wrong size, or never a block of that class\toffset 0x%" PRIx64
-           " in that run, page map class %" PRIu32 " of %" PRIu64 " bytes",
-           bin->name, item->address, is_start ? "is a region" : "is no region's start",
-           jemalloc_name_run(check, run).text, more, item->address - run->address, run->map_class,
-           jemalloc_class_size(run->map_class));
-}
-
-static void check_small_item(struct jemalloc_checking *check, const struct jemalloc_cached *item,
-                             const struct jemalloc_run *run) {
-    const struct karst_bin *bin = &check->jemalloc->heap.bins[item->bin];
-    bool is_start;
-    uint32_t region = jemalloc_region_of(run, item->address, &is_start);
-    if (bin->smallest != run->region_size) {
-        check_item_class(check, item, run, is_start);
-    } else if (!is_start) {
-        REPORT(check, MISALIGNED, item->address, bin->smallest,
-               "%s holds 0x%" PRIx64 ", which is %s of %s: the address freed was not the one that malloc "
-               "returned\toffset 0x%" PRIx64 " in the run",
-               bin->name, item->address, region == JEMALLOC_NOT_THERE ? "in no region" : "inside a region",
-               jemalloc_name_run(check, run).text, item->address - run->address);
-    } else if (jemalloc_is_free(run, region)) {
-        REPORT(check, DOUBLE_FREE, item->address, run->region_size,
-               "%s holds 0x%" PRIx64 ", region %" PRIu32
-               " of %s, which is free in its bitmap too: freed twice, the "
-               "first time past or out of a cache\tbitmap word %" PRIu32 " 0x%" PRIx64,
-               bin->name, item->address, region, jemalloc_name_run(check, run).text, region / 64,
-               run->bitmap[region / 64]);
-    }
-}
-
-static void check_large_item(struct jemalloc_checking *check, const struct jemalloc_cached *item,
-                             const struct jemalloc_run *run) {
-    const struct karst_bin *bin = &check->jemalloc->heap.bins[item->bin];
-    uint64_t size = run->class_ < JEMALLOC_CLASSES ? jemalloc_class_size(run->class_) : run->usable;
-    if (bin->smallest != size && bin->smallest != run->usable && bin->smallest != run->sampled) {
-        check_item_class(check, item, run, item->address == run->block);
-    } else if (item->address - run->block >= (check->jemalloc->layout.major == 4 ? PAGE : 1)) {
-        REPORT(check, MISALIGNED, item->address, bin->smallest,
-               "%s holds 0x%" PRIx64 ", which is inside %s: the address freed was not the one that malloc "
-               "returned\toffset 0x%" PRIx64 " in its pages",
-               bin->name, item->address, jemalloc_name_run(check, run).text, item->address - run->address);
-    }
-}
-
-/* 5.x: has the radix tree something for address that is no extent? */
-static bool leads_to_none(struct jemalloc_heap *jemalloc, uint64_t address) {
-    struct jemalloc_element element;
-    struct jemalloc_run run;
-    return jemalloc_element_of(jemalloc, address, &element) &&
-           !jemalloc_read_extent(jemalloc, &element, &run);
-}
-
-static void check_item(struct jemalloc_checking *check, const struct jemalloc_cached *item) {
-    struct jemalloc_run run;
-    struct jemalloc_element element;
-    struct jemalloc_heap *jemalloc = check->jemalloc;
-    if (jemalloc->layout.major >= 5 && !jemalloc_element_of(jemalloc, item->address, &element) &&
-        check->slow_looks++ >= SLOW_LOOKS) {
-        return;
-    }
-    if (jemalloc->layout.major >= 5 && leads_to_none(jemalloc, item->address)) {
-        return; /* told of the extent */
-    }
-    if (!jemalloc_run_of(jemalloc, item->address, &run)) {
-        REPORT(check, BAD_LINK, item->address, 0,
-               "%s holds 0x%" PRIx64
-               ", which is in no run: the cache is overwritten, or it was never jemalloc's\t",
-               bin_name(check, item->bin), item->address);
-        return;
-    }
-    switch (run.kind) {
-    case JEMALLOC_SLAB:
-        check_small_item(check, item, &run);
-        return;
-    case JEMALLOC_LARGE:
-        check_large_item(check, item, &run);
-        return;
-    default:
-        REPORT(check, DOUBLE_FREE, item->address, 0,
-               "%s holds 0x%" PRIx64 ", which is in %s: freed twice, and its pages were given back in "
-               "between\theader at 0x%" PRIx64,
-               bin_name(check, item->bin), item->address, jemalloc_name_run(check, &run).text, run.header);
-    }
-}
-
-static void check_caches(struct jemalloc_checking *check) {
-    struct jemalloc_heap *jemalloc = check->jemalloc;
-    const struct jemalloc_cached *before = NULL;
-    for (size_t i = 0; i < jemalloc->cached_count; i++) {
-        const struct jemalloc_cached *item = &jemalloc->cached[i];
-        if (item->bin == KARST_NONE) {
-            continue;
-        }
-        if (before && before->address == item->address) {
-            REPORT(check, DOUBLE_FREE, item->address, jemalloc->heap.bins[item->bin].smallest,
-                   "0x%" PRIx64
-                   " is cached twice: %s%s%s: freed twice, and the next two mallocs of that size "
-                   "return it both\tin %s",
-                   item->address, item->bin == before->bin ? "both times in " : "in ",
-                   bin_name(check, before->bin), item->bin == before->bin ? "" : " and in another",
-                   name_place(check, item->address).text);
-            if (item->bin != before->bin) {
-                REPORT(check, DOUBLE_FREE, item->address, jemalloc->heap.bins[item->bin].smallest,
-                       "0x%" PRIx64 " is cached twice: in %s, too\tin %s", item->address,
-                       bin_name(check, item->bin), name_place(check, item->address).text);
-            }
-            continue;
-        }
-        check_item(check, item);
-        before = item;
-    }
-    for (size_t i = 0; i < jemalloc->heap.bin_count; i++) {
-        const struct karst_bin *bin = &jemalloc->heap.bins[i];
-        if (bin->damaged) {
-            uint64_t at = jemalloc_cache_bin(check->jemalloc, (uint32_t)i), head = 0;
-            jemalloc_read(check->jemalloc, at + jemalloc->layout.tcache_bin_stack, &head);
-            REPORT(check, BAD_COUNT, at, jemalloc->layout.tcache_bin_size,
-                   "%s: where its stack of pointers is makes no sense: it is overwritten, and what it holds "
-                   "counts as "
-                   "live\tbin at 0x%" PRIx64 ", stack 0x%" PRIx64,
-                   bin->name, at, head);
-        }
-    }
 }
 
 /* ---- the lists of unused extents -------------------------------------------------------------------- */
@@ -573,7 +427,7 @@ bool jemalloc_check(struct karst_heap *heap, struct karst_findings *findings, st
         tell_bad(&check);
     }
     if (!check.interrupted) {
-        check_caches(&check);
+        jemalloc_check_caches(&check);
     }
     for (uint32_t arena = 0; !check.interrupted && arena < heap->arena_count; arena++) {
         for (unsigned state = 0; check.jemalloc->layout.major >= 5 && state < 3; state++) {

@@ -1,5 +1,5 @@
-/* jemalloc: what the parts of its check share. jemalloc_check.c has runs and caches, jemalloc_check_bins.c
- * the bins. */
+/* jemalloc: what the parts of its check share. jemalloc_check.c has runs, jemalloc_check_caches.c the
+ * threads' caches, jemalloc_check_bins.c the arenas' bins. */
 #ifndef KARST_ALLOCATOR_JEMALLOC_CHECK_H
 #define KARST_ALLOCATOR_JEMALLOC_CHECK_H
 
@@ -40,6 +40,14 @@ struct jemalloc_name {
 
 /* "the 224-byte run at 0x7f... (72 regions)" */
 struct jemalloc_name jemalloc_name_run(const struct jemalloc_checking *check, const struct jemalloc_run *run);
+
+/* The run that address is in, or that there is none. */
+struct jemalloc_name jemalloc_name_place(struct jemalloc_checking *check, uint64_t address);
+/* Is address where a region of the small run would start, were it longer? *region: which. */
+bool jemalloc_would_be_region(const struct jemalloc_run *run, uint64_t address, uint64_t *region);
+
+/* What the threads' caches hold, and their bins. */
+void jemalloc_check_caches(struct jemalloc_checking *check);
 
 /* 5.x: each bin's current slab and its heap of others with free regions. To be called before the runs are
  * looked at: a slab with free regions that no bin leads to is lost. */

@@ -8,12 +8,11 @@
 
 #include "jemalloc.h"
 
-#define NONE16        (JEMALLOC_NOT_THERE & 0xffff)
-#define TCACHES_MAX   65536u
-#define CACHED_MORE   (16u << 20)
-#define TLS_SPAN      (64u << 10) /* how far below its thread pointer a thread's cache may be */
-#define TLS_WORDS     (8u << 10)  /* and how far below one what leads to it */
-#define SMALL_CLASSES 36u
+#define NONE16      (JEMALLOC_NOT_THERE & 0xffff)
+#define TCACHES_MAX 65536u
+#define CACHED_MORE (16u << 20)
+#define TLS_SPAN    (64u << 10) /* how far below its thread pointer a thread's cache may be */
+#define TLS_WORDS   (8u << 10)  /* and how far below one what leads to it */
 
 static bool know(const struct jemalloc_heap *jemalloc, uint64_t address) {
     for (size_t i = 0; i < jemalloc->tcache_count; i++) {
@@ -58,162 +57,7 @@ static int64_t owner_of(const struct karst_target *target, uint64_t address) {
     return owner;
 }
 
-/* Bytes of the blocks in bin index of a tcache. */
-static uint64_t class_size(const struct jemalloc_heap *jemalloc, uint32_t index) {
-    /* 3.x: 28 small classes, then pages. */
-    return jemalloc->layout.major == 3 && index >= 28 ? 4096ull * (index - 27) : jemalloc_class_size(index);
-}
-
-/* ---- what is in a bin ------------------------------------------------------------------------------- */
-
-/* Address of bin index in the tcache; 0: it has no such bin. */
-static uint64_t bin_at(const struct jemalloc_heap *jemalloc, const struct jemalloc_tcache *tcache,
-                       uint32_t index) {
-    const struct jemalloc_layout *layout = &jemalloc->layout;
-    if (index >= tcache->classes) {
-        return 0;
-    }
-    if (layout->tcache_large != NONE16 && index >= SMALL_CLASSES) {
-        return tcache->address + layout->tcache_large +
-               (uint64_t)(index - SMALL_CLASSES) * layout->tcache_bin_size;
-    }
-    return tcache->address + layout->tcache_bins + (uint64_t)index * layout->tcache_bin_size;
-}
-
-/* Does any of the thread's registers lead into [start, end)? True, too, where they are not known. */
-static bool registers_reach(const struct karst_thread *thread, uint64_t start, uint64_t end) {
-    bool reach = thread->register_count == 0;
-    for (uint32_t i = 0; i < thread->register_count && i < KARST_REGISTERS_MAX; i++) {
-        reach = reach || thread->registers[i] - start < end - start;
-    }
-    return reach;
-}
-
-/* A free moves a bin's head (or count) and writes the block's address there in another instruction. In
- * between, what is on top is what was there before: most likely a block that was handed out, and is in use. A
- * thread that is at it has the bin or its stack in a register. Facts: cache_bin.h (5.3),
- * cache_bin_dalloc_easy(); tcache_inlines.h (5.1, 5.2), tcache.h (3.x, 4.x), tcache_dalloc_small(). */
-static void leave_out_top(const struct jemalloc_heap *jemalloc, const struct jemalloc_tcache *tcache,
-                          uint64_t bin, uint64_t *from, uint32_t *count) {
-    const struct jemalloc_layout *layout = &jemalloc->layout;
-    bool on_top_is_last = layout->major < 5 && !layout->stack_below;
-    if (*count == 0 || !tcache->inside ||
-        (!registers_reach(tcache->inside, bin, bin + layout->tcache_bin_size) &&
-         !registers_reach(tcache->inside, *from - 8, *from + 8ull * *count + 8))) {
-        return;
-    }
-    *from += on_top_is_last ? 0 : 8;
-    --*count;
-}
-
-/* Where the pointers of a bin are: [*from, *from + 8 * *count). False: not there, or no sense. */
-static bool stack_of(struct jemalloc_heap *jemalloc, const struct jemalloc_tcache *tcache, uint32_t index,
-                     uint64_t *from, uint32_t *count) {
-    const struct jemalloc_layout *layout = &jemalloc->layout;
-    uint64_t address = bin_at(jemalloc, tcache, index);
-    const uint8_t *bin = address ? jemalloc_at(jemalloc, address, layout->tcache_bin_size) : NULL;
-    bool sensible;
-    *count = 0;
-    if (!bin) {
-        return false;
-    }
-    *from = jemalloc_word(bin + layout->tcache_bin_stack);
-    if (layout->stack_by_head) {
-        uint16_t empty, full;
-        memcpy(&empty, bin + layout->tcache_bin_count, sizeof empty); /* low_bits_empty */
-        memcpy(&full, bin + layout->tcache_bin_full, sizeof full);    /* low_bits_full */
-        *count = (uint16_t)(empty - *from) / 8u;
-        sensible = *from % 8 == 0 && empty % 8 == 0 && full % 8 == 0 &&
-                   *count <= (uint16_t)(empty - full) / 8u &&
-                   (*from != 0 || index >= SMALL_CLASSES); /* each small class has a stack, if of no slot */
-    } else {
-        *count = jemalloc_half(bin + layout->tcache_bin_count);
-        /* avail is the stack's end there */
-        *from -= layout->major == 5 || layout->stack_below ? 8ull * *count : 0;
-        sensible = *count <= JEMALLOC_STACK_MAX;
-    }
-    leave_out_top(jemalloc, tcache, address, from, count);
-    return sensible;
-}
-
-/* Blocks in bin index (class) of a tcache, as its stack has them now, at most capacity. *count: as it says.
- */
-static bool items_of(struct jemalloc_heap *jemalloc, const struct jemalloc_tcache *tcache, uint32_t index,
-                     uint64_t *items, uint32_t capacity, uint32_t *count) {
-    uint64_t from;
-    if (!stack_of(jemalloc, tcache, index, &from, count)) {
-        return false;
-    }
-    uint32_t read = *count < capacity ? *count : capacity;
-    return read == 0 || karst_target_read_all(jemalloc->heap.target, from, items, 8ull * read);
-}
-
-uint64_t jemalloc_cache_bin(struct jemalloc_heap *jemalloc, uint32_t row) {
-    for (size_t i = 0; i < jemalloc->tcache_count; i++) {
-        const struct jemalloc_tcache *tcache = &jemalloc->tcaches[i];
-        for (uint32_t index = 0; row - tcache->first_bin < tcache->bins && index < tcache->classes; index++) {
-            if (class_size(jemalloc, index) == jemalloc->heap.bins[row].smallest) {
-                return bin_at(jemalloc, tcache, index);
-            }
-        }
-    }
-    return 0;
-}
-
 /* ---- finding ---------------------------------------------------------------------------------------- */
-
-static struct karst_bin *add_bin(struct jemalloc_heap *jemalloc) {
-    size_t count = jemalloc->heap.bin_count;
-    struct karst_bin *bins = realloc(jemalloc->heap.bins, (count + 1) * sizeof *bins);
-    if (!bins) {
-        return NULL;
-    }
-    jemalloc->heap.bins = bins;
-    jemalloc->heap.bin_count++;
-    return &bins[count];
-}
-
-static bool load_bin(struct jemalloc_heap *jemalloc, struct jemalloc_tcache *tcache, uint32_t index,
-                     uint64_t *items) {
-    uint32_t count;
-    bool sensible = items_of(jemalloc, tcache, index, items, JEMALLOC_STACK_MAX, &count);
-    if (sensible && count == 0) {
-        return true;
-    }
-    struct karst_bin *bin = add_bin(jemalloc);
-    if (!bin) {
-        return false;
-    }
-    uint32_t row = (uint32_t)(bin - jemalloc->heap.bins);
-    *bin =
-        (struct karst_bin){.arena = tcache->arena, .owner = tcache->tid, .cache = true, .damaged = !sensible};
-    bin->smallest = bin->largest = class_size(jemalloc, index);
-    snprintf(bin->kind, sizeof bin->kind, "tcache");
-    if (tcache->tid > 0) {
-        snprintf(bin->name, sizeof bin->name, "tcache 0x%" PRIx64 " thread %" PRId64, bin->smallest,
-                 tcache->tid);
-    } else {
-        snprintf(bin->name, sizeof bin->name, "tcache 0x%" PRIx64 " at 0x%" PRIx64, bin->smallest,
-                 tcache->address);
-    }
-    tcache->bins++;
-    if (!sensible) {
-        return true;
-    }
-    jemalloc->cached_bytes += count * bin->smallest;
-    jemalloc->caches_forged |= jemalloc->cached_bytes > jemalloc->cached_most;
-    if (jemalloc->caches_forged) {
-        return true;
-    }
-    bin->blocks = count;
-    bin->bytes = count * bin->smallest;
-    for (uint32_t i = 0; i < count; i++) {
-        if (!jemalloc_add_cached(jemalloc, items[i], row)) {
-            return false;
-        }
-    }
-    return true;
-}
 
 /* The memory of the bins' stacks is a block of the heap, but no program's. */
 static bool add_stack(struct jemalloc_heap *jemalloc, const struct jemalloc_tcache *tcache, uint64_t ring) {
@@ -234,7 +78,8 @@ static bool add_stack(struct jemalloc_heap *jemalloc, const struct jemalloc_tcac
     }
     /* Before 5.3: the first bin's stack begins where the memory does, and avail is its end. */
     struct jemalloc_run run;
-    const uint8_t *bin = jemalloc_at(jemalloc, bin_at(jemalloc, tcache, 0), layout->tcache_bin_size);
+    const uint8_t *bin =
+        jemalloc_at(jemalloc, tcache->address + layout->tcache_bins, layout->tcache_bin_size);
     uint64_t avail = bin ? jemalloc_word(bin + layout->tcache_bin_stack) : 0;
     bool is_start;
     if (avail < 8 || !jemalloc_run_of(jemalloc, avail - 8, &run)) {
@@ -289,8 +134,13 @@ static bool add_tcache(struct jemalloc_heap *jemalloc, uint64_t address, uint64_
                                        .first_bin = (uint32_t)jemalloc->heap.bin_count};
     tcache->inside = thread_inside(jemalloc, tcache->tid);
     tcache->classes = classes_of(jemalloc, address);
+    uint64_t stacks;
+    if (jemalloc->layout.own_stack != NONE16 &&
+        jemalloc_read(jemalloc, ring + jemalloc->layout.own_stack, &stacks) && stacks != 0) {
+        tcache->stacks_end = stacks + 8; /* cache_bin_preincrement() */
+    }
     for (uint32_t i = 0; i < tcaches[jemalloc->tcache_count - 1].classes; i++) {
-        if (!load_bin(jemalloc, tcache, i, items)) {
+        if (!jemalloc_load_cache_bin(jemalloc, tcache, i, items)) {
             return false;
         }
     }

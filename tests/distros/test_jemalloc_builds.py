@@ -1,5 +1,5 @@
 """Builds of jemalloc that Debian ships none of: linked into a program beside libc's malloc, with a prefix and private
-names, of 5.1.0, too; and one whose structs no table has, which its debug info tells. `make test-jemalloc-builds` makes
+names, of 5.1.0, too; one whose structs no table has, which its debug info tells; and one with use-after-free detection. `make test-jemalloc-builds` makes
 them from Debian's sources."""
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ pytestmark = pytest.mark.skipif(not BUILDS.exists(), reason="make test-jemalloc-
 
 PREFIXED = ["5.1.0-prefixed", "5.3.0-prefixed"]
 MOVED = "5.3.0-moved"
+STASHING = "5.3.0-stashing"
 # That the ledger cannot name; 5.1 has a table for each thread, which without a cache nothing leads to.
-OWN_BLOCKS = {"5.1.0-prefixed": 8, "5.3.0-prefixed": 2, MOVED: 2}
+OWN_BLOCKS = {"5.1.0-prefixed": 8, "5.3.0-prefixed": 2, MOVED: 2, STASHING: 2}
 CONF: dict[str, tuple[tuple[str, ...], str]] = {
     "default": ((), ""),
     "one-thread": (("--threads=1", "--seed=2"), ""),
@@ -100,3 +101,16 @@ def test_layout_that_no_table_has(name: str, end: str, directory: Path) -> None:
         assert isinstance(told, list)
         assert any(fact["name"] == "arenas" and fact["text"].startswith("not found") for fact in told)
         assert without.check()[0]
+
+
+@pytest.mark.parametrize("end", ["process", "core"])
+@pytest.mark.parametrize("name", CONF)
+def test_stashed(name: str, end: str, directory: Path) -> None:
+    """What is freed at the start of two pages is junked and stashed: 5.3.0 itself dies where one page is enough."""
+    arguments, conf = CONF[name]
+    conf = ",".join(filter(None, (conf, "lg_san_uaf_align:13")))
+    heap = Heap(arguments, {"LD_PRELOAD": str(BUILDS / STASHING / "libjemalloc.so.2"), "MALLOC_CONF": conf})
+    with start(heap, SYSTEM, directory) as program:
+        target = ["-p", str(program.pid)] if end == "process" else ["-c", str(core_of(program))]
+        for options in ([], ["--no-symbols"]):
+            assert_read(Target(*target, *options), STASHING, directory)

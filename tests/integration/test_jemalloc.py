@@ -48,6 +48,10 @@ def test_totals_are_jemallocs_own(name: str, directory: Path) -> None:
             assert totals.totals.get(name_) == value, f"{name_}, {way}: {totals.totals}, jemalloc {told.totals}"
 
 
+# What a thread that fills its cache has in hand is in no cache yet: most of all the regions of a slab that is new.
+IN_HAND = 512
+
+
 @pytest.mark.parametrize("end", ["process", "core"])
 @pytest.mark.parametrize("conf", ["", "tcache:false,narenas:2"])
 def test_threads_inside_malloc(conf: str, end: str, directory: Path) -> None:
@@ -57,7 +61,7 @@ def test_threads_inside_malloc(conf: str, end: str, directory: Path) -> None:
         target = Target.process(program.pid) if end == "process" else Target.core(core_of(program))
         comparison, others = compare_as_known(target, directory)
         assert not comparison.missing and not comparison.other_usable, str(comparison)
-        assert len(comparison.extra) <= HELD_BY_HAMMERS + OTHERS + others, str(comparison)
+        assert len(comparison.extra) <= HELD_BY_HAMMERS + HAMMERS * IN_HAND + OTHERS + others, str(comparison)
         _, findings = target.check()
         corrupt = [str(finding) for finding in findings if finding.severity == "corrupt"]
         assert not corrupt, corrupt

@@ -7,6 +7,7 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -185,20 +186,10 @@ def test_list_of_extents_is_overwritten(healthy_heap: tuple[Target, Memory]) -> 
     assert "0x4141414141414141, which is none" in said_of(target, "bad-link")
 
 
-def test_cache_is_overwritten(healthy_heap: tuple[Target, Memory]) -> None:
-    """A pointer in a cache's stack, which lies in a block of the allocator's own."""
-    target, memory = healthy_heap
-    block = next(block for block in target.blocks("--state", "cached") if (block.bin or "").startswith("tcache 0xe0"))
-    stacks = [own for own in target.blocks("--state", "metadata") if 4096 <= own.size < 65536]
-    # It may stand there more than once: the stack grows down, and what was popped stays.
-    word = max(word for own in stacks for word in range(own.address, own.address + own.size, 8)
-               if memory.read(word) == block.address)
-    memory.write(word, 0x4141414141414141)
-    assert "holds 0x4141414141414141, which is in no run" in said_of(target, "bad-link")
-
-
 # Of tcache_slow_t and cache_bin_t; where arena_t has its ring of caches and its base, and base_t its blocks.
 TO_TCACHE, CACHE_BINS, CACHE_BIN, RING, BASE, BLOCKS = 168, 8, 24, 10392, 78936, 160
+CACHE_BINS_ALL, SMALL = 73, 36
+SIZES = [8, *range(16, 129, 16)] + [step * (1 << power) for power in range(5, 12) for step in (5, 6, 7, 8)]
 
 
 def arena_of(target: Target) -> int:
@@ -231,6 +222,79 @@ def test_cache_bin_is_overwritten(head: str, healthy_heap: tuple[Target, Memory]
     assert "tcache 0x10 thread" in finding.text and "makes no sense" in finding.text
 
 
+@pytest.mark.parametrize("value", [0, 0x4141414141414141])
+def test_whole_cache_is_overwritten(value: int, healthy_heap: tuple[Target, Memory]) -> None:
+    target, memory = healthy_heap
+    first = cache_bin(target, memory) - CACHE_BIN
+    for word in range(first, first + CACHE_BINS_ALL * CACHE_BIN, 8):
+        memory.write(word, value)
+    bins = CACHE_BINS_ALL if value else SMALL  # one of a large class may have no stack
+    finding = only_finding(target)
+    assert (finding.code, finding.address, finding.size) == ("bad-count", first, bins * CACHE_BIN)
+    assert f"{bins} bins of one cache, tcache 0x8 thread" in finding.text and "makes no sense" in finding.text
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Of a bin of the thread's cache: where it is told, where it begins and ends, and the block cached last."""
+
+    bin: int
+    start: int
+    end: int
+    head: int
+
+
+def stack_of(target: Target, memory: Memory, size: int) -> Stack:
+    at = cache_bin(target, memory) + (SIZES.index(size) - 1) * CACHE_BIN
+    memory.file.seek(at)
+    head, _, _, full, empty, _ = struct.unpack("<QQHHHH", memory.file.read(CACHE_BIN))
+    end = head + (empty - head) % 65536
+    return Stack(at, end - (empty - full) % 65536, end, head)
+
+
+def stash(memory: Memory, stack: Stack, address: int) -> None:
+    """As a jemalloc with use-after-free detection does what begins a page (cache_bin_stash())."""
+    memory.write(stack.start, address)
+    memory.file.seek(stack.bin + 18)
+    memory.file.write(struct.pack("<H", (stack.start + 8) % 65536))
+
+
+def test_cache_is_overwritten(healthy_heap: tuple[Target, Memory]) -> None:
+    """A pointer in a cache's stack."""
+    target, memory = healthy_heap
+    stack = next(stack for stack in (stack_of(target, memory, size) for size in SIZES[:SMALL]) if stack.head < stack.end)
+    memory.write(stack.head, 0x4141414141414141)
+    assert "holds 0x4141414141414141, which is in no run" in said_of(target, "bad-link")
+
+
+def test_what_is_stashed_counts_as_cached(healthy_heap: tuple[Target, Memory]) -> None:
+    """And no write to it since goes unnoticed. A build that stashes: tests/distros/test_jemalloc_builds.py."""
+    target, memory = healthy_heap
+    before = target.json("summary")["total"]
+    block, stack = next((block, stack) for block in target.blocks("--state", "live")
+                        if block.address % 4096 == 0 and 64 <= block.size <= 1024
+                        for stack in [stack_of(target, memory, block.size)] if stack.start < stack.head)
+    places = [block.address, block.address + block.size // 2 // 8 * 8, block.address + block.size - 8]
+    for place in places:
+        memory.write(place, 0x5b5b5b5b5b5b5b5b)
+    stash(memory, stack, block.address)
+    assert target.check() == (True, [])
+    assert target.json("block", hex(block.address))["block"]["state"] == "cached"
+    after = target.json("summary")["total"]
+    for state, more in (("live", -1), ("cached", 1)):
+        assert after[state]["blocks"] == before[state]["blocks"] + more
+        assert after[state]["bytes"] == before[state]["bytes"] + more * block.size
+    for place in places:
+        memory.write(place, 0x41)
+        finding = only_finding(target)
+        assert (finding.code, finding.address) == ("write-after-free", block.address)
+        assert f"0x41 at {place:#x}" in finding.evidence
+        memory.write(place, 0x5b5b5b5b5b5b5b5b)
+    stash(memory, stack, block.address + 32)
+    finding = only_finding(target)
+    assert (finding.code, finding.address) == ("bad-count", stack.bin)
+
+
 def test_ring_of_caches_is_overwritten(healthy_heap: tuple[Target, Memory]) -> None:
     target, memory = healthy_heap
     word = arena_of(target) + RING
@@ -245,7 +309,7 @@ def test_forged_caches_hold_no_more_than_there_is(healthy_heap: tuple[Target, Me
     target, memory = healthy_heap
     at = cache_bin(target, memory) - CACHE_BIN
     stack = max(int(run["first_region"], 16) for run in runs(target, "large")) & ~0xffff
-    for index in range(73):
+    for index in range(CACHE_BINS_ALL):
         memory.file.seek(at + index * CACHE_BIN)
         memory.file.write(struct.pack("<QQHHHH", stack | 8, 0, 0, 8, 0xfff8, 0))
     remarks = target.json("info")["target"]["remarks"]
@@ -332,7 +396,6 @@ def test_what_looks_like_the_trees_root_is_none(directory: Path) -> None:
 
 # Of arena_t and bin_t, jemalloc 5.3.
 BINS, BIN_SIZE, CURRENT, NONFULL, FULL = 78952, 224, 192, 200, 216
-SIZES = [8, *range(16, 129, 16)] + [step * (1 << power) for power in range(5, 12) for step in (5, 6, 7, 8)]
 
 
 def bins_of(target: Target, arena: int = 0) -> list[int]:
