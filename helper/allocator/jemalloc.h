@@ -318,6 +318,13 @@ bool jemalloc_read_extent(struct jemalloc_heap *jemalloc, const struct jemalloc_
                           struct jemalloc_run *run);
 bool jemalloc_walk_extents(struct jemalloc_heap *jemalloc, uint64_t start, uint64_t end,
                            jemalloc_run_fn *visit, void *context);
+/* Does an element lead to an extent that its page is not in? No healthy tree has such. */
+bool jemalloc_is_stray(const struct jemalloc_element *element, const struct jemalloc_run *run);
+typedef void jemalloc_stray_fn(void *context, const struct jemalloc_element *element,
+                               const struct jemalloc_run *run);
+/* jemalloc_walk_extents() that calls stray for each of those. */
+bool jemalloc_walk_elements(struct jemalloc_heap *jemalloc, uint64_t start, uint64_t end,
+                            jemalloc_run_fn *visit, jemalloc_stray_fn *stray, void *context);
 
 /* ---- 3.x, 4.x --------------------------------------------------------------------------------------- */
 

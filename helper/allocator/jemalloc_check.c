@@ -115,7 +115,10 @@ static void check_slab_pages(struct jemalloc_checking *check, const struct jemal
                    jemalloc_name_run(check, run).text, run->header);
         } else if (element.extent != run->header) {
             struct jemalloc_run other;
-            jemalloc_read_extent(check->jemalloc, &element, &other);
+            bool sensible = jemalloc_read_extent(check->jemalloc, &element, &other);
+            if (sensible && jemalloc_is_stray(&element, &other) && element.address < run->element) {
+                continue; /* met before the slab, and told */
+            }
             REPORT(check, RUN_OVERLAP, page, PAGE,
                    "page of %s that the radix tree has for %s\telement 0x%" PRIx64 " leads to 0x%" PRIx64
                    ", not 0x%" PRIx64,
@@ -131,15 +134,52 @@ static void check_slab_pages(struct jemalloc_checking *check, const struct jemal
     }
 }
 
-/* Inside a large or unused extent no other begins. */
+bool jemalloc_leads_astray(struct jemalloc_checking *check, const struct jemalloc_element *element) {
+    struct jemalloc_run run;
+    return jemalloc_read_extent(check->jemalloc, element, &run) && jemalloc_is_stray(element, &run);
+}
+
+static void tell_stray(struct jemalloc_checking *check) {
+    const struct jemalloc_element *stray = &check->stray;
+    const uint64_t size = check->stray_pages * PAGE, first = stray->page + PAGE - size;
+    struct jemalloc_run run;
+    check->stray_pages = 0;
+    if (jemalloc_read_extent(check->jemalloc, stray, &run)) {
+        REPORT(
+            check, BAD_LINK, first, size,
+            "the radix tree leads from %s to %s, which %s not in: an element overwritten, or exchanged with "
+            "another\telement 0x%" PRIx64 " leads to 0x%" PRIx64,
+            size > PAGE ? "these pages" : "this page", jemalloc_name_run(check, &run).text,
+            size > PAGE ? "they are" : "it is", stray->address, stray->extent);
+    }
+}
+
+static void note_stray(void *context, const struct jemalloc_element *element,
+                       const struct jemalloc_run *run) {
+    struct jemalloc_checking *check = context;
+    (void)run;
+    if (check->stray_pages &&
+        (check->stray.extent != element->extent || check->stray.page + PAGE != element->page)) {
+        tell_stray(check);
+    }
+    check->stray = *element;
+    check->stray_pages++;
+}
+
+/* Inside a large or unused extent no other begins, and no element there leads elsewhere. */
 static void check_inside(struct jemalloc_checking *check, const struct jemalloc_run *run) {
     uint64_t from = run->address + PAGE, end = run->address + run->size;
     struct jemalloc_element element;
     struct jemalloc_run other;
     while (from < end && jemalloc_next_element(check->jemalloc, from, end, &element)) {
         from = element.page + PAGE;
-        if (element.extent == run->header || !jemalloc_read_extent(check->jemalloc, &element, &other) ||
-            other.address != element.page) {
+        if (element.extent == run->header || !jemalloc_read_extent(check->jemalloc, &element, &other)) {
+            continue;
+        }
+        if (jemalloc_is_stray(&element, &other) && element.address > run->element) {
+            note_stray(check, &element, &other);
+        }
+        if (other.address != element.page) {
             continue;
         }
         struct jemalloc_name first = jemalloc_name_run(check, run), second = jemalloc_name_run(check, &other);
@@ -153,11 +193,13 @@ static void check_inside(struct jemalloc_checking *check, const struct jemalloc_
 
 static void check_large(struct jemalloc_checking *check, const struct jemalloc_run *run) {
     struct jemalloc_heap *jemalloc = check->jemalloc;
-    if (run->map_class != run->class_) {
+    struct jemalloc_element first; /* that of the last page need not have the class */
+    if (jemalloc_element_of(jemalloc, run->address, &first) && first.extent == run->header &&
+        first.szind != run->class_) {
         REPORT(check, WRONG_BIN, run->block, run->usable,
                "%s: class %" PRIu32 " by its extent, %" PRIu32 " by the radix tree\textent at 0x%" PRIx64
                ", element 0x%" PRIx64,
-               jemalloc_name_run(check, run).text, run->class_, run->map_class, run->header, run->element);
+               jemalloc_name_run(check, run).text, run->class_, first.szind, run->header, first.address);
     }
     uint64_t pages = run->size - (jemalloc->large_pad ? PAGE : 0);
     bool small = run->class_ < JEMALLOC_SMALL_BINS;
@@ -318,7 +360,8 @@ static bool check_listed(struct jemalloc_checking *check, struct list *list, uin
                "%s (arena %" PRIu32 ") is in the list of %s extents of arena %" PRIu32
                ": in two lists, or in use and still listed\textent at 0x%" PRIx64,
                jemalloc_name_run(check, &run).text, run.arena, list_names[list->state], list->arena, extent);
-    } else if (!jemalloc_element_of(jemalloc, run.address, &here) || here.extent != extent) {
+    } else if (!jemalloc_element_of(jemalloc, run.address, &here) ||
+               (here.extent != extent && !jemalloc_leads_astray(check, &here))) {
         REPORT(check, BAD_LINK, run.address, run.size,
                "%s is in the list of %s extents of arena %" PRIu32
                ", and the radix tree has another there\textent at 0x%" PRIx64,
@@ -409,6 +452,17 @@ static void check_arenas(struct jemalloc_checking *check) {
 
 /* ---- the whole -------------------------------------------------------------------------------------- */
 
+static void walk(struct jemalloc_checking *check) {
+    if (check->jemalloc->layout.major >= 5) {
+        jemalloc_walk_elements(check->jemalloc, 0, ALL, check_run, note_stray, check);
+    } else {
+        jemalloc_walk_chunks(check->jemalloc, 0, ALL, check_run, check);
+    }
+    if (check->stray_pages) {
+        tell_stray(check);
+    }
+}
+
 bool jemalloc_check(struct karst_heap *heap, struct karst_findings *findings, struct karst_error *error) {
     struct jemalloc_checking check = {
         .jemalloc = (struct jemalloc_heap *)heap, .findings = findings, .error = error};
@@ -421,7 +475,7 @@ bool jemalloc_check(struct karst_heap *heap, struct karst_findings *findings, st
         jemalloc_check_bins(&check);
     }
     if (!check.interrupted) {
-        jemalloc_walk_runs(check.jemalloc, 0, ALL, check_run, &check);
+        walk(&check);
     }
     if (check.has_bad) {
         tell_bad(&check);
@@ -438,5 +492,6 @@ bool jemalloc_check(struct karst_heap *heap, struct karst_findings *findings, st
     }
     free(check.unused);
     karst_marks_close(&check.in_bins);
+    karst_marks_close(&check.cut_bins);
     return !check.interrupted && (!check.out_of_memory || karst_fail_memory(error));
 }

@@ -152,9 +152,22 @@ static bool count_fit(struct jemalloc_checking *check, const struct bin *bin, vo
     return true;
 }
 
-/* ---- what is in them -------------------------------------------------------------------------------- */
-
 enum place { CURRENT, NONFULL, FULL };
+
+/* A number for each bin, as a set takes it. */
+static uint64_t number_of(uint32_t arena, uint32_t class_, uint32_t shard) {
+    return (((uint64_t)arena * JEMALLOC_SMALL_BINS + class_) * SHARDS_MAX + shard) * KARST_MARK_BYTES;
+}
+
+/* The bin's heap of slabs ends here, as far as can be told: that what comes behind is out of reach is no
+ * finding of its own. */
+static void cut(struct jemalloc_checking *check, const struct bin *bin, enum place place) {
+    check->out_of_memory |=
+        place == NONFULL &&
+        !karst_marks_add(&check->cut_bins, number_of(bin->arena, bin->class_, bin->shard));
+}
+
+/* ---- what is in them -------------------------------------------------------------------------------- */
 
 /* What a bin has in a place: a slab of its own, which the radix tree has, too. from: where it says so. false:
  * no extent, so nothing leads on from there. */
@@ -168,8 +181,10 @@ static bool check_slab(struct jemalloc_checking *check, const struct bin *bin, e
         REPORT(check, BAD_LINK, from, 8,
                "the %s of %s leads to 0x%" PRIx64
                ", which is no extent: overwritten; the next malloc(%" PRIu64
-               ") may go wrong there\tbin at 0x%" PRIx64 ", word at 0x%" PRIx64,
-               names[place], bin->name, extent, jemalloc_class_size(bin->class_), bin->address, from);
+               ") may go wrong there%s\tbin at 0x%" PRIx64 ", word at 0x%" PRIx64,
+               names[place], bin->name, extent, jemalloc_class_size(bin->class_),
+               place == NONFULL ? ", and slabs behind it are out of reach" : "", bin->address, from);
+        cut(check, bin, place);
         return false;
     }
     struct jemalloc_name name = jemalloc_name_run(check, &run);
@@ -182,7 +197,8 @@ static bool check_slab(struct jemalloc_checking *check, const struct bin *bin, e
                bin->address, extent, from);
         return true;
     }
-    if (!jemalloc_element_of(check->jemalloc, run.address, &here) || here.extent != extent) {
+    if (!jemalloc_element_of(check->jemalloc, run.address, &here) ||
+        (here.extent != extent && !jemalloc_leads_astray(check, &here))) {
         REPORT(check, BAD_LINK, run.address, run.size,
                "the %s of %s has %s, and the radix tree has another there: given back, and still in the bin"
                "\tbin at 0x%" PRIx64 ", extent at 0x%" PRIx64,
@@ -309,7 +325,8 @@ void jemalloc_check_bins(struct jemalloc_checking *check) {
 void jemalloc_check_listed(struct jemalloc_checking *check, const struct jemalloc_run *run) {
     /* All free: on its way into its bin, or from there. */
     if (!check->bins_read || run->nfree == 0 || run->nfree >= run->regions || !jemalloc_count_free(run) ||
-        !check->jemalloc->arenas[run->arena].address || karst_marks_has(&check->in_bins, run->header)) {
+        !check->jemalloc->arenas[run->arena].address || karst_marks_has(&check->in_bins, run->header) ||
+        karst_marks_has(&check->cut_bins, number_of(run->arena, run->class_, run->shard))) {
         return;
     }
     check->locked = check->any_locked;

@@ -91,12 +91,12 @@ static void check_large_item(struct jemalloc_checking *check, const struct jemal
     }
 }
 
-/* 5.x: has the radix tree something for address that is no extent? */
-static bool leads_to_none(struct jemalloc_heap *jemalloc, uint64_t address) {
+/* 5.x: has the radix tree something for address that is no extent, or one elsewhere? */
+static bool is_misled(struct jemalloc_checking *check, uint64_t address) {
     struct jemalloc_element element;
     struct jemalloc_run run;
-    return jemalloc_element_of(jemalloc, address, &element) &&
-           !jemalloc_read_extent(jemalloc, &element, &run);
+    return jemalloc_element_of(check->jemalloc, address, &element) &&
+           (!jemalloc_read_extent(check->jemalloc, &element, &run) || jemalloc_is_stray(&element, &run));
 }
 
 static void check_item(struct jemalloc_checking *check, const struct jemalloc_cached *item) {
@@ -107,8 +107,8 @@ static void check_item(struct jemalloc_checking *check, const struct jemalloc_ca
         check->slow_looks++ >= SLOW_LOOKS) {
         return;
     }
-    if (jemalloc->layout.major >= 5 && leads_to_none(jemalloc, item->address)) {
-        return; /* told of the extent */
+    if (jemalloc->layout.major >= 5 && is_misled(check, item->address)) {
+        return; /* told of the extent, or the element */
     }
     if (!jemalloc_run_of(jemalloc, item->address, &run)) {
         REPORT(check, BAD_LINK, item->address, 0,

@@ -391,28 +391,35 @@ static bool is_left_out(struct jemalloc_heap *jemalloc, const struct jemalloc_el
     return true;
 }
 
-bool jemalloc_walk_extents(struct jemalloc_heap *jemalloc, uint64_t start, uint64_t end,
-                           jemalloc_run_fn *visit, void *context) {
+bool jemalloc_is_stray(const struct jemalloc_element *element, const struct jemalloc_run *run) {
+    return element->page - run->address >= run->size;
+}
+
+bool jemalloc_walk_elements(struct jemalloc_heap *jemalloc, uint64_t start, uint64_t end,
+                            jemalloc_run_fn *visit, jemalloc_stray_fn *stray, void *context) {
     struct jemalloc_element element;
     struct jemalloc_run run
         __attribute__((aligned(64))); /* its bitmap is copied: not over lines of the cache */
-    uint64_t from = start;
+    uint64_t from = start, told = start;
     unsigned nonsense = 0;
     jemalloc->entries = 0;
     while (jemalloc_next_element(jemalloc, from, end, &element)) {
         bool sensible = jemalloc_read_extent(jemalloc, &element, &run);
+        from = element.page + PAGE;
         if (!sensible && is_left_out(jemalloc, &element)) {
-            from = element.page + PAGE;
             continue;
         }
         if ((!sensible || run.address != element.page) && ++nonsense > NONSENSE_MAX) {
             give_up(jemalloc);
             return true;
         }
-        if (sensible && (run.address < from || element.page - run.address >= run.size)) {
-            /* Of an extent that was passed, or left behind by one that has gone: the tree is not cleared in
-             * between. */
-            from = element.page + PAGE;
+        if (sensible && jemalloc_is_stray(&element, &run)) {
+            if (stray) {
+                stray(context, &element, &run);
+            }
+            continue;
+        }
+        if (sensible && run.address < told) { /* one that was passed, or that begins in such */
             continue;
         }
         if (!sensible) {
@@ -423,7 +430,12 @@ bool jemalloc_walk_extents(struct jemalloc_heap *jemalloc, uint64_t start, uint6
         if (!visit(context, &run)) {
             return false;
         }
-        from = run.address + run.size;
+        from = told = run.address + run.size;
     }
     return true;
+}
+
+bool jemalloc_walk_extents(struct jemalloc_heap *jemalloc, uint64_t start, uint64_t end,
+                           jemalloc_run_fn *visit, void *context) {
+    return jemalloc_walk_elements(jemalloc, start, end, visit, NULL, context);
 }

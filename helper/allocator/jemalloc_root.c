@@ -72,6 +72,7 @@ static bool is_leaf(struct karst_target *target, struct karst_window *leaf, stru
                     uint64_t address, unsigned lg_entries, unsigned entry, uint64_t *key) {
     uint64_t end = address + ((uint64_t)entry << lg_entries), mask = ((uint64_t)PAGE << lg_entries) - 1;
     unsigned good = 0, bad = 0;
+    *key = 0;
     for (uint64_t at = address; at < end && good + bad < ELEMENTS_TRIED && bad <= good + 3;) {
         const uint8_t *bytes = karst_window_at(leaf, at, 8);
         uint64_t word = bytes ? jemalloc_word(bytes) : 0;

@@ -1,6 +1,6 @@
 """Builds of jemalloc that Debian ships none of: linked into a program beside libc's malloc, with a prefix and private
-names, of 5.1.0, too; one whose structs no table has, which its debug info tells; and one with use-after-free detection. `make test-jemalloc-builds` makes
-them from Debian's sources."""
+names, of 5.1.0, too; one whose structs no table has, which its debug info tells; and one with use-after-free detection.
+`make test-jemalloc-builds` makes them from Debian's sources."""
 
 from __future__ import annotations
 

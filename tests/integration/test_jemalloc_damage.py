@@ -343,6 +343,53 @@ def test_extent_is_overwritten(kind: str, healthy_heap: tuple[Target, Memory]) -
     assert len(findings) <= 2, findings
 
 
+def element_of(target: Target, memory: Memory, page: int) -> int:
+    """Where the tree's leaf has an element for the page: two levels, of 18 bits each."""
+    leaf = memory.read(tree_of(target) + (page >> 30) * 8)
+    return leaf + (page >> 12) % (1 << 18) * 8
+
+
+def exchange(memory: Memory, one: int, other: int) -> None:
+    values = memory.read(one), memory.read(other)
+    memory.write(one, values[1])
+    memory.write(other, values[0])
+
+
+@pytest.mark.parametrize("kind", ["slab", "large", "dirty"])
+def test_elements_of_the_tree_are_exchanged(kind: str, healthy_heap: tuple[Target, Memory]) -> None:
+    """Those of the first pages of two slabs of a page each, or of two large or unused extents: one finding for each page,
+    and none for what bins, lists and caches have there. What ends in another page is told of all the same."""
+    target, memory = healthy_heap
+    pages = [run for run in runs(target, kind) if (run["size"] == 4096) == (kind == "slab")]
+    assert len(pages) > 1
+    first, second = max(pages, key=lambda run: run["cached"]), min(pages, key=lambda run: run["cached"])
+    if first is second:
+        first, second = pages[0], pages[-1]
+    addresses = sorted(int(run["address"], 16) for run in (first, second))
+    before = [run["address"] for run in runs(target, kind)]
+    exchange(memory, *(element_of(target, memory, address) for address in addresses))
+    healthy, findings = target.check()
+    said = "\n".join(map(str, findings))
+    assert [(finding.code, finding.address, finding.size) for finding in findings] == [
+        ("bad-link", address, 4096) for address in addresses], said
+    assert said.count("leads from this page to the") == 2 and not healthy
+    for finding, address in zip(findings, reversed(addresses)):
+        assert f"{address:#x}"[:-3] in finding.text, said
+    if kind != "slab":  # of which no other page is left
+        assert [run["address"] for run in runs(target, kind)] == before
+
+
+def test_last_elements_are_exchanged(healthy_heap: tuple[Target, Memory]) -> None:
+    target, memory = healthy_heap
+    first, second = runs(target, "large")[:2]
+    ends = [int(run["address"], 16) + run["size"] - 4096 for run in (first, second)]
+    exchange(memory, *(element_of(target, memory, end) for end in ends))
+    _, findings = target.check()
+    said = "\n".join(map(str, findings))
+    assert [(finding.code, finding.address, finding.size) for finding in findings] == [
+        ("bad-link", end, 4096) for end in ends], said
+
+
 def test_address_that_is_no_region(healthy_heap: tuple[Target, Memory]) -> None:
     target, _ = healthy_heap
     run = runs(target, "slab")[0]
@@ -457,6 +504,19 @@ def test_heap_of_slabs_goes_in_a_circle(healthy_heap: tuple[Target, Memory]) -> 
     memory.write(root + 48, root)  # its next brother
     said = said_of(target, "bad-link")
     assert f"is in the {size}-byte bin of arena 0 twice: its heap of slabs with free regions goes in a circle" in said
+
+
+def test_slab_with_others_behind_it_is_overwritten(healthy_heap: tuple[Target, Memory]) -> None:
+    """What a bin's heap would lead on to is out of reach, which is no damage of its own."""
+    target, memory = healthy_heap
+    roots = [memory.read(address + NONFULL) for address in bins_of(target)]
+    extent = next(root for root in roots if root and memory.read(root + 56) and memory.read(memory.read(root + 56) + 48))
+    for word in range(extent, extent + 128, 8):
+        memory.write(word, 0x4141414141414141)
+    _, findings = target.check()
+    said = "\n".join(map(str, findings))
+    assert [finding.code for finding in findings] == ["bad-link", "bad-link"], said
+    assert "slabs behind it are out of reach" in said and said.count(f"leads to {extent:#x}") == 2
 
 
 def test_shard_of_a_bin(directory: Path) -> None:
