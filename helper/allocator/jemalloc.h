@@ -1,8 +1,10 @@
-/* jemalloc: what its parts share. jemalloc_layout.c has the layouts of its versions as data, jemalloc_root.c
- * finds the radix tree of 5.x, jemalloc_find.c the rest of its roots, jemalloc_find_chunks.c the chunks
- * of 3.x and 4.x, which jemalloc_chunks.c reads as jemalloc_extents.c does 5.x's extents, jemalloc_tcache.c
- * the threads' caches; jemalloc_debug_info.c corrects layouts; jemalloc.c walks, jemalloc_answers.c tells of
- * runs, totals and one block, jemalloc_check*.c check. Facts: docs/allocators/jemalloc.md.
+/* jemalloc: what its parts share. jemalloc_layout.c has the layouts of its versions as data, which
+ * jemalloc_debug_info.c corrects. Of 5.x jemalloc_root.c finds the radix tree, jemalloc_arenas.c the arenas,
+ * and jemalloc_find.c chooses the layout; jemalloc_extents.c reads the extents. Of 3.x and 4.x
+ * jemalloc_find_chunks.c finds the chunks, jemalloc_chunks.c reads them, and jemalloc_counters.c finds what
+ * no walk can tell. jemalloc_tcache.c finds the threads' caches, jemalloc_cache_bin.c reads them; jemalloc.c
+ * walks, jemalloc_answers.c tells of runs, totals and one block, jemalloc_check*.c check. Facts:
+ * docs/allocators/jemalloc.md.
  *
  * All versions come down to page runs (struct jemalloc_run): what 5.x calls extents and slabs, 3.x and 4.x
  * runs. Everything but the finding and the two walks over them knows runs only. */
@@ -375,6 +377,10 @@ bool jemalloc_has_room(const struct karst_target *target, uint64_t address, uint
 bool jemalloc_is_lacking(struct jemalloc_heap *jemalloc, uint64_t address);
 struct jemalloc_heap *jemalloc_open(struct karst *session, struct karst_module *module);
 void jemalloc_close(struct karst_heap *heap);
+/* 5.x: the table of arenas (je_arenas), by the layout in use. *count: arenas in it. 0: not found. */
+uint64_t jemalloc_search_arenas(struct jemalloc_heap *jemalloc, unsigned *count);
+/* 5.x: the arenas in the table (arenas_at) and the memory they have for themselves. */
+bool jemalloc_read_arenas(struct jemalloc_heap *jemalloc);
 /* The arenas' rows up to index count - 1. */
 bool jemalloc_make_arenas(struct jemalloc_heap *jemalloc, size_t count);
 bool jemalloc_make_bins(struct jemalloc_heap *jemalloc);
