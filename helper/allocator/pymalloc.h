@@ -1,6 +1,7 @@
 /* pymalloc, CPython's allocator of small blocks (Objects/obmalloc.c, Include/internal/pycore_obmalloc.h
  * of 3.9 to 3.15), of the allocator's own files: pymalloc_find.c (states and arenas), pymalloc_pool.c (one
- * pool), pymalloc.c (walk, bins, runs, what is said of a block), pymalloc_check.c (check).
+ * pool), pymalloc_inside.c (what a thread had in hand), pymalloc.c (walk, bins, runs, what is said of a
+ * block), pymalloc_check.c (check).
  *
  * Arenas of 1 MiB (3.9: 256 KiB) are cut into pools of 16 KiB (4 KiB), each for blocks of one of 32 sizes. A
  * pool begins with a header of 48 bytes: blocks in use, the list of blocks freed, how far blocks were cut
@@ -19,6 +20,8 @@
 #define PYMALLOC_DEBUG_HEAD  16u /* what the debug hooks put in front of a block's bytes ... */
 #define PYMALLOC_DEBUG_BYTES 24u /* ... and around them in all */
 
+#define PYMALLOC_IN_HAND_MAX 256u
+
 struct pymalloc_arena {
     uint64_t address;
     uint64_t first_pool;
@@ -28,6 +31,7 @@ struct pymalloc_arena {
     uint64_t next, previous; /* in the list of arenas that have free pools */
     uint32_t index;
     uint32_t free_pools, total_pools; /* by its own account */
+    bool in_hand;                     /* a thread may have been at work on its arena_object */
 };
 
 /* What is wrong with a pool; the first of these that was met. */
@@ -50,6 +54,8 @@ struct pymalloc_pool {
     uint32_t block_size;  /* 0 unless used */
     uint32_t capacity, cut;
     uint32_t listed; /* blocks met in its free list */
+    uint64_t head;   /* of its free list */
+    bool half_done;  /* a thread was stopped in the middle of changing it: that is why it does not add up */
     uint64_t next, previous;
     enum pymalloc_problem problem;
     uint64_t problem_at;                     /* the link's place, or the block's */
@@ -64,8 +70,11 @@ struct pymalloc_heap {
     uint64_t used;  /* usedpools; 0: not found */
     uint64_t array; /* of arena_objects */
     uint32_t pool_size, arena_size;
-    bool debug;                    /* blocks are dressed by the debug hooks (PYTHONMALLOC=debug, -X dev) */
-    bool maybe_inside;             /* a thread may stand in the middle of an operation */
+    bool debug;        /* blocks are dressed by the debug hooks (PYTHONMALLOC=debug, -X dev) */
+    bool maybe_inside; /* a thread may stand in the middle of an operation */
+    /* Pools that a thread may be at work on, and the addresses in them that its registers held. */
+    uint64_t in_hand[PYMALLOC_IN_HAND_MAX], registers[PYMALLOC_IN_HAND_MAX];
+    size_t in_hand_count, register_count;
     struct pymalloc_arena *arenas; /* by address, as the extents */
     size_t arena_count;
     uint64_t pools_of[PYMALLOC_CLASSES + 1]; /* filled by load_bins(): pools by class, free ones at the end */
@@ -79,6 +88,13 @@ static inline bool pymalloc_is_free(const struct pymalloc_pool *pool, uint32_t b
 /* The whole of a pool; false: no memory. What is wrong with it is in its problem. */
 bool pymalloc_load_pool(struct pymalloc_heap *pymalloc, const struct pymalloc_arena *arena, uint64_t address,
                         struct pymalloc_pool *pool);
+#define PYMALLOC_ARENA_OBJECT 48u /* bytes of a struct arena_object */
+/* Sets maybe_inside and what is in hand; when the arenas are known. */
+void pymalloc_find_inside(struct pymalloc_heap *pymalloc);
+bool pymalloc_in_hand(const struct pymalloc_heap *pymalloc, uint64_t pool);
+bool pymalloc_block_in_hand(const struct pymalloc_heap *pymalloc, uint64_t address, uint32_t size);
+/* For a pool in hand with a problem: if half an operation explains it, it is none. */
+void pymalloc_settle(struct pymalloc_pool *pool);
 /* A pool's blocks that the program holds: what was cut and is not in the list. */
 uint32_t pymalloc_live(const struct pymalloc_pool *pool);
 /* The end of an arena's last pool. */

@@ -6,6 +6,7 @@
 
 #define POOL_NEXT     16
 #define POOL_PREVIOUS 24
+#define POOL_CLASS    36
 
 struct checker {
     struct pymalloc_heap *pymalloc;
@@ -15,74 +16,87 @@ struct checker {
                                                hold */
 };
 
-#define SUSPECTED(checker)                                                                                   \
-    ((checker)->severity == KARST_SEVERITY_SUSPECT                                                           \
-         ? "; a thread was in the interpreter, which may have been in the middle of it"                      \
-         : "")
+static const char *why_suspected(enum karst_severity severity) {
+    return severity == KARST_SEVERITY_SUSPECT
+               ? "; a thread was in the interpreter, which may have been in the middle of it"
+               : "";
+}
+
+/* Of what no half of an operation explains, in a pool that a thread was at work on all the same. */
+static enum karst_severity severity_of(const struct checker *checker, const struct pymalloc_pool *pool) {
+    return pymalloc_in_hand(checker->pymalloc, pool->address) ? KARST_SEVERITY_SUSPECT
+                                                              : KARST_SEVERITY_CORRUPT;
+}
 
 /* ---- pools ------------------------------------------------------------------------------------------------
  */
 
 static void report_links(struct checker *checker, const struct pymalloc_pool *pool) {
     uint16_t heap = checker->pymalloc->heap.index;
+    enum karst_severity severity = severity_of(checker, pool);
     if (pool->problem == PYMALLOC_TWICE) {
-        karst_findings_add(checker->findings, KARST_FINDING_DOUBLE_FREE, KARST_SEVERITY_CORRUPT, heap,
-                           pool->problem_at, pool->block_size,
-                           "block is in the free list of its pool twice: freed twice\tpool 0x%" PRIx64
+        karst_findings_add(checker->findings, KARST_FINDING_DOUBLE_FREE, severity, heap, pool->problem_at,
+                           pool->block_size,
+                           "block is in the free list of its pool twice: freed twice%s\tpool 0x%" PRIx64
                            ", linked again from 0x%" PRIx64,
-                           pool->address, pool->problem_word);
+                           why_suspected(severity), pool->address, pool->problem_word);
         return;
     }
     bool leaves = pool->problem == PYMALLOC_LINK_LEAVES;
     karst_findings_add(
-        checker->findings, KARST_FINDING_BAD_LINK, KARST_SEVERITY_CORRUPT, heap, pool->problem_at,
-        pool->block_size,
+        checker->findings, KARST_FINDING_BAD_LINK, severity, heap, pool->problem_at, pool->block_size,
         "free list %s: the first word of a freed block was overwritten, after its free or from the block "
-        "before\t0x%" PRIx64 " in pool 0x%" PRIx64 " (blocks of %u, cut up to 0x%" PRIx64 ")",
-        leaves ? "leaves the blocks of its pool" : "leads into the middle of a block", pool->problem_word,
-        pool->address, pool->block_size,
+        "before%s\t0x%" PRIx64 " in pool 0x%" PRIx64 " (blocks of %u, cut up to 0x%" PRIx64 ")",
+        leaves ? "leaves the blocks of its pool" : "leads into the middle of a block",
+        why_suspected(severity), pool->problem_word, pool->address, pool->block_size,
         pool->address + PYMALLOC_HEADER + (uint64_t)pool->cut * pool->block_size);
 }
 
 static void report_header(struct checker *checker, const struct pymalloc_pool *pool) {
     uint16_t heap = checker->pymalloc->heap.index;
+    enum karst_severity severity = severity_of(checker, pool);
     switch (pool->problem) {
     case PYMALLOC_BAD_CLASS:
-        karst_findings_add(checker->findings, KARST_FINDING_BAD_SIZE, KARST_SEVERITY_CORRUPT, heap,
-                           pool->problem_at, 4,
-                           "pool has no size class that there is: its header was overwritten\tclass %" PRIu64
-                           " of 0 to %u, pool 0x%" PRIx64,
-                           pool->problem_word, PYMALLOC_CLASSES - 1, pool->address);
+        karst_findings_add(
+            checker->findings, KARST_FINDING_BAD_SIZE, severity, heap, pool->problem_at, 4,
+            "pool has no size class that there is: its header was overwritten%s\tclass %" PRIu64
+            " of 0 to %u, pool 0x%" PRIx64,
+            why_suspected(severity), pool->problem_word, PYMALLOC_CLASSES - 1, pool->address);
         break;
     case PYMALLOC_BAD_OFFSET:
-        karst_findings_add(checker->findings, KARST_FINDING_BAD_SIZE, KARST_SEVERITY_CORRUPT, heap,
-                           pool->problem_at, 4,
+        karst_findings_add(checker->findings, KARST_FINDING_BAD_SIZE, severity, heap, pool->problem_at, 4,
                            "pool says its blocks are cut up to where no block ends: its header was "
-                           "overwritten\toffset %" PRIu64 ", blocks of %u, pool 0x%" PRIx64,
-                           pool->problem_word, pool->block_size, pool->address);
+                           "overwritten%s\toffset %" PRIu64 ", blocks of %u, pool 0x%" PRIx64,
+                           why_suspected(severity), pool->problem_word, pool->block_size, pool->address);
         break;
     case PYMALLOC_BAD_INDEX:
-        karst_findings_add(checker->findings, KARST_FINDING_BAD_ROOT, KARST_SEVERITY_CORRUPT, heap,
-                           pool->problem_at, 4,
-                           "pool says it belongs to another arena: its header was overwritten\tarena %" PRIu64
-                           ", pool 0x%" PRIx64,
-                           pool->problem_word, pool->address);
+        karst_findings_add(checker->findings, KARST_FINDING_BAD_ROOT, severity, heap, pool->problem_at, 4,
+                           "pool says it belongs to another arena: its header was overwritten%s\tarena "
+                           "%" PRIu64 ", pool 0x%" PRIx64,
+                           why_suspected(severity), pool->problem_word, pool->address);
         break;
     default:
         karst_findings_add(
             checker->findings, KARST_FINDING_BAD_COUNT, checker->severity, heap, pool->address, 4,
             "blocks in use and free ones do not add up to those cut%s\t%u in use and %u in the free "
             "list, %u cut",
-            SUSPECTED(checker), pool->used, pool->listed, pool->cut);
+            why_suspected(checker->severity), pool->used, pool->listed, pool->cut);
     }
 }
 
-/* A pool with blocks in use and free ones stands in the ring of its class: its neighbours lead back to it. */
+/* A pool with blocks in use and free ones stands in the ring of its class: its neighbours lead back to it,
+ * unless it or one of them is being put there or taken out. */
 static void check_ring_links(struct checker *checker, const struct pymalloc_pool *pool) {
-    struct cpython *python = checker->pymalloc->python;
-    uint64_t forth, back;
+    const struct pymalloc_heap *pymalloc = checker->pymalloc;
+    struct cpython *python = pymalloc->python;
+    uint64_t forth = 0, back = 0;
     if (cpython_read(python, pool->next + POOL_PREVIOUS, &back) && back == pool->address &&
         cpython_read(python, pool->previous + POOL_NEXT, &forth) && forth == pool->address) {
+        return;
+    }
+    if (pymalloc_in_hand(pymalloc, pool->address) || pymalloc_in_hand(pymalloc, pool->next) ||
+        pymalloc_in_hand(pymalloc, pool->previous) || pymalloc_in_hand(pymalloc, back) ||
+        pymalloc_in_hand(pymalloc, forth)) {
         return;
     }
     karst_findings_add(
@@ -90,7 +104,7 @@ static void check_ring_links(struct checker *checker, const struct pymalloc_pool
         pool->address + POOL_NEXT, 16,
         "pool with free blocks is not in the ring of its class: its links do not lead back%s\tnext "
         "0x%" PRIx64 ", previous 0x%" PRIx64 ", class of %u",
-        SUSPECTED(checker), pool->next, pool->previous, pool->block_size);
+        why_suspected(checker->severity), pool->next, pool->previous, pool->block_size);
 }
 
 /* ---- what the debug hooks leave --------------------------------------------------------------------------
@@ -112,6 +126,12 @@ static bool all_are(const uint8_t *bytes, size_t size, uint8_t value) {
     return true;
 }
 
+/* Of a block in hand: it was not dressed yet since it was free, or has never been; or it is being filled as a
+ * free one, from its start on. */
+static bool is_undressed(const uint8_t *block) {
+    return all_are(block + 8, 8, DEAD) || all_are(block + 8, 8, 0) || all_are(block, 8, DEAD);
+}
+
 static void check_guards(struct checker *checker, uint64_t address, const uint8_t *block,
                          uint32_t block_size) {
     uint64_t size = __builtin_bswap64(cpython_word(block));
@@ -119,14 +139,20 @@ static void check_guards(struct checker *checker, uint64_t address, const uint8_
     if (before && all_are(block + PYMALLOC_DEBUG_HEAD + size, 8, FORBIDDEN)) {
         return;
     }
+    bool in_hand = pymalloc_block_in_hand(checker->pymalloc, address, block_size);
+    if (in_hand && is_undressed(block)) {
+        return;
+    }
+    enum karst_severity severity = in_hand ? KARST_SEVERITY_SUSPECT : KARST_SEVERITY_CORRUPT;
     karst_findings_add(
-        checker->findings, KARST_FINDING_OVERFLOW, KARST_SEVERITY_CORRUPT, checker->pymalloc->heap.index,
+        checker->findings, KARST_FINDING_OVERFLOW, severity, checker->pymalloc->heap.index,
         address + PYMALLOC_DEBUG_HEAD, before ? size : block_size,
-        before ? "written beyond its end: the guard bytes behind it are overwritten\tblock of %" PRIu64
+        before ? "written beyond its end: the guard bytes behind it are overwritten%s\tblock of %" PRIu64
                  " bytes, 0x%" PRIx64 " behind it instead of 0xfdfdfdfdfdfdfdfd"
                : "the guard bytes before it are overwritten: the block before was written beyond its end, or "
-                 "this one before its start\tsize word %" PRIu64 ", 0x%" PRIx64 " behind it",
-        size, cpython_word(before ? block + PYMALLOC_DEBUG_HEAD + size : block + 8));
+                 "this one before its start%s\tsize word %" PRIu64 ", 0x%" PRIx64 " behind it",
+        in_hand ? "; or a thread, which was at it, has not written them yet" : "", size,
+        cpython_word(before ? block + PYMALLOC_DEBUG_HEAD + size : block + 8));
 }
 
 /* The first word is the link of the free list. A block fills all but 15 bytes of its class or, when it was
@@ -187,6 +213,19 @@ static void check_pool(struct checker *checker, const struct pymalloc_pool *pool
 /* ---- arenas -----------------------------------------------------------------------------------------------
  */
 
+/* Pools that may be half way from one list to another, or from one account to another: of an arena. */
+static uint64_t at_work_in(const struct pymalloc_heap *pymalloc, const struct pymalloc_arena *arena) {
+    uint64_t count = arena->in_hand;
+    for (size_t i = 0; i < pymalloc->in_hand_count; i++) {
+        count += pymalloc_arena_of(pymalloc, pymalloc->in_hand[i]) == arena;
+    }
+    return count;
+}
+
+static bool differs(uint64_t count, uint64_t should_be, uint64_t at_most) {
+    return count > should_be + at_most || should_be > count + at_most;
+}
+
 /* The list of pools that were handed back: each in its arena, unused, and none twice (there are at most as
  * many as the arena has). */
 static void check_free_pools(struct checker *checker, const struct pymalloc_arena *arena, uint32_t unused) {
@@ -196,13 +235,14 @@ static void check_free_pools(struct checker *checker, const struct pymalloc_aren
     while (at) {
         uint64_t offset = at - arena->first_pool;
         if (at < arena->first_pool || at >= arena->pools_end || offset % pymalloc->pool_size != 0 ||
-            cpython_u32(pymalloc->python, at) != 0 || listed > arena->total_pools) {
+            (cpython_u32(pymalloc->python, at) != 0 && !pymalloc_in_hand(pymalloc, at)) ||
+            listed > arena->total_pools) {
             karst_findings_add(checker->findings, KARST_FINDING_BAD_LINK, checker->severity,
                                pymalloc->heap.index, place, 8,
                                "list of free pools %s%s\t0x%" PRIx64 " in arena %u at 0x%" PRIx64,
                                listed > arena->total_pools ? "does not end: it has a cycle"
                                                            : "leads to what is no free pool of its arena",
-                               SUSPECTED(checker), at, arena->index, arena->address);
+                               why_suspected(checker->severity), at, arena->index, arena->address);
             return;
         }
         listed++;
@@ -210,13 +250,14 @@ static void check_free_pools(struct checker *checker, const struct pymalloc_aren
         at = cpython_u64(pymalloc->python, place);
     }
     uint64_t never = (pymalloc_arena_end(pymalloc, arena) - arena->pools_end) / pymalloc->pool_size;
-    if (listed != unused || arena->free_pools != unused + never) {
+    uint64_t at_work = at_work_in(pymalloc, arena);
+    if (differs(listed, unused, at_work) || differs(arena->free_pools, unused + never, at_work)) {
         karst_findings_add(
             checker->findings, KARST_FINDING_BAD_COUNT, checker->severity, pymalloc->heap.index,
             arena->object, 48,
             "arena's account of free pools is not what there is%s\tit says %u; %u have no block in use, "
             "%u of them are in its list, %" PRIu64 " were never used",
-            SUSPECTED(checker), arena->free_pools, unused, listed, never);
+            why_suspected(checker->severity), arena->free_pools, unused, listed, never);
     }
 }
 
@@ -246,11 +287,21 @@ static bool check_arena(struct checker *checker, const struct pymalloc_arena *ar
 /* ---- rings
  * ------------------------------------------------------------------------------------------------- */
 
+/* The same of a ring. What is not there yet, or not taken out yet, has its class already. */
+static uint64_t at_work_on(const struct pymalloc_heap *pymalloc, uint32_t class) {
+    uint64_t count = 0;
+    for (size_t i = 0; i < pymalloc->in_hand_count; i++) {
+        count += cpython_u32(pymalloc->python, pymalloc->in_hand[i] + POOL_CLASS) == class;
+    }
+    return count;
+}
+
 /* The ring of one class: pools of that class only, and all that have blocks in use and free ones. */
 static void check_ring(struct checker *checker, uint32_t class, uint64_t pools) {
     struct pymalloc_heap *pymalloc = checker->pymalloc;
     uint64_t head = pymalloc->used + 16ull * class - POOL_NEXT,
              at = cpython_u64(pymalloc->python, head + POOL_NEXT), met = 0;
+    uint64_t at_work = at_work_on(pymalloc, class);
     while (at != head) {
         const struct pymalloc_arena *arena = pymalloc_arena_of(pymalloc, at);
         if (!arena || at % pymalloc->pool_size != 0 || met > pools) {
@@ -260,28 +311,30 @@ static void check_ring(struct checker *checker, uint32_t class, uint64_t pools) 
                                " pools",
                                (class + 1) * PYMALLOC_STEP,
                                met > pools ? "does not end: it has a cycle" : "leads to what is no pool",
-                               SUSPECTED(checker), at, met);
+                               why_suspected(checker->severity), at, met);
             return;
         }
-        uint32_t own = cpython_u32(pymalloc->python, at + 36);
-        if (own != class) {
+        uint32_t own = cpython_u32(pymalloc->python, at + POOL_CLASS);
+        bool in_hand = pymalloc_in_hand(pymalloc, at);
+        at_work += in_hand && own != class;
+        if (own != class && !in_hand) {
             karst_findings_add(
                 checker->findings, KARST_FINDING_WRONG_BIN, checker->severity, pymalloc->heap.index, at,
                 pymalloc->pool_size,
                 "pool is in the ring of another class: blocks of the wrong size are handed out%s\tring "
                 "of %u bytes, pool for class %u",
-                SUSPECTED(checker), (class + 1) * PYMALLOC_STEP, own);
+                why_suspected(checker->severity), (class + 1) * PYMALLOC_STEP, own);
         }
         met++;
         at = cpython_u64(pymalloc->python, at + POOL_NEXT);
     }
-    if (met != checker->partly_used[class]) {
+    if (differs(met, checker->partly_used[class], at_work)) {
         karst_findings_add(
             checker->findings, KARST_FINDING_BAD_COUNT, checker->severity, pymalloc->heap.index,
             pymalloc->used + 16ull * class, 16,
             "ring of pools for blocks of %u bytes has not all that have free blocks, or more%s\t%" PRIu64
             " in the ring, %" PRIu64 " have blocks in use and free ones",
-            (class + 1) * PYMALLOC_STEP, SUSPECTED(checker), met, checker->partly_used[class]);
+            (class + 1) * PYMALLOC_STEP, why_suspected(checker->severity), met, checker->partly_used[class]);
     }
 }
 
@@ -298,7 +351,7 @@ static void check_list_of_arenas(struct checker *checker) {
                                pymalloc->heap.index, arena->object + 32, 16,
                                "list of arenas with free pools: its links do not lead back%s\tnext 0x%" PRIx64
                                ", previous 0x%" PRIx64,
-                               SUSPECTED(checker), arena->next, arena->previous);
+                               why_suspected(checker->severity), arena->next, arena->previous);
         }
     }
 }

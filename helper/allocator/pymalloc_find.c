@@ -9,7 +9,6 @@
 #include <string.h>
 
 /* struct arena_object */
-#define ARENA_OBJECT      48u
 #define ARENA_ADDRESS     0
 #define ARENA_POOLS_END   8
 #define ARENA_FREE_POOLS  16
@@ -19,7 +18,7 @@
 #define ARENA_PREVIOUS    40
 #define POOL_ARENA_INDEX  32
 
-#define FIRST_ARENAS 16u        /* INITIAL_ARENA_OBJECTS */
+#define FIRST_ARENAS 16u        /* INITIAL_PYMALLOC_ARENA_OBJECTS */
 #define ARENAS_MAX   (1u << 24) /* 16 TiB */
 /* struct _obmalloc_state (3.12 and later): pools, then mgmt */
 #define STATE_ARENAS     512
@@ -34,8 +33,8 @@
 /* Reads entry index of the array; false: it is no arena (not allocated, or something else). */
 static bool read_arena(struct cpython *python, uint64_t array, uint32_t index, struct pymalloc_arena *arena) {
     uint64_t pool_size = 1u << python->layout.pool_bits, arena_size = 1u << python->layout.arena_bits;
-    uint64_t object = array + (uint64_t)index * ARENA_OBJECT;
-    const uint8_t *bytes = karst_cache_at(&python->cache, object, ARENA_OBJECT);
+    uint64_t object = array + (uint64_t)index * PYMALLOC_ARENA_OBJECT;
+    const uint8_t *bytes = karst_cache_at(&python->cache, object, PYMALLOC_ARENA_OBJECT);
     if (!bytes) {
         return false;
     }
@@ -322,18 +321,6 @@ static bool is_dressed(struct pymalloc_heap *pymalloc) {
     return seen && 2 * dressed > seen;
 }
 
-/* pymalloc has no lock: who holds the GIL may be in it. */
-static bool maybe_inside(const struct cpython *python) {
-    const struct karst_target *target = python->target;
-    for (size_t i = 0; i < target->thread_count; i++) {
-        uint64_t at = target->threads[i].program_counter;
-        if (at >= python->module->start && at < python->module->end) {
-            return true;
-        }
-    }
-    return !target->stopped;
-}
-
 static bool say_what(struct pymalloc_heap *pymalloc, const char *how) {
     struct karst_heap *heap = &pymalloc->heap;
     if (!karst_facts_add(&heap->facts, "arenas", pymalloc->array,
@@ -359,7 +346,6 @@ static struct pymalloc_heap *make_heap(struct cpython *python) {
         pymalloc->heap.session = python->session;
         pymalloc->heap.target = python->target;
         pymalloc->heap.in_flux = !python->target->stopped;
-        pymalloc->maybe_inside = maybe_inside(python);
         pymalloc->pool_size = 1u << python->layout.pool_bits;
         pymalloc->arena_size = 1u << python->layout.arena_bits;
         snprintf(pymalloc->heap.version, sizeof pymalloc->heap.version, "%s", python->version);
@@ -395,6 +381,7 @@ static bool hand_over(struct karst *session, struct pymalloc_heap *pymalloc, int
         return true;
     }
     size_t others = count_heaps(session);
+    pymalloc_find_inside(pymalloc);
     pymalloc->debug = pymalloc->python->dressed = is_dressed(pymalloc);
     if (others) {
         snprintf(pymalloc->heap.name, sizeof pymalloc->heap.name, "pymalloc #%zu", others + 1);

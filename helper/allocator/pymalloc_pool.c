@@ -29,7 +29,7 @@ static void blame(struct pymalloc_pool *pool, enum pymalloc_problem problem, uin
 
 /* Each step marks a block that was not marked yet, so that it ends. */
 static void follow_list(struct pymalloc_pool *pool, uint32_t pool_size) {
-    uint64_t place = pool->address + POOL_FREE_BLOCK, link = cpython_word(pool->bytes + POOL_FREE_BLOCK);
+    uint64_t place = pool->address + POOL_FREE_BLOCK, link = pool->head;
     while (link) {
         uint64_t offset = link - pool->address;
         if (offset >= pool_size || offset < PYMALLOC_HEADER ||
@@ -59,6 +59,7 @@ static void read_header(struct pymalloc_heap *pymalloc, const struct pymalloc_ar
     uint32_t class = half(bytes + POOL_CLASS), offset = half(bytes + POOL_NEXT_OFFSET),
              index = half(bytes + POOL_ARENA_INDEX);
     pool->used = half(bytes + POOL_USED);
+    pool->head = cpython_word(bytes + POOL_FREE_BLOCK);
     pool->next = cpython_word(bytes + POOL_NEXT);
     pool->previous = cpython_word(bytes + POOL_PREVIOUS);
     if (index != arena->index) {
@@ -98,6 +99,9 @@ bool pymalloc_load_pool(struct pymalloc_heap *pymalloc, const struct pymalloc_ar
     }
     pool->bytes = pymalloc->buffer;
     read_header(pymalloc, arena, pool);
+    if (pool->problem != PYMALLOC_FINE && pymalloc_in_hand(pymalloc, address)) {
+        pymalloc_settle(pool);
+    }
     return true;
 }
 

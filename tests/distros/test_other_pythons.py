@@ -13,6 +13,7 @@ import pytest
 from karst_command import BUILD, TESTS, Target
 from karst_python_damage import DRESSED, KINDS, assert_damage_found, assert_undamaged_healthy
 from karst_python_objects import assert_nested_arenas, assert_objects_each_way, assert_pools, assert_pools_each_way
+from karst_python_stepped import assert_each_instruction
 from karst_python_stacks import assert_interpreters, assert_locals, assert_stacks_alive_and_from_core
 from karst_pythons import Python, other_pythons
 
@@ -32,6 +33,11 @@ def test_locals(python: Python, directory: Path) -> None:
 @each_python
 def test_pools(python: Python, directory: Path) -> None:
     assert_pools_each_way(python, directory)
+
+
+@each_python
+def test_each_instruction(python: Python) -> None:
+    assert_each_instruction(python, "pymalloc")
 
 
 @each_python

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -166,6 +168,7 @@ def test_a_killed_debuggers_breakpoint_in_the_loader(directory: Path) -> None:
         assert [said.error for said in answers.said[1:] if said.error] == []
         assert "asked_for" in answers.of("continue").good()
         assert text_of(program.pid) == before
+        os.kill(program.pid, signal.SIGCONT)  # of its stops of threads, too, one may be left
         ends_well(program)
 
 

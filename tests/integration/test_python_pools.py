@@ -6,8 +6,10 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import pytest
 from karst_command import Target
 from karst_python_objects import each_way, mallocstats
+from karst_python_stepped import assert_each_instruction
 from karst_pythons import system_python, told
 
 PAGE = 4096
@@ -130,3 +132,8 @@ def test_a_process_without_pools_says_so(directory: Path) -> None:
         assert done.returncode == 2 and "PYTHONMALLOC=malloc" in done.stderr
         (runtime,) = Target.process(program.pid).json("py-objects", "--all")["runtimes"]
         assert {row["type"]: row["objects"] for row in runtime["types"]}["__main__.Plain"] > 100
+
+
+@pytest.mark.parametrize("allocator", ["pymalloc", "debug"])
+def test_each_instruction(allocator: str) -> None:
+    assert_each_instruction(system_python(), allocator)

@@ -35,6 +35,7 @@ def assert_damage_found(kind: str, python: Python, directory: Path) -> None:
     environment = {"PYTHONMALLOC": "debug"} if kind in DRESSED else {}
     with python.running("damaged_pools.py", directory, kind, environment=environment) as program:
         values = program.values()
+        program.wait_state("S")  # "ready" is written before it sleeps
         for target in each_way(program):
             healthy, findings = target.check()
             allowed, code, text = {**KINDS, **DRESSED}[kind]
