@@ -7,11 +7,9 @@ dlclose."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 from dataclasses import dataclass
-from typing import NoReturn
 
 import gdb
 import karst_abi
@@ -22,7 +20,7 @@ from karst_gdb.expressions import one_line
 from karst_gdb.live import Live
 from karst_gdb.markers import LIBRARY, Marker
 from karst_gdb.registers import selection_kept
-from karst_gdb.run_command import library_path
+from karst_gdb.run_command import STACKS_ALONE, Parser, library_path
 
 _NAMES = ("malloc", "calloc", "realloc", "reallocarray", "free", "memalign", "posix_memalign", "aligned_alloc", "valloc",
           "pvalloc", "malloc_usable_size")
@@ -40,7 +38,6 @@ _KINDS = frozenset((1, 6, 7))  # R_X86_64_64, R_X86_64_GLOB_DAT, R_X86_64_JUMP_S
 _RTLD_NOW = 2
 _AT_SECURE = "AT_SECURE"
 _ROUNDS_MAX = 200
-_STACKS_MAX = 64  # stacks.c
 
 
 @dataclass
@@ -185,7 +182,7 @@ def _load(live: Live, path: str) -> Live:
 def _check_stacks(mark: bool, recorder: int | None, stacks: int | None) -> None:
     marker = markers.find(Live())
     if stacks is not None and not mark and recorder is None and (marker is None or not marker.control.wanted):
-        raise gdb.GdbError("--stacks is for marks and the recorder, and none is on: give --mark or --recorder with it")
+        raise gdb.GdbError(STACKS_ALONE)
 
 
 def set_parts(mark: bool, recorder: int | None, stacks: int | None) -> None:
@@ -209,23 +206,6 @@ def _begin_stacks(live: Live, function: int) -> None:
     calling.call(live, function, None)
     if selected is not None and selected.is_valid():
         selected.switch()
-
-
-def _size(text: str) -> int:
-    """Bytes of a thread's ring."""
-    try:
-        trap = traps.read(f"malloc {text}")
-    except gdb.GdbError:
-        trap = None
-    if trap is None or trap.conditions != karst_abi.Condition.SIZE or trap.size_low != trap.size_high or not trap.size_low:
-        raise gdb.GdbError(f"--recorder: '{text}' is no size; sizes are like 256K, 1M or 16M")
-    return int(trap.size_low)
-
-
-def _depth(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= _STACKS_MAX:
-        raise gdb.GdbError(f"--stacks: '{text}' is no number of frames; 1 to {_STACKS_MAX} may be kept")
-    return int(text)
 
 
 # ---- out ---------------------------------------------------------------------------------------------
@@ -333,16 +313,6 @@ def _close(live: Live, library: Module) -> None:
 _OPTIONS = ("--mark", "--recorder", "--stacks")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        unknown = message.partition("unrecognized arguments: ")[2].split()
-        if unknown and unknown[0].startswith("-"):
-            option = unknown[0].partition("=")[0]
-            meant = karst_engine.did_you_mean(option, _OPTIONS)
-            raise gdb.GdbError(f"inject has no option {option}{meant or '; see `help karst inject`'}")
-        raise gdb.GdbError(f"karst inject: {message}; see `help karst inject`")
-
-
 class Inject(gdb.Command):
     """Load karst's preload library into the process, for traps of all kinds, the recorder and marks.
 
@@ -360,7 +330,7 @@ again then. `karst eject` undoes it."""
 
     def invoke(self, argument: str, from_tty: bool) -> None:
         self.dont_repeat()
-        parser = _Parser(prog="karst inject", add_help=False, allow_abbrev=False)
+        parser = Parser("inject", _OPTIONS, "inject takes options only; the process is the one GDB is attached to")
         parser.add_argument("-m", "--mark", action="store_true")
         parser.add_argument("-r", "--recorder", nargs="?", const="1M")
         parser.add_argument("-s", "--stacks")
@@ -368,8 +338,11 @@ again then. `karst eject` undoes it."""
             options = parser.parse_args(shlex.split(argument))
         except ValueError as error:
             raise gdb.GdbError(f"karst inject: {one_line(error)}") from None
-        recorder = _size(options.recorder) if options.recorder is not None else None
-        stacks = _depth(options.stacks) if options.stacks is not None else None
+        try:
+            recorder = karst_engine.read_ring_bytes(options.recorder) if options.recorder is not None else None
+            stacks = karst_engine.read_stack_depth(options.stacks) if options.stacks is not None else None
+        except karst_engine.KarstError as error:
+            raise gdb.GdbError(one_line(error)) from None
         _check_stacks(options.mark, recorder, stacks)
         gdb.write(inject() + "\n")
         if options.mark or recorder is not None or stacks is not None:

@@ -8,34 +8,54 @@ import os
 import re
 import shlex
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
 import gdb
 import karst_engine
+from karst_abi import Condition
+from karst_engine import KarstError
 
 from karst_gdb import completion, traps
 from karst_gdb.expressions import one_line
 from karst_gdb.markers import LIBRARY
 
 _PT_INTERP = 3
+_RING_USUAL = "1M"
+STACKS_ALONE = "--stacks is for marks and the recorder, and none is on: give --mark or --recorder with it"
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Of a command's options; what is wrong is told in one line, in karst's words."""
+
+    def __init__(self, verb: str, options: Sequence[str], on_more: str) -> None:
+        super().__init__(prog=f"karst {verb}", add_help=False, allow_abbrev=False)
+        self._verb, self._options, self._on_more = verb, options, on_more
+
     def error(self, message: str) -> NoReturn:
-        unknown = re.match(r"unrecognized arguments: (-\S*)", message)
+        raise gdb.GdbError(one_line(ValueError(self._said(message))))
+
+    def _said(self, message: str) -> str:
+        """What argparse says, by CPython's Lib/argparse.py, 3.9 to 3.13."""
+        see = f"; see `help karst {self._verb}`"
+        unknown = re.match(r"unrecognized arguments: (\S+)", message)
+        if unknown and not unknown[1].startswith("-"):
+            return f"what is '{unknown[1]}'? {self._on_more}"
         if unknown:
             option = unknown[1].partition("=")[0]
-            raise gdb.GdbError(f"run has no option {option}"
-                               f"{karst_engine.did_you_mean(option, _OPTIONS) or '; see `help karst run`'}")
-        raise gdb.GdbError(f"karst run: {one_line(ValueError(message))}; see `help karst run`")
+            return (f"{self._verb} has no option {option}"
+                    f"{karst_engine.did_you_mean(option, self._options) or see}")
+        wrong = re.match(r"argument (?:-\w/)?(-\S+): (ignored explicit argument|expected one argument)", message)
+        if wrong:
+            return f"{wrong[1]} takes no value" if wrong[2][0] == "i" else f"{wrong[1]} needs a value{see}"
+        return f"karst {self._verb}: {message}{see}"
 
 
-def _parser() -> _Parser:
-    parser = _Parser(prog="karst run", add_help=False, allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser("run", _OPTIONS, "What stands behind `--` is the program's")
     parser.add_argument("-m", "--mark", action="store_true")
-    parser.add_argument("-r", "--recorder", nargs="?", const="1M")
+    parser.add_argument("-r", "--recorder", nargs="?", const=_RING_USUAL)
     parser.add_argument("--recorder-dir")
     parser.add_argument("-s", "--stacks")
     parser.add_argument("-t", "--trap", action="append", default=[])
@@ -81,18 +101,30 @@ def _of_environment(name: str) -> str:
     return text.partition(" = ")[2].rstrip("\n") if text.startswith(f"{name} = ") else ""
 
 
+def _check(options: argparse.Namespace) -> None:
+    """Fails now, in one line, not in the program."""
+    traps_given = [traps.read(text) for text in options.trap]
+    if options.recorder is not None:
+        karst_engine.read_ring_bytes(options.recorder)
+    if options.action is not None:
+        karst_engine.check_action(options.action)
+    if options.stacks is None:
+        return
+    karst_engine.read_stack_depth(options.stacks)
+    marks = options.mark or any(trap.conditions & Condition.FAULT for trap in traps_given)
+    if not marks and options.recorder is None and options.recorder_dir is None:
+        raise gdb.GdbError(STACKS_ALONE)
+
+
 def _variables(options: argparse.Namespace) -> dict[str, str]:
     others = _of_environment("LD_PRELOAD")
     found = {"LD_PRELOAD": library_path() + (f":{others}" if others else "")}
-    for text in options.trap:
-        traps.read(text)  # fails now, in one line, not in the program
     given = {"KARST_MARK": "1" if options.mark else None, "KARST_RECORDER": options.recorder,
              "KARST_STACKS": options.stacks, "KARST_ACTION": options.action,
-             "KARST_TRAP": ";".join(options.trap) or None,
-             "KARST_RECORDER_DIRECTORY": os.path.abspath(options.recorder_dir) if options.recorder_dir else None}
-    if options.recorder_dir:
-        os.makedirs(options.recorder_dir, mode=0o700, exist_ok=True)
-        given["KARST_RECORDER"] = options.recorder or "1M"
+             "KARST_TRAP": ";".join(options.trap) or None}
+    if options.recorder_dir is not None:
+        given["KARST_RECORDER_DIRECTORY"] = karst_engine.prepare_ring_directory(options.recorder_dir)
+        given["KARST_RECORDER"] = options.recorder or _RING_USUAL
     found.update({name: value for name, value in given.items() if value})
     return found
 
@@ -166,7 +198,11 @@ library and karst's variables: not GDB, nor the shell that GDB starts it by.
         except ValueError as error:
             raise gdb.GdbError(f"karst run: {one_line(error)}") from None
         _check_program()
-        variables = _variables(options)
+        try:
+            _check(options)
+            variables = _variables(options)
+        except KarstError as error:
+            raise gdb.GdbError(one_line(error)) from None
         if separator:
             gdb.execute(f"set args {arguments}")
         way = _by_wrapper if gdb.parameter("startup-with-shell") else _by_environment

@@ -17,8 +17,8 @@
 #define LIBRARY      "libkarst-preload.so"
 #define EXIT_NO_EXEC 126
 #define EXIT_NO_FILE 127
-#define DEPTH_MAX    64u
 #define TRAPS_TEXT   4096
+#define RING_USUAL   "1M"
 
 static const char help[] = "usage: karst run [OPTIONS] [--] COMMAND [ARGUMENTS]\n"
                            "\n"
@@ -66,6 +66,7 @@ static const char help[] = "usage: karst run [OPTIONS] [--] COMMAND [ARGUMENTS]\
 struct run {
     const char *mark, *recorder, *directory, *stacks, *action;
     char traps[TRAPS_TEXT];
+    bool traps_mark; /* there is one that turns marks on */
 };
 
 /* ---- the command line ------------------------------------------------------------------------------- */
@@ -81,31 +82,8 @@ static bool add_trap(struct run *run, const char *text, struct karst_error *erro
                           "a trap without ';' is wanted, and all of them in %u characters", TRAPS_TEXT);
     }
     snprintf(run->traps + used, sizeof run->traps - used, "%s%s", used ? ";" : "", text);
+    run->traps_mark |= !!(trap.conditions & KARST_IF_FAULT);
     return true;
-}
-
-static bool check_number(const char *option, const char *text, uint64_t most, struct karst_error *error) {
-    const char *end = text;
-    uint64_t number = 0;
-    if (!karst_trap_parse_size(text, &number, &end) || *end || number == 0 || number > most) {
-        return karst_fail(error, KARST_ERROR_USAGE, "%s takes a number from 1 to %llu, not '%s'", option,
-                          (unsigned long long)most, text);
-    }
-    return true;
-}
-
-static bool check_action(const char *text, struct karst_error *error) {
-    struct karst_nearest nearest = {.word = text};
-    for (uint32_t i = KARST_ACTION_LOG; i < KARST_ACTIONS; i++) {
-        if (strcmp(text, karst_action_name(i)) == 0) {
-            return true;
-        }
-        karst_nearest_offer(&nearest, karst_action_name(i));
-    }
-    return karst_fail(error, KARST_ERROR_USAGE,
-                      nearest.nearest ? "--action takes no '%s'; did you mean %s?"
-                                      : "--action takes log, stop, core or abort, not '%s'",
-                      text, nearest.nearest);
 }
 
 static const struct option options[] = {{"mark", no_argument, NULL, 'm'},
@@ -117,16 +95,8 @@ static const struct option options[] = {{"mark", no_argument, NULL, 'm'},
                                         {"help", no_argument, NULL, 'h'},
                                         {0}};
 
-/* An option that getopt_long() did not take, as it was typed; known: it is one, but its value is wrong. */
-static bool fail_option(const char *typed, bool known, bool lacks_value, struct karst_error *error) {
-    if (lacks_value) {
-        return karst_fail(error, KARST_ERROR_USAGE, "%s needs a value; see `karst run --help`", typed);
-    }
-    if (known) {
-        return karst_fail(error, KARST_ERROR_USAGE, "%.*s takes no value", (int)strcspn(typed, "="), typed);
-    }
-    char name[64];
-    snprintf(name, sizeof name, "%.*s", (int)strcspn(typed, "="), typed);
+/* An option that is none, by its name. */
+static bool fail_unknown(const char *name, struct karst_error *error) {
     struct karst_nearest nearest = {.word = name + strspn(name, "-")};
     for (size_t i = 0; options[i].name; i++) {
         karst_nearest_offer(&nearest, options[i].name);
@@ -137,30 +107,68 @@ static bool fail_option(const char *typed, bool known, bool lacks_value, struct 
                : karst_fail(error, KARST_ERROR_USAGE, "run has no option %s; see `karst run --help`", name);
 }
 
-static bool take_option(struct run *run, int option, const char *typed, struct karst_error *error) {
+static bool is_option(int value) {
+    size_t i = 0;
+    while (options[i].name && options[i].val != value) {
+        i++;
+    }
+    return options[i].name;
+}
+
+/* An option that getopt_long() did not take. word: the last one it has done with, which is another than the
+ * option's where that is one letter of several ("-mx"). */
+static bool fail_option(const char *word, bool lacks_value, struct karst_error *error) {
+    char name[64];
+    if (optopt && !is_option(optopt)) {
+        snprintf(name, sizeof name, "-%c", optopt);
+        return fail_unknown(name, error);
+    }
+    if (lacks_value && strncmp(word, "--", 2) != 0) {
+        snprintf(name, sizeof name, "-%c", optopt);
+    } else {
+        snprintf(name, sizeof name, "%.*s", (int)strcspn(word, "="), word);
+    }
+    if (lacks_value) {
+        return karst_fail(error, KARST_ERROR_USAGE, "%s needs a value; see `karst run --help`", name);
+    }
+    return optopt ? karst_fail(error, KARST_ERROR_USAGE, "%s takes no value", name)
+                  : fail_unknown(name, error);
+}
+
+static bool take_option(struct run *run, int option, const char *word, struct karst_error *error) {
+    uint64_t bytes;
+    uint32_t depth;
     switch (option) {
     case 'm':
         run->mark = "1";
         return true;
     case 'r':
-        run->recorder = optarg ? optarg : "1M";
-        return check_number("--recorder", run->recorder, UINT64_C(1) << 40, error);
+        run->recorder = optarg ? optarg : RING_USUAL;
+        return karst_read_ring_bytes(run->recorder, &bytes, error);
     case 'd':
         run->directory = optarg;
-        run->recorder = run->recorder ? run->recorder : "1M";
+        run->recorder = run->recorder ? run->recorder : RING_USUAL;
         return true;
     case 's':
         run->stacks = optarg;
-        return check_number("--stacks", optarg, DEPTH_MAX, error);
+        return karst_read_stack_depth(optarg, &depth, error);
     case 't':
         return add_trap(run, optarg, error);
     case 'a':
         run->action = optarg;
-        return check_action(optarg, error);
+        return karst_check_action(optarg, error);
     default:
-        return fail_option(typed, option == '?' && optopt && strncmp(typed, "--", 2) == 0, option == ':',
-                           error);
+        return fail_option(word, option == ':', error);
     }
+}
+
+static bool check_options(const struct run *run, struct karst_error *error) {
+    if (run->stacks && !run->mark && !run->recorder && !run->traps_mark) {
+        return karst_fail(error, KARST_ERROR_USAGE,
+                          "--stacks is for marks and the recorder, and none is on: give --mark or --recorder "
+                          "with it");
+    }
+    return true;
 }
 
 /* ---- what is started -------------------------------------------------------------------------------- */
@@ -258,13 +266,8 @@ static bool set_directory(const char *directory, struct karst_error *error) {
     if (!directory) {
         return set("KARST_RECORDER_DIRECTORY", NULL, error);
     }
-    if (mkdir(directory, 0700) != 0 && errno != EEXIST) {
-        return karst_fail_errno(error, errno, "%s", directory);
-    }
-    if (!realpath(directory, path) || access(path, W_OK | X_OK) != 0) {
-        return karst_fail_errno(error, errno, "%s", directory);
-    }
-    return set("KARST_RECORDER_DIRECTORY", path, error);
+    return karst_prepare_ring_directory(directory, path, sizeof path, error) &&
+           set("KARST_RECORDER_DIRECTORY", path, error);
 }
 
 static bool set_preload(const char *library, struct karst_error *error) {
@@ -292,6 +295,30 @@ static int fail(const struct karst_error *error, int status) {
     return status;
 }
 
+/* What execvp() said; word: the one before the command. Returns the shell's exit status for it. */
+static int fail_exec(int why, const char *command, const char *word) {
+    struct karst_error error = {0}, none;
+    struct stat status;
+    uint64_t bytes;
+    bool has_path = strchr(command, '/');
+    if (why == ENOENT && (strcmp(word, "-r") == 0 || strcmp(word, "--recorder") == 0) &&
+        karst_read_ring_bytes(command, &bytes, &none)) {
+        karst_fail(&error, KARST_ERROR_USAGE,
+                   "%s: there is no such command; a size is written --recorder=%s or -r%s", command, command,
+                   command);
+    } else if (why == ENOENT && !has_path) {
+        karst_fail(&error, KARST_ERROR_NOT_FOUND, "'%s': there is no such command in PATH", command);
+    } else if (why == ENOENT && access(command, F_OK) == 0) {
+        karst_fail(&error, KARST_ERROR_NOT_FOUND, "%s: the interpreter or loader that it names is not there",
+                   command);
+    } else if (why == EACCES && has_path && stat(command, &status) == 0 && S_ISDIR(status.st_mode)) {
+        karst_fail(&error, KARST_ERROR_USAGE, "%s is a directory, not a command", command);
+    } else {
+        karst_fail_errno(&error, why, "%s can't be started", command);
+    }
+    return fail(&error, why == ENOENT ? EXIT_NO_FILE : EXIT_NO_EXEC);
+}
+
 int run_command(int argc, char **argv) {
     struct run run = {0};
     struct karst_error error = {0};
@@ -309,12 +336,10 @@ int run_command(int argc, char **argv) {
         karst_fail(&error, KARST_ERROR_USAGE, "run which command? See `karst run --help`");
         return fail(&error, EXIT_NOT_ANSWERED);
     }
-    if ((find_command(argv[optind], path) && !check_program(path, &error)) ||
+    if (!check_options(&run, &error) || (find_command(argv[optind], path) && !check_program(path, &error)) ||
         !set_environment(&run, &error)) {
         return fail(&error, EXIT_NOT_ANSWERED);
     }
     execvp(argv[optind], argv + optind);
-    int status = errno == ENOENT ? EXIT_NO_FILE : EXIT_NO_EXEC;
-    karst_fail_errno(&error, errno, "%s", argv[optind]);
-    return fail(&error, status);
+    return fail_exec(errno, argv[optind], argv[optind - 1]);
 }

@@ -19,7 +19,7 @@ extern "C" {
 #define KARST_VERSION "0.1.0"
 /* Raised whenever a struct or a function below changes shape or is added; the Python binding refuses another.
  */
-#define KARST_API_VERSION 3
+#define KARST_API_VERSION 4
 
 #define KARST_EXPORT  __attribute__((visibility("default")))
 #define KARST_CHECKED __attribute__((warn_unused_result))
@@ -240,6 +240,24 @@ KARST_EXPORT bool karst_read_trap(const char *text, void *trap, size_t size,
 /* Says in one line what a struct karst_why tells; cut where text, of text_size bytes, is full. False: size is
  * not that of the struct. */
 KARST_EXPORT bool karst_say_why(const void *why, size_t size, char *text, size_t text_size) KARST_CHECKED;
+
+/* ---- what the preload library is asked for ---------------------------------------------------- */
+
+/* Values of the options of `karst run` and `karst inject`, as typed. False: error says what is wrong with
+ * one. */
+
+/* --recorder: bytes of each thread's ring. */
+KARST_EXPORT bool karst_read_ring_bytes(const char *text, uint64_t *bytes,
+                                        struct karst_error *error) KARST_CHECKED;
+/* --stacks: frames of each call. */
+KARST_EXPORT bool karst_read_stack_depth(const char *text, uint32_t *depth,
+                                         struct karst_error *error) KARST_CHECKED;
+/* --action. */
+KARST_EXPORT bool karst_check_action(const char *text, struct karst_error *error) KARST_CHECKED;
+/* --recorder-dir: makes the directory if it is not there, sees that files can be made in it, and fills path,
+ * of size bytes, with its absolute path. */
+KARST_EXPORT bool karst_prepare_ring_directory(const char *directory, char *path, size_t size,
+                                               struct karst_error *error) KARST_CHECKED;
 
 #ifdef __cplusplus
 }

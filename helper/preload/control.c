@@ -101,7 +101,7 @@ static void take_recorder(const char *text) {
 /* KARST_RECORDER_DIRECTORY: where rings are files. Programs change directory: it has to be absolute. */
 static void take_directory(const char *text) {
     if (*text != '/' || strlen(text) >= sizeof karst_control.directory - 64) {
-        complain("KARST_RECORDER_DIRECTORY", text, "an absolute path is wanted, of less than 190 characters");
+        complain("KARST_RECORDER_DIRECTORY", text, "an absolute path is wanted, of up to 191 characters");
         return;
     }
     memcpy(karst_control.directory, text, strlen(text) + 1);

@@ -20,8 +20,9 @@ from karst_library import (API_VERSION, BLOCKS, NO_INDEX, POLL, THREAD, UNKNOWN,
                            KarstError, Permission, RawError, RawOptions, RawOutput, State, Style, error_of, load)
 
 __all__ = ["API_VERSION", "NO_INDEX", "UNKNOWN", "Answer", "Block", "EngineMissing", "ErrorCode", "KarstError",
-           "Mapping", "Permission", "Session", "State", "Style", "Symbol", "Target", "Thread", "check_words", "did_you_mean", "help_text",
-           "load", "read_trap", "say_why", "verbs", "version"]
+           "Mapping", "Permission", "Session", "State", "Style", "Symbol", "Target", "Thread", "check_action", "check_words",
+           "did_you_mean", "help_text", "load", "prepare_ring_directory", "read_ring_bytes", "read_stack_depth", "read_trap",
+           "say_why", "verbs", "version"]
 
 
 class Answer(NamedTuple):
@@ -80,6 +81,43 @@ def say_why(why: bytes) -> str:
     if not load().karst_say_why(why, len(why), text, len(text)):
         raise KarstError(ErrorCode.FORMAT, f"why a thread stopped is told in {len(why)} bytes: another version")
     return text.value.decode("utf-8", "replace")
+
+
+# ---- what the preload library is asked for ----------------------------------------------------------
+
+_PATH_MAX = 4096  # linux/limits.h
+
+
+def _checked(done: bool, error: RawError) -> None:
+    if not done:
+        raise error_of(error)
+
+
+def read_ring_bytes(text: str) -> int:
+    """The value of --recorder as typed."""
+    number, error = ctypes.c_uint64(), RawError()
+    _checked(load().karst_read_ring_bytes(os.fsencode(text), ctypes.byref(number), ctypes.byref(error)), error)
+    return number.value
+
+
+def read_stack_depth(text: str) -> int:
+    """The value of --stacks as typed."""
+    number, error = ctypes.c_uint32(), RawError()
+    _checked(load().karst_read_stack_depth(os.fsencode(text), ctypes.byref(number), ctypes.byref(error)), error)
+    return number.value
+
+
+def check_action(text: str) -> None:
+    """The value of --action as typed."""
+    error = RawError()
+    _checked(load().karst_check_action(os.fsencode(text), ctypes.byref(error)), error)
+
+
+def prepare_ring_directory(directory: str) -> str:
+    """The absolute path of --recorder-dir, which is made if it is not there."""
+    path, error = ctypes.create_string_buffer(_PATH_MAX), RawError()
+    _checked(load().karst_prepare_ring_directory(os.fsencode(directory), path, len(path), ctypes.byref(error)), error)
+    return os.fsdecode(path.value)
 
 
 # ---- sessions ---------------------------------------------------------------------------------------

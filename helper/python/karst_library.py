@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, Optional
 
-API_VERSION = 3
+API_VERSION = 4
 UNKNOWN = 2**64 - 1  # "can't be told" where the engine has bytes
 NO_INDEX = 2**32 - 1  # no arena, no bin
 REGISTERS_MAX = 40
@@ -224,6 +224,10 @@ def _declare(library: ctypes.CDLL) -> None:
         "karst_nearest_word": (ctypes.c_char_p, [ctypes.c_char_p, ctypes.POINTER(ctypes.c_char_p), ctypes.c_size_t]),
         "karst_read_trap": (ctypes.c_bool, [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t, error]),
         "karst_say_why": (ctypes.c_bool, [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_size_t]),
+        "karst_read_ring_bytes": (ctypes.c_bool, [ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint64), error]),
+        "karst_read_stack_depth": (ctypes.c_bool, [ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint32), error]),
+        "karst_check_action": (ctypes.c_bool, [ctypes.c_char_p, error]),
+        "karst_prepare_ring_directory": (ctypes.c_bool, [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t, error]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(library, name)
