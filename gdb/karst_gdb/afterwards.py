@@ -3,6 +3,7 @@ at the end of a batch, `detach inferiors`, a hook that was redefined."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from karst_ptrace import Seized
 
 from karst_gdb import memory
 from karst_gdb.detours import Detours
+
+_SYS_KCMP, _KCMP_VM = 312, 1  # Linux x86-64, arch/x86/entry/syscalls/syscall_64.tbl; include/uapi/linux/kcmp.h
 
 
 @dataclass
@@ -70,6 +73,28 @@ def are_there(pid: int, began: str, detours: Detours) -> bool:
                        for one in detours.installed.values())
     except OSError:
         return False
+
+
+def _share_memory(pid: int, other: int) -> bool:
+    """As after vfork. Where the kernel does not tell (it has no kcmp), a process is taken for one of its own."""
+    return ctypes.CDLL(None).syscall(_SYS_KCMP, pid, other, _KCMP_VM, 0, 0) == 0
+
+
+def forked_at(pid: int, parent: int, detours: Detours) -> str:
+    """When a process began that has detours of another one in memory of its own; "": it has not."""
+    began = started_at(pid)
+    return began if are_there(pid, began, detours) and not _share_memory(pid, parent) else ""
+
+
+def is_mapped(pid: int, address: int, name: str) -> bool:
+    """Whether a process has a file of that name mapped at address."""
+    try:
+        with open(f"/proc/{pid}/maps", "rb") as file:
+            mappings = memory.parse_maps(os.fsdecode(file.read()))
+    except OSError:
+        return False
+    return any(mapping.start <= address < mapping.end and os.path.basename(mapping.name or "") == name
+               for mapping in mappings)
 
 
 def take_out(pid: int, began: str, detours: Detours) -> None:

@@ -189,6 +189,12 @@ class Detours:
         self.installed: dict[int, Installed] = {}  # by the function's entry
         self._counters: dict[int, int] = {}  # by trap: where its matches to pass over are counted down
 
+    def copy(self) -> Detours:
+        """As a forked process has them."""
+        copied = Detours()
+        copied.installed, copied._counters = dict(self.installed), dict(self._counters)
+        return copied
+
     def find(self, pc: int) -> Installed | None:
         return next((one for one in self.installed.values() if one.detour.place(pc) is not None), None)
 

@@ -151,7 +151,7 @@ def inject() -> str:
     marker = markers.find(live)
     taken_over = traps.armed_detours()
     if marker is None:
-        traps.take_out_all()  # the library has them from now on
+        traps.take_out_selected()  # the library has them from now on
         live = _load(Live(), path)
         marker = markers.find(live)
         if marker is None:

@@ -8,7 +8,7 @@ import gdb
 import karst_engine
 from karst_engine import KarstError
 
-from karst_gdb import commands, functions, inject, run_command, session, settings, trap_commands
+from karst_gdb import commands, functions, inject, places, run_command, session, settings, trap_commands
 
 _registered = False
 _missing: Optional[commands.MissingEngine] = None
@@ -26,6 +26,7 @@ def _register_verbs() -> None:
     for verb in karst_engine.verbs():
         commands.Verb(verb)
     functions.register()
+    places.register()
     trap_commands.register()
     run_command.register()
     inject.register()

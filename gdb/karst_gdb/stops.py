@@ -14,6 +14,7 @@ from karst_abi import FUNCTIONS, Why
 from karst_detour import ARGUMENTS, RBP, RBX
 
 from karst_gdb.detours import Installed
+from karst_gdb.places import Place, in_c
 
 _MASK = (1 << 64) - 1
 _FRAMES_MAX = 64
@@ -23,19 +24,36 @@ _CALLEE_SAVED = {RBX: "rbx", RBP: "rbp", 12: "r12", 13: "r13", 14: "r14", 15: "r
 
 
 class StopPoint(gdb.Breakpoint):
-    """A breakpoint that GDB's user does not see: at a detour's `nop`, or at the library's trap instruction."""
+    """A breakpoint that GDB's user does not see: at a detour's `nop`, or at the library's trap instruction. A forked
+    process has those of its parent."""
 
-    def __init__(self, address: int, wants: Callable[[], bool] | None) -> None:
-        super().__init__(f"*{address:#x}", internal=True)
-        self.silent = True
+    def __init__(self, address: int, inferior: int, wants: Callable[[int], bool] | None) -> None:
         self.address = address
-        self._wants = wants
+        self._place = Place(address, inferior)
+        self._wants = wants  # asked with the address
+        with in_c():
+            super().__init__(self._place.location, internal=True)
+        self.silent = True
 
     def stop(self) -> bool:
-        wanted = self._wants is None or self._wants()
+        if gdb.selected_inferior().num not in self._place.inferiors:
+            return False
+        wanted = self._wants is None or self._wants(self.address)
         if wanted and _passing_by:
             _tell_passed()
         return wanted and not _passing_by
+
+    def share(self, inferior: int) -> None:
+        """It is there in this one too."""
+        self._place.inferiors.add(inferior)
+
+    def drop(self, inferior: int) -> None:
+        """It is no more in this one, and nowhere if it was the last."""
+        self._place.inferiors.discard(inferior)
+        if not self._place.inferiors:
+            if self.is_valid():
+                self.delete()
+            self._place.forget()
 
 
 _passing_by = False

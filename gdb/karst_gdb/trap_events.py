@@ -102,6 +102,11 @@ def on_files_gone(event: gdb.Event) -> None:
             traps.forget(known.inferior)
 
 
+def on_new_thread(event: Any) -> None:
+    """The first of a process that GDB follows, as it was forked: before it runs, and before its parent is let go of."""
+    traps.inherit(event.inferior_thread.inferior)
+
+
 def on_exited(event: Any) -> None:
     inferior = getattr(event, "inferior", None)
     if inferior is None:
@@ -198,15 +203,15 @@ def _hook(command: str, call: str) -> None:
 
 
 def register() -> None:
-    handlers = {"stop": on_stop, "cont": on_cont, "exited": on_exited, "new_objfile": on_new_file,
+    handlers = {"stop": on_stop, "cont": on_cont, "exited": on_exited, "new_thread": on_new_thread, "new_objfile": on_new_file,
                 "clear_objfiles": on_files_gone, "breakpoint_created": on_breakpoint,
                 "breakpoint_modified": on_breakpoint, "gdb_exiting": lambda event: traps.take_out_all()}
     for name, handler in handlers.items():
         registry = getattr(gdb.events, name, None)
         if registry is not None:  # gdb_exiting: from GDB 12 on
             registry.connect(handler)
-    for command in ("detach", "quit"):
-        _hook(command, f"python __import__('karst_gdb.traps').traps.{traps.take_out_all.__name__}()")
+    for command, function in (("detach", traps.take_out_selected), ("quit", traps.take_out_all)):
+        _hook(command, f"python __import__('karst_gdb.traps').traps.{function.__name__}()")
     Return()
     for command in ("next", "step", "until"):
         _hook(command, Return.name)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gdb
 import karst_abi
 import karst_engine
-from karst_abi import Trap, TrapState, Why
-from karst_detour import Refused
+from karst_abi import Condition as If, Trap, TrapState, Why
+from karst_detour import Condition, Refused
 from karst_engine import KarstError
 
 from karst_gdb import afterwards, markers, stops
@@ -28,6 +27,7 @@ class DetourTrap:
     number: int
     trap: Trap
     entries: list[Entry]
+    condition: Condition  # by what is looked for in the process, as it was there when the trap was set
     enabled: bool = True
     fired: int = 0
     skipped: int = 0  # matches passed over, as far as they were counted
@@ -81,13 +81,12 @@ class Process:
         for trap in self.traps.values():
             if not trap.is_armed:
                 continue
-            condition = condition_of(live, trap.number, trap.trap)
             if trap.trap.skip > trap.skipped:
                 skips[trap.number] = trap.trap.skip - trap.skipped
             for entry in trap.entries:
                 shared = by_entry.setdefault(entry.address,
                                              Entry(list(entry.names), entry.symbol, entry.address, entry.size))
-                shared.conditions.append(condition)
+                shared.conditions.append(trap.condition)
         self.detours.change(live, list(by_entry.values()), skips, set(self.told))
         for trap in self.traps.values():
             trap.skip_here = self.detours.skips_left(live, trap.number) is None
@@ -104,17 +103,19 @@ class Process:
         for installed in self.detours.installed.values():
             wanted.update(installed.detour.stops)
         for address in [address for address in self.points if address not in wanted and not self.is_library(address)]:
-            _delete(self.points.pop(address))
-        for address, number in wanted.items():
+            self.points.pop(address).drop(self.inferior.num)
+        for address in wanted:
             if address not in self.points:
-                self.points[address] = stops.StopPoint(address, partial(self._wants, number))
+                self.points[address] = stops.StopPoint(address, self.inferior.num, _wants)
 
-    def _wants(self, number: int) -> bool:
-        """A thread met a trap's conditions: whether GDB stops. It does not in a forked process, which has the detour,
-        but not the trap."""
-        trap = self.traps.get(number)
-        if trap is None or not trap.is_armed or gdb.selected_inferior().num != self.inferior.num:
+    def wants(self, address: int) -> bool:
+        """The selected thread met a trap's conditions: whether GDB stops."""
+        installed = self.detours.find(address)
+        trap = self.traps.get(installed.detour.stops[address]) if installed is not None else None
+        if trap is None or not trap.is_armed:
             return False
+        if trap.trap.conditions & If.THREAD and trap.trap.thread not in gdb.selected_thread().ptid[1:]:
+            return False  # another one has that thread's memory: it ended, or the process was forked
         if trap.skip_here and trap.skipped < trap.trap.skip:
             trap.skipped += 1
             return False
@@ -126,7 +127,16 @@ class Process:
         self.detours = Detours()
         self.traps.clear()
         for address in [address for address in self.points if not self.is_library(address)]:
-            _delete(self.points.pop(address))
+            self.points.pop(address).drop(self.inferior.num)
+
+    def forked(self, inferior: gdb.Inferior, began: str) -> Process:
+        """A forked process has its parent's text and counters, and so its detours: from now on these are its own."""
+        child = Process(inferior, inferior.pid, began, self.detours.copy(), last_number=self.last_number, looked=True)
+        child.traps = {number: replace(trap) for number, trap in self.traps.items()}
+        child.library, child.points = self.library, dict(self.points)
+        for point in child.points.values():
+            point.share(inferior.num)
+        return child
 
     # ---- the library ---------------------------------------------------------------------------------
 
@@ -137,20 +147,15 @@ class Process:
         """Stops at its traps are told from now on."""
         self.library = (start, end)
         if trap_stop not in self.points:
-            self.points[trap_stop] = stops.StopPoint(trap_stop, None)
+            self.points[trap_stop] = stops.StopPoint(trap_stop, self.inferior.num, None)
 
     def forget_library(self) -> None:
         for address in [address for address in self.points if self.is_library(address)]:
-            _delete(self.points.pop(address))
+            self.points.pop(address).drop(self.inferior.num)
         self.library = None
 
     def is_ours(self, pc: int) -> bool:
         return self.is_library(pc) or pc in self.told_at or self.detours.find(pc) is not None
-
-
-def _delete(point: stops.StopPoint) -> None:
-    if point.is_valid():
-        point.delete()
 
 
 _processes: dict[int, Process] = {}  # by inferior
@@ -165,6 +170,27 @@ def process() -> Process:
             forget(inferior)
         known = _processes[inferior.num] = Process(inferior, inferior.pid)
     return known
+
+
+def _wants(address: int) -> bool:
+    known = known_of(gdb.selected_inferior())
+    return known is not None and known.wants(address)
+
+
+def inherit(inferior: gdb.Inferior) -> None:
+    """A new process of GDB's: if it was forked by one that has traps, these are there too."""
+    known = _processes.get(inferior.num)
+    if known is not None and known.pid == inferior.pid:
+        return
+    for parent in all_known():
+        if parent.inferior == inferior:
+            continue
+        began = afterwards.forked_at(inferior.pid, parent.pid, parent.detours)
+        if began or (parent.library is not None and afterwards.is_mapped(inferior.pid, parent.library[0], markers.LIBRARY)):
+            if known is not None:
+                forget(inferior)
+            _processes[inferior.num] = parent.forked(inferior, began)
+            return
 
 
 def known_of(inferior: gdb.Inferior) -> Process | None:
@@ -245,20 +271,20 @@ def add(text: str, number: int = 0) -> str:
     marker = find_marker(live, known)
     numbers = [*known.traps, known.last_number, *(marker.traps() if marker is not None else ())]
     trap.number = number or max(numbers) + 1
-    known.last_number = max([trap.number, *numbers])
     if marker is not None:
         marker.add(trap)
+        known.last_number = max(trap.number, *numbers)
         show_frames()
         return f"trap {trap.number}: {text} (by {markers.LIBRARY})"
     known.began = afterwards.started_at(known.pid) if live.is_here else ""
-    made = DetourTrap(trap.number, trap, entries_of(live, trap))
+    made = DetourTrap(trap.number, trap, entries_of(live, trap), condition_of(live, trap.number, trap))
     known.traps[made.number] = made
     try:
         known.apply(live)
     except (gdb.GdbError, gdb.error, Refused) as error:
         del known.traps[made.number]
-        known.last_number = max(numbers)
         raise gdb.GdbError(one_line(error)) from None
+    known.last_number = max(trap.number, *numbers)
     show_frames()
     where = ", ".join(f"{entry.names[0]} at {entry.address:#x}" for entry in made.entries)
     return f"trap {made.number}: {text} (detour of {where})"
@@ -333,18 +359,25 @@ def leave_library() -> None:
     show_frames()
 
 
+def take_out_selected() -> None:
+    """Before GDB lets go of the selected inferior's process: its text is what it was."""
+    known = _processes.get(gdb.selected_inferior().num)
+    if known is None or not known.detours.installed or known.inferior.pid != known.pid:
+        return
+    try:
+        known.traps.clear()
+        known.apply(Live())
+    except (gdb.GdbError, gdb.error) as error:
+        gdb.write(f"karst: traps stay in process {known.pid}, harmless, as GDB can't take them out: {error}\n", gdb.STDERR)
+
+
 def take_out_all() -> None:
-    """Before GDB lets go of the processes: their text is what it was."""
+    """Before GDB lets go of all processes."""
     selected = gdb.selected_inferior()
-    for known in list(_processes.values()):
-        if known.inferior.is_valid() and known.detours.installed and known.inferior.pid == known.pid:
-            try:
-                if gdb.selected_inferior() != known.inferior:
-                    gdb.execute(f"inferior {known.inferior.num}", to_string=True)
-                known.traps.clear()
-                known.apply(Live())
-            except (gdb.GdbError, gdb.error) as error:
-                gdb.write(f"karst: traps stay in process {known.pid}, harmless, as GDB can't take them out: {error}\n",
-                          gdb.STDERR)
+    for known in all_known():
+        if known.inferior.is_valid() and known.detours.installed:
+            if gdb.selected_inferior() != known.inferior:
+                gdb.execute(f"inferior {known.inferior.num}", to_string=True)
+            take_out_selected()
     if selected.is_valid() and gdb.selected_inferior() != selected:
         gdb.execute(f"inferior {selected.num}", to_string=True)

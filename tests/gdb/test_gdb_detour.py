@@ -333,6 +333,40 @@ def test_through_gdbserver(directory: Path) -> None:
         ends_well(program)
 
 
+ENDING_THREAD = """
+import os, signal, threading, time
+def wait():
+    print(threading.get_native_id(), flush=True)
+    while not os.path.exists("go"):
+        time.sleep(0.01)
+threads = [threading.Thread(target=wait) for _ in range(2)]
+threads[0].start()
+print("ready", flush=True)
+threads[0].join()
+os.kill(os.getpid(), signal.SIGUSR1)
+threads[1].start()
+threads[1].join()
+kept = bytes(54321 - 33)
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_the_thread_of_a_trap_has_ended(directory: Path) -> None:
+    """Its trap stays, meets nobody, also not the thread that gets its memory, and is in nobody's way."""
+    with started(["/usr/bin/python3", "-c", ENDING_THREAD], directory) as program:
+        thread = max(map(int, os.listdir(f"/proc/{program.pid}/task")))
+        commands = [f"attach {program.pid}", f"karst trap add malloc 1: thread={thread} skip=1M", "handle SIGUSR1 nopass",
+                    "shell touch go", "continue",
+                    f"karst trap add malloc 2: thread={thread}", "karst trap add malloc,calloc 54321", "karst trap disable 1",
+                    "karst trap enable 1", "continue", "karst trap list --json", "karst trap remove 1", "karst trap list --json"]
+        answers = gdb([], commands, directory)
+        assert "there is no such thread" in answers.said[5].one_line()
+        assert [said.error for said in answers.said if said.error] == [answers.said[5].error]
+        assert "54321" in answers.of("continue").good()
+        assert [[(trap["number"], trap["state"]) for trap in said.json()["traps"]]
+                for said in answers.all("karst trap list --json")] == [[(1, "on"), (2, "on")], [(2, "on")]]
+
+
 FORKS = """
 import os, sys, time
 print("ready", flush=True)
@@ -360,11 +394,42 @@ def test_children_live_on(directory: Path) -> None:
 
 
 def test_a_child_that_is_followed(directory: Path) -> None:
-    """The parent, which GDB lets go of, is what it was; in the child the detour is found, and taken out."""
-    with started(["/usr/bin/python3", "-c", FORKS.replace("== 7", "< 600") + "time.sleep(600)"], directory) as program:
+    """The parent, which GDB lets go of, is what it was; the traps go on in the child, and are taken out when GDB ends."""
+    with started(["/usr/bin/python3", "-c", FORKS.replace("os._exit(7)", "time.sleep(600)")], directory) as program:
         before = text_of(program.pid)
-        commands = ["set follow-fork-mode child", f"attach {program.pid}", "karst trap add malloc,calloc 54321",
-                    "tbreak _exit", "shell touch go", "continue", "karst trap list"]
+        commands = ["set follow-fork-mode child", f"attach {program.pid}", "karst trap add malloc,calloc 54321 count=3",
+                    "shell touch go", "continue", "karst trap list --json", "python print(gdb.selected_inferior().pid)"]
         answers = gdb([], commands, directory)
-        assert "took out 2 detours" in answers.of("karst trap list").good()
+        trap, = answers.of("karst trap list --json").json()["traps"]
+        assert (trap["state"], trap["stops"]) == ("on", 1)
+        child = int(answers.said[-1].good())
+        try:
+            assert "54321" in answers.of("continue").good() and child != program.pid
+            assert text_of(program.pid) == before and text_of(child) == before
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+SPAWNS = """
+import os, sys, time
+print("ready", flush=True)
+while not os.path.exists("go"):
+    time.sleep(0.01)
+assert os.spawnv(os.P_WAIT, "/bin/true", ["true"]) == 0
+print("good", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("settings", [[], ["set detach-on-fork off"]])
+def test_a_child_by_vfork_that_is_followed(directory: Path, settings: list[str]) -> None:
+    """It runs in its parent's memory up to its exec: the traps are the parent's alone, whose text is at last what it was."""
+    with started(["/usr/bin/python3", "-c", SPAWNS], directory) as program:
+        before = text_of(program.pid)
+        commands = ["set follow-fork-mode child", *settings, f"attach {program.pid}", "karst trap add malloc,calloc 54321",
+                    "shell touch go", "continue", "python print(gdb.selected_inferior().pid)"]
+        answers = gdb([], commands, directory)
+        assert [said.error for said in answers.said if said.error] == [] and answers.said[-1].good() == "0\n"
+        assert "Exception" not in answers.output and "karst:" not in answers.output
+        assert program.wait_line("good")
         assert text_of(program.pid) == before
