@@ -128,6 +128,11 @@ def _refuse(live: Live, path: str) -> None:
         raise gdb.GdbError(f"the process can't see {path}: it has another root or mounts")
 
 
+def _refuse_non_stop() -> None:
+    if gdb.parameter("non-stop"):
+        raise gdb.GdbError("in non-stop mode threads run on while others are stopped: `set non-stop off`, then attach or run")
+
+
 def _entries(live: Live) -> list[int]:
     return sorted({definition.address for name in _ENTRIES for definition in live.definitions(name)})
 
@@ -144,6 +149,7 @@ def _loader_function(live: Live, name: str) -> int:
 
 
 def inject() -> str:
+    _refuse_non_stop()
     live = Live()
     path = library_path()
     _refuse(live, path)
@@ -212,6 +218,7 @@ def _begin_stacks(live: Live, function: int) -> None:
 
 
 def eject() -> str:
+    _refuse_non_stop()
     live = Live()
     marker = markers.find(live)
     if marker is None:

@@ -36,16 +36,24 @@ class Live:
         chosen = target.selected()
         if chosen.kind == target.CORE:
             raise gdb.GdbError("a core does not run: traps and the like need a process")
-        if to_change and (gdb.parameter("non-stop") or chosen.passing):
-            raise gdb.GdbError("in non-stop mode threads run on while others are stopped: `set non-stop off`, then attach "
-                               "or run")
         self.inferior = gdb.selected_inferior()
+        self.is_stopped = not (chosen.partly_running or chosen.passing)
+        if to_change and not self.is_stopped:
+            raise gdb.GdbError(self._say_running(chosen.passing))
         self.is_here = chosen.kind == target.PROCESS
         machine = gdb.newest_frame().architecture().name()
         if machine != _MACHINE:
             raise gdb.GdbError(f"this is done for x86-64 programs only so far; this one is {machine}")
         self._mappings: list[Mapping] | None = None
         self._modules: list[Module] | None = None
+
+    def _say_running(self, passing: bool) -> str:
+        if passing:
+            return "the process runs on from here: this can't be done in a breakpoint's condition"
+        threads = self.inferior.threads()
+        running = sum(thread.is_running() for thread in threads)
+        return (f"{running} of {len(threads)} threads run{'s' if running == 1 else ''} on, as in non-stop mode; all have to be "
+                "stopped: `interrupt -a`, then this, then `continue -a`")
 
     # ---- memory --------------------------------------------------------------------------------------
 

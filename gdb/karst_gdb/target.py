@@ -92,7 +92,8 @@ def selected() -> Target:
     if not inferior.pid:
         raise gdb.GdbError("no process: start one (run), attach to one (attach PID) or load a core (core-file PATH)")
     if is_executing():
-        raise gdb.GdbError("the process is running: interrupt it first")
+        raise gdb.GdbError("the selected thread is running: select one that is stopped (thread N), or `interrupt -a`"
+                           if gdb.parameter("non-stop") else "the process is running: interrupt it first")
     if gdb.selected_thread() is None:
         raise gdb.GdbError("no thread is selected: select one of the process's (thread N)")
     is_here = "native" in stack or (bool(settings.get("direct")) and here.runs_here(inferior.pid))

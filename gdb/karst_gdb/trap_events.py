@@ -45,14 +45,14 @@ def _tell_of_detour(known: Process, address: int) -> None:
         return
     number = installed.detour.stops[address]
     trap = known.traps[number]
-    live = Live()
+    live = Live(to_change=False)
     known.count_skips(live)
     why = stops.why_at_detour(installed, trap.skipped + trap.fired)
     known.told[gdb.selected_thread().ptid] = known.calls[gdb.selected_thread().ptid] = why
     known.told_at.add(installed.detour.patch)
     stops.select_caller(traps.is_ours)
     stops.tell(number, why)
-    if trap.is_spent:
+    if trap.is_spent and live.is_stopped:
         known.apply(live)
         stops.select_caller(traps.is_ours)
 
@@ -72,10 +72,16 @@ def _tell_of_library(known: Process) -> None:
     stops.tell(number, why)
 
 
-def on_cont(event: gdb.Event) -> None:
+def on_cont(event: Any) -> None:
+    """In non-stop mode one thread goes on, else all do."""
+    thread = getattr(event, "inferior_thread", None) if gdb.parameter("non-stop") else None
     for known in traps.all_known():
-        known.told.clear()
-        known.told_at.clear()
+        if thread is not None:
+            known.told.pop(thread.ptid, None)
+        else:
+            known.told.clear()
+        if not known.told:
+            known.told_at.clear()
 
 
 def on_new_file(event: gdb.Event) -> None:
@@ -119,24 +125,30 @@ def on_exited(event: Any) -> None:
 
 def on_breakpoint(point: gdb.Breakpoint) -> None:
     """GDB's user sets a breakpoint within what a detour replaced: the detour makes room."""
-    if isinstance(point, stops.StopPoint):
+    if isinstance(point, stops.StopPoint) or not point.enabled:
         return
     for known in traps.all_known():
         for installed in list(known.detours.installed.values()):
             low, high = installed.detour.patch + 1, installed.detour.patch + len(installed.detour.original)
             if str(point.number) in set(breakpoints_within(low, high)):
-                _make_room(known, installed.entry.address, point.number)
+                _make_room(known, installed.entry.address, point)
 
 
-def _make_room(known: Process, address: int, number: int) -> None:
-    gone = [trap for trap in known.traps.values() if any(entry.address == address for entry in trap.entries)]
+def _make_room(known: Process, address: int, point: gdb.Breakpoint) -> None:
+    number = point.number
+    gone = [trap for trap in known.traps.values()
+            if trap.enabled and any(entry.address == address for entry in trap.entries)]
     try:
         live = Live()
         for trap in gone:
             trap.enabled = False
         known.apply(live)
     except gdb.GdbError as error:
-        gdb.write(f"karst: breakpoint {number} is within a detour, which can't be taken out now: {error}\n", gdb.STDERR)
+        for trap in gone:
+            trap.enabled = True
+        point.enabled = False  # it would be the end of the program: it destroys a jump
+        gdb.write(f"karst: breakpoint {number} is off: it is within a detour, which can't be taken out now: {error}\n",
+                  gdb.STDERR)
         return
     names = ", ".join(str(trap.number) for trap in gone)
     gdb.write(f"karst: trap {names} is off: breakpoint {number} is within the bytes that its detour replaces\n",

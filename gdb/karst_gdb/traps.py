@@ -246,9 +246,9 @@ def read(text: str) -> Trap:
         raise gdb.GdbError(one_line(error)) from None
 
 
-def _begin() -> tuple[Live, Process]:
-    live, known = Live(), process()
-    if not known.looked:
+def _begin(to_change: bool = True) -> tuple[Live, Process]:
+    live, known = Live(to_change), process()
+    if not known.looked and live.is_stopped:
         known.looked = True
         count = known.detours.take_out_leftovers(live)
         if count:
@@ -326,7 +326,7 @@ def _change_in_library(marker: markers.Marker, place: int, trap: Trap, wanted: s
 
 
 def rows() -> list[Row]:
-    live, known = _begin()
+    live, known = _begin(to_change=False)
     marker = find_marker(live, known)
     known.count_skips(live)
     found = []
@@ -365,6 +365,8 @@ def take_out_selected() -> None:
     if known is None or not known.detours.installed or known.inferior.pid != known.pid:
         return
     try:
+        if known.began and not Live(to_change=False).is_stopped:
+            return  # afterwards, as soon as GDB has let go of the threads that run
         known.traps.clear()
         known.apply(Live())
     except (gdb.GdbError, gdb.error) as error:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
-from gdb_runner import Answers, gdb
+from gdb_runner import BASE, PLUGIN, Answers, gdb
 from karst_command import TESTS
 from karst_preload import CALLS
 from karst_programs import started
+from karst_prompt import Prompt, at_prompt
+from test_gdb_detour import ends_well, text_of
 
 AWKWARD = TESTS / "awkward"
 
@@ -130,11 +133,72 @@ def test_another_process_beside_one_with_a_trap(directory: Path) -> None:
 
 
 def test_non_stop(directory: Path) -> None:
-    """The library's traps are told there too; detours are refused."""
-    commands = ["set non-stop on", "karst run --trap 'malloc 150'", "bt", "karst trap add malloc 3"]
+    """Traps are told there too. This program has one thread, so all are stopped then, and traps can be changed."""
+    commands = ["set non-stop on", "karst run --trap 'malloc 150'", "bt", "karst trap add malloc 3", "karst inject", "kill",
+                "tbreak main", "run", TEXT, "karst trap add malloc 150 count=1", "continue", "karst trap list --json",
+                "karst trap remove", TEXT]
     answers = gdb([CALLS], ["set args sizes", *commands], directory)
-    told = TOLD.search(answers.of(commands[1]).good())
-    assert told is not None and told[1] == "150", answers.output
+    for told in (TOLD.search(answers.of(word).good()) for word in (commands[1], "continue")):
+        assert told is not None and told[1] == "150", answers.output
     assert re.match(r"#\d+ .* make ", answers.of("bt").good())
-    assert "in non-stop mode" in answers.of(commands[-1]).one_line()
+    assert answers.of(commands[3]).good() == "trap 2: malloc 3 (by libkarst-preload.so)\n"
+    assert "in non-stop mode" in answers.of("karst inject").one_line()
+    assert [(trap["state"], trap["stops"]) for trap in answers.of("karst trap list --json").json()["traps"]] == [("spent", 1)]
+    assert len({said.good() for said in answers.all(TEXT)}) == 1
     assert "Exception" not in answers.output
+
+
+class NonStop:
+    """A GDB in non-stop mode, typed into."""
+
+    def __init__(self, prompt: Prompt) -> None:
+        self.prompt = prompt
+        self._asked = 0
+
+    def type(self, line: str, answer: str) -> None:
+        """answer: what a line is to begin with that comes after this."""
+        shown = len(self.prompt.text)
+        self.prompt.type(line)
+        self.prompt.wait_for(rf"(?s:\A.{{{shown}}}.*)^{answer}")
+
+    def running(self) -> int:
+        self._asked += 1
+        count = "sum(thread.is_running() for thread in gdb.selected_inferior().threads())"
+        self.prompt.type(f"python print('running', {self._asked}, {count})")
+        text = self.prompt.wait_for(rf"^running {self._asked} \d+$")
+        return int(re.findall(rf"^running {self._asked} (\d+)$", text, re.M)[-1])
+
+    def stop_all(self) -> None:
+        self.prompt.type("interrupt -a")
+        end = time.monotonic() + 60
+        while self.running():
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+
+def test_detours_in_non_stop_mode(directory: Path) -> None:
+    """They are changed while all threads are stopped, and refused in one line while one runs."""
+    with started([TESTS / "hammer", "2"], directory) as program:
+        before = text_of(program.pid)
+        options = ["-iex", "set pagination off", "-iex", "set non-stop on", "-ex", f"source {PLUGIN}", "-p", str(program.pid)]
+        with at_prompt([*BASE, *options], directory, {}) as prompt:
+            shown = NonStop(prompt)
+            shown.stop_all()
+            shown.type("karst trap add malloc 424242 count=1", "trap 1: malloc 424242")
+            shown.type("continue -a &", r"karst trap 1: malloc\(424242\)")
+            assert shown.running() == 1
+            stopped = re.findall(r"^karst trap 1: .*, thread (\d+), called", prompt.text, re.M)[0]
+            running, = {"1", "2"} - {"1" if int(stopped) == program.pid else "2"}
+            shown.type(f"thread {running}", r"\[Switching to thread")
+            shown.type("karst trap list", "the selected thread is running: select one that is stopped")
+            shown.type(f"thread {3 - int(running)}", r"\[Switching to thread")
+            shown.type("karst trap add malloc 3", "1 of 2 threads runs on, as in non-stop mode; all have to be stopped")
+            shown.type("karst trap list", " *1 +malloc 424242 count=1 +spent +detour +1 +1$")
+            shown.type("break *((char *) malloc + 4)", "karst: breakpoint 1 is off: it is within a detour")
+            shown.stop_all()
+            shown.type("karst trap add realloc 424242", "trap 2: realloc 424242")
+            shown.type("karst trap remove 2", r"\(gdb\) ")
+            shown.type("continue -a &", "Continuing")
+            shown.type("detach", r"\[Inferior 1 .* detached\]")
+            assert text_of(program.pid) == before
+        ends_well(program)
