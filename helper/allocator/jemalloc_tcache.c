@@ -240,26 +240,38 @@ static bool scan_for_tcaches(struct jemalloc_heap *jemalloc, uint64_t start, uin
     return fine;
 }
 
-static bool in_extent(const struct jemalloc_heap *jemalloc, uint64_t address) {
-    for (size_t i = 0; i < jemalloc->heap.extent_count; i++) {
-        if (address >= jemalloc->heap.extents[i].start && address < jemalloc->heap.extents[i].end) {
-            return true;
-        }
-    }
-    return false;
+/* The end of what is there, where a thread's own memory would be. */
+static bool scan_end(struct jemalloc_heap *jemalloc, uint64_t start, uint64_t end, uint64_t *items) {
+    uint64_t from = end - start > TLS_SPAN ? end - TLS_SPAN : start;
+    return scan_for_tcaches(jemalloc, from, end, items);
 }
 
 /* The child of a fork has its parent's other threads' caches in their stacks' mappings, and nobody will ever
- * use what is in them: the rings forgot them (src/tcache.c, tcache_postfork_child()). */
+ * use what is in them: the rings forgot them (src/tcache.c, tcache_postfork_child()). A stack may share its
+ * mapping with the heap's own memory: what lies between counts as one. */
 static bool find_lost(struct jemalloc_heap *jemalloc, uint64_t *items) {
     const struct karst_target *target = jemalloc->heap.target;
+    const struct karst_extent *extent = jemalloc->heap.extents;
+    const struct karst_extent *last = extent + jemalloc->heap.extent_count;
     for (size_t i = 0; i < target->mapping_count; i++) {
         const struct karst_mapping *mapping = &target->mappings[i];
-        if (!karst_mapping_is_anonymous(mapping) || in_extent(jemalloc, mapping->start)) {
+        uint64_t start = mapping->start;
+        if (!karst_mapping_is_anonymous(mapping)) {
             continue;
         }
-        uint64_t from = mapping->end - mapping->start > TLS_SPAN ? mapping->end - TLS_SPAN : mapping->start;
-        if (!scan_for_tcaches(jemalloc, from, mapping->end, items)) {
+        while (extent < last && extent->end <= start) {
+            extent++;
+        }
+        for (; extent < last && extent->start < mapping->end; extent++) {
+            if (extent->start > start && !scan_end(jemalloc, start, extent->start, items)) {
+                return false;
+            }
+            start = extent->end;
+            if (start >= mapping->end) { /* it may go on in the next one */
+                break;
+            }
+        }
+        if (start < mapping->end && !scan_end(jemalloc, start, mapping->end, items)) {
             return false;
         }
     }

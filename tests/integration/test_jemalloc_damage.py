@@ -53,7 +53,9 @@ def damaged(kind: str, conf: str, directory: Path) -> Iterator[tuple[Program, in
         assert program.process.stdout is not None
         name, address = program.process.stdout.readline().decode().split()
         assert name == "block"
-        assert program.process.stdout.readline().startswith(b"ready")
+        ready, pid = program.process.stdout.readline().decode().split()
+        assert ready == "ready"
+        program.pid = int(pid)
         yield program, int(address, 16)
 
 
@@ -82,6 +84,14 @@ def test_an_arena_in_a_files_memory(end: str, directory: Path) -> None:
         here = [block for block in target.blocks("--state", "live") if block.size == 224 and block.arena != "0"]
     assert len(here) == (REGIONS_LENT if end == "process" else 0)
     assert ("can't be read: they are left out" in remarks) == (end == "core"), remarks
+
+
+def test_a_lost_cache_beside_the_heap(directory: Path) -> None:
+    """In the child of a fork: the cache of a thread that is gone, in a stack that has one mapping with an arena."""
+    with damaged("forked-beside", "", directory) as (program, address):
+        target = Target.process(program.pid)
+        assert target.json("block", hex(address))["block"]["state"] == "cached"
+        assert target.check() == (True, [])
 
 
 # ---- stray writes ----------------------------------------------------------------------------------------

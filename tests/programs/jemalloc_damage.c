@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 extern int mallctl(const char *name, void *old, size_t *old_size, void *fresh, size_t fresh_size)
@@ -57,6 +58,61 @@ static void flushed(void) {
     say("block", blocks[100]);
 }
 
+/* extent_hooks_t; those that are NULL are not there. */
+struct hooks {
+    void *(*alloc)(struct hooks *hooks, void *address, size_t size, size_t alignment, bool *zero,
+                   bool *commit, unsigned arena);
+    bool (*dalloc)(void);
+    void (*destroy)(void);
+    bool (*commit)(void), (*decommit)(void), (*purge_lazy)(void), (*purge_forced)(void);
+    bool (*split)(struct hooks *hooks, void *address, size_t size, size_t first, size_t second,
+                  bool committed, unsigned arena);
+    bool (*merge)(void);
+};
+
+#define LENT (64u << 20)
+static char *lent, *lent_end;
+
+static void *lend(struct hooks *hooks, void *address, size_t size, size_t alignment, bool *zero, bool *commit,
+                  unsigned arena) {
+    char *start = (char *)(((uintptr_t)lent + alignment - 1) & ~(uintptr_t)(alignment - 1));
+    (void)hooks, (void)arena;
+    if (address || size > (size_t)(lent_end - start)) {
+        return NULL;
+    }
+    lent = start + size;
+    *zero = *commit = true;
+    return start;
+}
+
+static bool may_split(struct hooks *hooks, void *address, size_t size, size_t first, size_t second,
+                      bool committed, unsigned arena) {
+    (void)hooks, (void)address, (void)size, (void)first, (void)second, (void)committed, (void)arena;
+    return false;
+}
+
+#define LENT_STACK (256u << 10)
+#define LENT_ALIGN (2u << 20) /* of what an arena has for itself */
+
+/* An arena in one anonymous mapping with the memory for a stack, which is in front of it: returned. */
+static char *lend_beside_stack(void) {
+    static struct hooks hooks = {.alloc = lend, .split = may_split};
+    struct hooks *told = &hooks;
+    unsigned arena = 0;
+    size_t size = sizeof arena;
+    char *memory = mmap(NULL, LENT, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) {
+        _exit(3);
+    }
+    lent = (char *)(((uintptr_t)memory + 2 * LENT_ALIGN - 1) & ~(uintptr_t)(LENT_ALIGN - 1));
+    lent_end = memory + LENT;
+    char *stack = lent - LENT_STACK;
+    if (mallctl("arenas.create", &arena, &size, &told, sizeof told)) {
+        _exit(3);
+    }
+    return stack;
+}
+
 static pthread_barrier_t freed, done;
 
 static void *free_there(void *block) {
@@ -76,6 +132,27 @@ static void threads(void) {
     pthread_create(&thread, NULL, free_there, blocks[100]);
     pthread_barrier_wait(&freed);
     free(blocks[100]);
+    say("block", blocks[100]);
+}
+
+/* Nothing wrong: the child of a fork, whose mapping of the other thread's stack goes on with the heap's own
+ * memory. */
+static void forked_beside(void) {
+    pthread_t thread;
+    pthread_attr_t attributes;
+    char *stack = lend_beside_stack();
+    fill(224);
+    pthread_barrier_init(&freed, NULL, 2);
+    pthread_barrier_init(&done, NULL, 2);
+    pthread_attr_init(&attributes);
+    pthread_attr_setstack(&attributes, stack, LENT_STACK);
+    pthread_create(&thread, &attributes, free_there, blocks[100]);
+    pthread_barrier_wait(&freed);
+    if (fork() != 0) {
+        wait(NULL);
+        _exit(0);
+    }
+    prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY);
     say("block", blocks[100]);
 }
 
@@ -128,39 +205,6 @@ static void own_arena(void) {
     say("block", blocks[100]);
 }
 
-/* extent_hooks_t; those that are NULL are not there. */
-struct hooks {
-    void *(*alloc)(struct hooks *hooks, void *address, size_t size, size_t alignment, bool *zero,
-                   bool *commit, unsigned arena);
-    bool (*dalloc)(void);
-    void (*destroy)(void);
-    bool (*commit)(void), (*decommit)(void), (*purge_lazy)(void), (*purge_forced)(void);
-    bool (*split)(struct hooks *hooks, void *address, size_t size, size_t first, size_t second,
-                  bool committed, unsigned arena);
-    bool (*merge)(void);
-};
-
-#define LENT (64u << 20)
-static char *lent, *lent_end;
-
-static void *lend(struct hooks *hooks, void *address, size_t size, size_t alignment, bool *zero, bool *commit,
-                  unsigned arena) {
-    char *start = (char *)(((uintptr_t)lent + alignment - 1) & ~(uintptr_t)(alignment - 1));
-    (void)hooks, (void)arena;
-    if (address || size > (size_t)(lent_end - start)) {
-        return NULL;
-    }
-    lent = start + size;
-    *zero = *commit = true;
-    return start;
-}
-
-static bool may_split(struct hooks *hooks, void *address, size_t size, size_t first, size_t second,
-                      bool committed, unsigned arena) {
-    (void)hooks, (void)address, (void)size, (void)first, (void)second, (void)committed, (void)arena;
-    return false;
-}
-
 /* Nothing wrong: an arena, what it has for itself included, in memory that is not anonymous. */
 static void lent_arena(int file) {
     static struct hooks hooks = {.alloc = lend, .split = may_split};
@@ -197,10 +241,10 @@ static const struct {
     const char *name;
     void (*function)(void);
 } kinds[] = {
-    {"nothing", nothing},       {"double-free", double_free}, {"flushed", flushed},
-    {"threads", threads},       {"interior", interior},       {"wrong-size", wrong_size},
-    {"past-end", past_end},     {"own-arena", own_arena},     {"shared-arena", shared_arena},
-    {"file-arena", file_arena},
+    {"nothing", nothing},       {"double-free", double_free},     {"flushed", flushed},
+    {"threads", threads},       {"interior", interior},           {"wrong-size", wrong_size},
+    {"past-end", past_end},     {"own-arena", own_arena},         {"shared-arena", shared_arena},
+    {"file-arena", file_arena}, {"forked-beside", forked_beside},
 };
 
 int main(int argc, char **argv) {
