@@ -44,6 +44,7 @@ void call_end(struct around *around, struct call *call, const void *address) {
 COLD void *call_allocate(enum way way, struct call *call) {
     struct around around = {0};
     call_begin(&around, call);
+    enum way asked = way;
     if (around.gate & KARST_GATE_MARK && (way == BY_ALIGNED_ALLOC || way == BY_PVALLOC)) {
         /* Room for a mark is no multiple of the alignment, and pvalloc would round it up to a page. */
         call->alignment = way == BY_PVALLOC ? karst_control.page_size : call->alignment;
@@ -51,6 +52,10 @@ COLD void *call_allocate(enum way way, struct call *call) {
     }
     void *block = ask_and_note(way, call->function, call->size, call->alignment, around.gate, call->site,
                                record_site_of(call));
+    if (!block && way != asked && asked == BY_ALIGNED_ALLOC) {
+        /* jemalloc's memalign leaves errno alone when it refuses an alignment, its aligned_alloc does not. */
+        next.free(next.aligned_alloc(call->alignment, call->size));
+    }
     call_end(&around, call, block);
     return block;
 }

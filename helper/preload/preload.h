@@ -1,7 +1,7 @@
 /* The preload library, inside. It lives in other people's programs: nothing here allocates, takes a lock that
  * a thread could be stopped in, changes errno, or calls into libc but for what can't block or allocate.
- * Everything visible outside is in karst-abi.h; only the allocator's functions, karst_control and
- * karst_trap_stop are exported. */
+ * Everything visible outside is in karst-abi.h; only the allocator's functions, prctl (clock.c),
+ * karst_control and karst_trap_stop are exported. */
 #ifndef KARST_PRELOAD_PRELOAD_H
 #define KARST_PRELOAD_PRELOAD_H
 

@@ -1,5 +1,6 @@
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/prctl.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -26,9 +27,10 @@ struct head_pool {
 static struct head_pool *pool;
 static uint32_t ring_count; /* of this process */
 static uint32_t file_number, image;
-static uint32_t opening;                        /* a thread is at it */
-static bool failed;                             /* no memory, or no file: told once, not tried again */
-static long file_error;                         /* why there was no file: a negative errno; 0: no memory */
+static uint32_t opening; /* a thread is at it */
+static bool failed;      /* no memory, or no file: told once, not tried again */
+static long file_error;  /* why there was no file: a negative errno; 0: no memory */
+static _Thread_local bool clockless __attribute__((tls_model("initial-exec")));
 static bool beyond_limit;                       /* a file became too large: that raised SIGXFSZ */
 static uint64_t first_ticks, first_nanoseconds; /* the clocks at the process's first ring */
 
@@ -412,12 +414,41 @@ static void open_alone(void) {
     }
 }
 
+static void tell_end(void) {
+    char text[200];
+    struct karst_line line = {text, sizeof text, 0};
+    karst_line_add(&line, "the flight recorder does not go on in thread ");
+    karst_line_add_number(&line, (uint64_t)thread_id());
+    karst_line_add(&line, ", which may not read the processor's clock (PR_SET_TSC, strict seccomp)");
+    system_say(text);
+}
+
+/* A thread begins as the one that made it is. Where there is no such setting it is not told. */
+static bool may_read_clock(void) {
+    int setting = PR_TSC_ENABLE;
+    system_call(SYS_prctl, PR_GET_TSC, (long)&setting, 0, 0, 0, 0);
+    if (setting == PR_TSC_SIGSEGV) {
+        clockless = true;
+        tell_end();
+    }
+    return !clockless;
+}
+
+void recorder_lose_clock(void) {
+    bool records = recorder_head->ring;
+    clockless = true;
+    recorder_head = &no_head;
+    if (records) {
+        tell_end();
+    }
+}
+
 /* True: the thread has a ring now. */
 static bool ensure_ring(void) {
     if (pool && !pool->alive) { /* forked */
         __atomic_store_n(&opening, 0, __ATOMIC_RELAXED);
     }
-    if (!failed) {
+    if (!failed && !clockless && may_read_clock()) {
         open_alone();
     }
     return recorder_head->ring;

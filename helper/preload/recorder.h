@@ -28,6 +28,9 @@ extern uint16_t recorder_tags[RECORDER_TAGS] __attribute__((visibility("hidden")
 
 /* Opens the next group, or a ring for the thread if it has none, and writes one record in there. */
 COLD void recorder_write_slow(enum karst_event_kind kind, uint64_t address, uint64_t size, uint64_t site);
+/* The calling thread is about to forbid itself the clock, which it would die of at its next event: it has no
+ * more. */
+void recorder_lose_clock(void);
 /* A forked child has no rings. */
 void recorder_in_child(void);
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import resource
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from karst_command import KARST, TESTS, Target
-from karst_preload import CALLS, run, running
+from karst_command import KARST, TESTS, Target, karst
+from karst_preload import ALLOCATORS, CALLS, run, running
 
 AWKWARD = TESTS / "awkward"
 
@@ -82,6 +83,39 @@ def test_handlers_behind_each_instruction(directory: Path) -> None:
         answer = Target.process(program.pid).json("history", "--all")
     assert answer["kept"] > 30
     assert {event["event"] for event in answer["events"] if event["size"] > 1 << 62} == {"alloc"}
+
+
+ENDS = r"karst: the flight recorder does not go on in thread (\d+), which may not read the processor's clock .*\n"
+
+
+@pytest.mark.parametrize("options", [["--recorder"], ["--recorder=4K", "--mark", "--stacks=4"], ["--recorder-dir", "rings"]])
+def test_a_thread_without_the_processors_clock(directory: Path, options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lives on, and is told; what was recorded of it before is kept."""
+    monkeypatch.chdir(directory)
+    done = run(*options, "--", AWKWARD, "clock")
+    if done.returncode == 77:
+        pytest.skip("no PR_SET_TSC")
+    assert (done.returncode, done.stdout) == (0, "good\n"), done
+    told = re.fullmatch(ENDS * 2, done.stderr)
+    assert told is not None and told[1] != told[2], done.stderr
+    if "rings" in options:
+        answer = karst("history", "--files", "rings", "--size", "3000", "--json")
+        assert [event["event"] for event in json.loads(answer.stdout)["events"]] == ["alloc"]
+
+
+@pytest.mark.parametrize(("options", "told"), [(["--recorder"], ENDS), (["--mark"], ""), (["--mark", "--recorder=4K"], ENDS)])
+def test_strict_seccomp(options: list[str], told: str) -> None:
+    done = run(*options, "--", AWKWARD, "strict")
+    assert (done.returncode, done.stdout) == (0, "good\n"), done
+    assert re.fullmatch(told, done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("allocator", ALLOCATORS)
+def test_alignments_that_are_none(allocator: str) -> None:
+    """Marks or not, aligned_alloc refuses the same, and says so in errno."""
+    plain, marked = (run(*options, "--", AWKWARD, "alignments", allocator=allocator) for options in ([], ["--mark"]))
+    assert plain.returncode == 0 and plain.stdout.count("\n") == 5, plain
+    assert (marked.returncode, marked.stdout, marked.stderr) == (0, plain.stdout, "")
 
 
 @pytest.mark.parametrize("options", [["--mark"], ["--recorder"]])

@@ -3,13 +3,18 @@
  * awkward handlers   a signal handler runs, and makes events, behind each instruction of other calls
  * awkward frames     the unwinder allocates while it holds the lock of code that was registered at run time
  * awkward shrunk     a realloc that fails of a block that was written beyond its end, and its free
+ * awkward alignments what aligned_alloc makes of some
+ * awkward clock      forbids itself the processor's clock in the middle, and then starts a thread
+ * awkward strict     goes into seccomp's strict mode in the middle
  * awkward forks      a child allocates 3000 and 3001 bytes and ends, its parent then 4000
  * awkward signals    threads that allocate, and get SIGUSR1 all the time
  * awkward lent       frees memory of many kinds of mappings, which its allocator (lender.so) takes
  */
 #include <dlfcn.h>
+#include <errno.h>
 #include <execinfo.h>
 #include <fcntl.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
@@ -17,6 +22,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -120,6 +127,54 @@ static int forks(void) {
     return 0;
 }
 
+/* ---- alignments -------------------------------------------------------------------------------------- */
+
+static int try_alignments(void) {
+    const size_t alignments[] = {3, 24, 16, 4096, SIZE_MAX};
+    for (size_t i = 0; i < sizeof alignments / sizeof *alignments; i++) {
+        volatile size_t alignment = alignments[i];
+        errno = 0;
+        void *block = aligned_alloc(alignment, 64);
+        printf("%zu: %s, errno %d\n", alignment, block ? "a block" : "refused", block ? 0 : errno);
+        free(block);
+    }
+    return 0;
+}
+
+/* ---- a thread without the processor's clock --------------------------------------------------------- */
+
+static void *make_many(void *unused) {
+    for (size_t i = 0; i < 20000; i++) {
+        make(100 + i % 2000);
+    }
+    return unused;
+}
+
+static int lose_clock(void) {
+    pthread_t thread;
+    make(3000);
+    if (prctl(PR_SET_TSC, PR_TSC_SIGSEGV, 0, 0, 0) != 0) {
+        return 77;
+    }
+    make_many(NULL);
+    if (pthread_create(&thread, NULL, make_many, NULL) != 0 || pthread_join(thread, NULL) != 0) {
+        return 1;
+    }
+    puts("good");
+    return prctl(-1, 0, 0, 0, 0) == -1 && errno == EINVAL ? 0 : 1;
+}
+
+static _Noreturn void go_strict(void) {
+    static const char good[] = "good\n";
+    make_many(NULL);
+    prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT, 0, 0, 0);
+    make_many(NULL);
+    syscall(SYS_write, STDOUT_FILENO, good, sizeof good - 1);
+    for (;;) {
+        syscall(SYS_exit, 0);
+    }
+}
+
 /* ---- signals --------------------------------------------------------------------------------------- */
 
 static void on_signal(int number) {
@@ -190,6 +245,15 @@ int main(int argc, char **argv) {
     }
     if (strcmp(what, "shrunk") == 0) {
         return shrunk();
+    }
+    if (strcmp(what, "alignments") == 0) {
+        return try_alignments();
+    }
+    if (strcmp(what, "clock") == 0) {
+        return lose_clock();
+    }
+    if (strcmp(what, "strict") == 0) {
+        go_strict();
     }
     if (strcmp(what, "forks") == 0) {
         return forks();
