@@ -42,6 +42,9 @@ _places: dict[int, Place] = {}
 
 def _entry_of(inferior: gdb.Inferior) -> int:
     """Of its program; 0: it has no process here."""
+    connection = getattr(inferior, "connection", None)  # from GDB 12 on
+    if connection is not None and connection.type != "native":
+        return 0
     try:
         with open(f"/proc/{inferior.pid}/auxv", "rb") as file:
             data = file.read()

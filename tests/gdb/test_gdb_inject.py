@@ -167,6 +167,7 @@ def test_a_killed_debuggers_breakpoint_in_the_loader(directory: Path) -> None:
         assert answers.said[0].one_line().startswith("a debugger that was killed left a breakpoint in the loader")
         assert [said.error for said in answers.said[1:] if said.error] == []
         assert "asked_for" in answers.of("continue").good()
+        assert f"{LIBRARY} is out: " in answers.of("karst eject").good()
         assert text_of(program.pid) == before
         os.kill(program.pid, signal.SIGCONT)  # of its stops of threads, too, one may be left
         ends_well(program)
