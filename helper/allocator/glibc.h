@@ -65,6 +65,7 @@ struct glibc_arena {
     uint64_t address;
     uint64_t top;
     uint64_t top_size;
+    uint64_t top_change; /* what its header says more than that, modulo 2^64: a thread is about to write it */
     uint64_t last_remainder;
     uint64_t system_mem;
     uint32_t flags;

@@ -75,6 +75,7 @@ bool glibc_settle_top(struct glibc_heap *glibc, uint32_t index, uint64_t end) {
         arena->top_damaged = true;
         return true;
     }
+    arena->top_change = arena->top_size - (end - arena->top);
     arena->top_size = end - arena->top;
     return karst_facts_add(&glibc->heap.facts, "half done", arena->top,
                            "the top of arena %s: a thread is about to write its size",
@@ -268,10 +269,12 @@ bool glibc_add_main_extents(struct glibc_heap *glibc, struct karst_error *error)
     uint64_t start = glibc->sbrk_base;
     uint64_t top_run = glibc_run_end(target, arena->top);
     uint64_t top_end = arena->top + arena->top_size;
+    uint64_t told = start + arena->system_mem;
+    bool possible = start && told % target->page_size == 0 && told > arena->top && told <= top_run;
+    /* What came at the end of the break is counted before it is added to top (sysmalloc()). */
+    bool grew = arena->in_flux && possible && told == top_run && top_end < told;
     if (!arena->top_damaged &&
-        (top_end <= arena->top || top_end > top_run || top_end % target->page_size != 0)) {
-        uint64_t told = start + arena->system_mem;
-        bool possible = start && told % target->page_size == 0 && told > arena->top && told <= top_run;
+        (grew || top_end <= arena->top || top_end > top_run || top_end % target->page_size != 0)) {
         if (!glibc_settle_top(glibc, 0, possible ? told : top_run)) {
             return karst_fail_memory(error);
         }
