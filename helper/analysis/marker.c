@@ -306,8 +306,8 @@ static bool sweep_leaf(struct sweep *sweep, uint64_t leaf, uint64_t first) {
         if (at % PAGE == 0) {
             uint64_t untouched =
                 karst_target_untouched(sweep->session->target, leaf + at, leaf + KARST_MAP_LEAF);
-            if (untouched) {
-                at += untouched & ~UINT64_C(7);
+            if (untouched >= PAGE) { /* a damaged core's segments may end anywhere */
+                at += untouched & ~(uint64_t)(PAGE - 1);
                 continue;
             }
             going = karst_session_progress(sweep->session, PAGE, sweep->error);

@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 from karst_command import BUILD, KARST, TESTS, Target
+from karst_cores import resize, segments
 from karst_preload import ALLOCATORS, CALLS, LIBRARY, SITED, VERSIONS, run, running
 from karst_programs import Program, core_of, started
+
+LEAF_BYTES = 16 << 20  # KARST_MAP_LEAF
 
 
 def ledger(program: Program) -> dict[str, tuple[int, int]]:
@@ -342,3 +345,16 @@ def test_marks_at_each_instruction(allocator: str) -> None:
     done = subprocess.run([TESTS / "unit/test_each_instruction", "/usr/bin/env", libraries, "KARST_MARK=1", TESTS / "stepped",
                            "small"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_map_that_ends_in_the_middle_of_a_word(directory: Path) -> None:
+    """Where nothing was ever written, in a damaged core: read to its end, and no further."""
+    with running("--mark", program=(SITED, "1", "2000"), directory=directory) as program:
+        core = core_of(program)
+    whole = Target.core(core).json("sites", "--all")["sites"]
+    leaves = [segment for segment in segments(core) if 0 <= segment.saved - LEAF_BYTES <= 4096]
+    assert leaves
+    for leaf in leaves:
+        resize(core, leaf, LEAF_BYTES - 8192 + 4)
+    found = Target.core(core).json("sites", "--all")["sites"]
+    assert 0 < sum(site["blocks"] for site in found) <= sum(site["blocks"] for site in whole)

@@ -47,6 +47,13 @@ def leave_out(core: Path, ranges: list[tuple[int, int]]) -> int:
     return lost
 
 
+def resize(core: Path, segment: Segment, size: int) -> None:
+    """Edit core so that a segment's memory, and what is saved of it, end so many bytes behind its start."""
+    with core.open("r+b") as file:
+        file.seek(segment.header + 32)  # p_filesz, p_memsz
+        file.write(struct.pack("<QQ", min(size, segment.saved), size))
+
+
 def truncate_before(core: Path, address: int) -> None:
     """Cut the file off where the segment that holds address begins."""
     offset = next(one.offset for one in segments(core) if one.start <= address < one.end)
