@@ -311,7 +311,7 @@ static bool deal_out(const struct makers *makers, struct mapped_list *list, bool
     }
     bool fine = true;
     for (size_t i = 0; i + 1 < count && fine; i++) {
-        bool dealt;
+        bool dealt = false;
         fine = deal(list, order[i], &dealt);
         *unsure = *unsure || !dealt;
     }
