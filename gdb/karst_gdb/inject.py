@@ -149,7 +149,6 @@ def _loader_function(live: Live, name: str) -> int:
 
 
 def inject() -> str:
-    _refuse_non_stop()
     live = Live()
     path = library_path()
     _refuse(live, path)
@@ -350,6 +349,7 @@ again then. `karst eject` undoes it."""
             stacks = karst_engine.read_stack_depth(options.stacks) if options.stacks is not None else None
         except karst_engine.KarstError as error:
             raise gdb.GdbError(one_line(error)) from None
+        _refuse_non_stop()
         _check_stacks(options.mark, recorder, stacks)
         gdb.write(inject() + "\n")
         if options.mark or recorder is not None or stacks is not None:
