@@ -337,7 +337,6 @@ def test_through_gdbserver(directory: Path) -> None:
 ENDING_THREAD = """
 import os, signal, threading, time
 def wait():
-    print(threading.get_native_id(), flush=True)
     while not os.path.exists("go"):
         time.sleep(0.01)
 threads = [threading.Thread(target=wait) for _ in range(2)]
