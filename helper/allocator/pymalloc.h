@@ -55,7 +55,6 @@ struct pymalloc_pool {
     uint32_t capacity, cut;
     uint32_t listed; /* blocks met in its free list */
     uint64_t head;   /* of its free list */
-    bool half_done;  /* a thread was stopped in the middle of changing it: that is why it does not add up */
     uint64_t next, previous;
     enum pymalloc_problem problem;
     uint64_t problem_at;                     /* the link's place, or the block's */

@@ -121,6 +121,5 @@ void pymalloc_settle(struct pymalloc_pool *pool) {
                 pool->problem == PYMALLOC_TWICE || pool->problem == PYMALLOC_BAD_COUNT;
     if (is_being_made(pool) || (list && is_being_extended(pool)) || is_miscounted(pool)) {
         pool->problem = PYMALLOC_FINE;
-        pool->half_done = true;
     }
 }
